@@ -1,0 +1,1 @@
+"""Solvers and sigma schedules. Needs torch alone."""
