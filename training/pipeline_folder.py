@@ -1,4 +1,4 @@
-"""A diffusers pipeline folder on disk: index, parts, digest. Local safetensors only, nothing is downloaded."""
+"""A diffusers pipeline folder on disk: index, parts, digest. Reads local safetensors, downloads nothing."""
 
 from __future__ import annotations
 
