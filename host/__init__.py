@@ -1,0 +1,25 @@
+"""The one seam between the pack and the program that runs it.
+
+`io` and `ui` are ComfyUI's V3 classes when ComfyUI is loaded, and stand-ins with the same names else;
+`current()` is the running host (`Host`), `Cancelled` what it raises when the user asks to stop.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING or "comfy_api" not in sys.modules:
+    from . import schema as io
+    from . import schema_ui as ui
+    from .interface import Cancelled
+    from .schema import ComfyExtension
+    from .standalone import current
+else:
+    from comfy_api.latest import ComfyExtension, io, ui
+
+    from .comfyui import Cancelled, current
+
+from .interface import Host, Progress
+
+__all__ = ["Cancelled", "ComfyExtension", "Host", "Progress", "current", "io", "ui"]
