@@ -182,7 +182,7 @@ class DiffusersModel(ABC):
     @torch.inference_mode(False)
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Latents [N, C, h, w] of `pixels: [N, 3, H, W]` in [0, 1]: the encoder's mean, picture by picture."""
+        """Latents [N, C, h, w] of `pixels: [N, 3, H, W]` in [0, 1]: the encoder's mean, one by one."""
         config = self.vae.config
         with visiting(self.vae, self.device) as vae:
             coded = [vae.encode(picture.to(self.device, vae.dtype) * 2 - 1) for picture in pixels.split(1)]

@@ -1,4 +1,4 @@
-"""A diffusers pipeline folder on disk: its index, its parts, its digest. Local safetensors only, no downloads."""
+"""A diffusers pipeline folder on disk: index, parts, digest. Reads local safetensors, downloads nothing."""
 
 from __future__ import annotations
 
