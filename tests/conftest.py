@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many tests of each tier were skipped, and how to run them."""
     skipped = terminalreporter.stats.get("skipped", [])
-    counts = {tier: sum(tier in report.keywords for report in skipped) for tier in TIERS}
+    counts = {tier: sum(report.nodeid.startswith(f"tests/{tier}/") for report in skipped) for tier in TIERS}
     if any(counts.values()):
         told = ", ".join(f"{count} {tier} tests skipped" for tier, count in counts.items())
         terminalreporter.write_line(f"{told}; to run them, {HOW_TO}")
