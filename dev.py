@@ -288,8 +288,9 @@ def run(*command: str, cwd: Path = ROOT) -> int:
 def environment() -> dict[str, str]:
     """Return the variables that a run gets: the user's, with our defaults where they say nothing."""
     defaults = {
-        # Demo and tests train models of a few million parameters: handing such small matrices to more
-        # threads costs more than it saves (measured: 2 to 3 times slower on 2 cores).
+        # Demo and tests train models of a few million parameters. Threads gain little on such small matrices
+        # and wait for each other by spinning: with other work on two cores, a training step with two
+        # threads took 8 times as long as with one.
         "OMP_NUM_THREADS": "1",
         # Nothing is downloaded at run time; a library that tries to must fail, not hang.
         "HF_HUB_OFFLINE": "1",
