@@ -226,7 +226,7 @@ class _Encoder:
         latent = self.model.encode_images(pixels[None])[0].float()
         if mask is None:
             return {"latent": latent}
-        return {"latent": latent, "mask": adaptive_avg_pool2d(mask, latent.shape[-2:])}
+        return {"latent": latent, "mask": adaptive_avg_pool2d(mask, tuple(latent.shape[-2:]))}
 
 
 def _read(path: Path) -> bytes:

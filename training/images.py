@@ -125,7 +125,7 @@ def fitted(item: ImageItem, data: bytes, width: int, height: int) -> tuple[Tenso
     except Exception as err:  # as above
         raise ValueError(f"picture {item.path}: it cannot be read ({_line(err)})") from err
     alpha = None
-    if image.has_transparency_data:
+    if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -13,15 +13,15 @@ from .denoiser import Cond, Denoiser, add_noise, select, to_denoised
 from .model import LoadedModel
 
 Watch = Callable[[int, int, Tensor], None]
-"""``watch(done, steps, denoised)``, `denoised` [N, C, h, w] the newest estimates of x0; may raise to cancel."""
+"""``watch(done, steps, denoised)``: `denoised` [N, C, h, w] estimates x0; may raise to cancel."""
 
 
 @dataclass(frozen=True)
 class Guided:
     """A denoiser under classifier-free guidance (2207.12598), as the solvers call it.
 
-    ``denoised = uncond + scale (cond - uncond)``; both halves run in one forward of twice the rows. At scale 1
-    the unconditional half is not run.
+    ``denoised = uncond + scale (cond - uncond)``; both halves run in one forward of twice the rows. At
+    scale 1 the unconditional half is not run.
     """
 
     denoiser: Denoiser
