@@ -54,7 +54,13 @@ class Batch:
     mask: Tensor | None
     """[B, 1, h, w] or None"""
     ids: Tensor
-    """LongTensor [B]: numbers of the samples in the dataset."""
+    """LongTensor [B]: numbers of the samples in the dataset; on the CPU."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on `device`."""
+        cond = {name: value.to(device) for name, value in self.cond.items()}
+        mask = None if self.mask is None else self.mask.to(device)
+        return Batch(self.x0.to(device), cond, mask, self.ids)
 
 
 @dataclass(frozen=True)
@@ -252,68 +258,65 @@ class BatchOrder:
     """Draws batches, each from one bucket: every sample comes `repeats` times an epoch, in random order.
 
     What does not fill a batch at the end of an epoch is carried into the next one, so that batches are
-    always whole, and a batch may be larger than the dataset.
+    always whole, and a batch may be larger than its bucket.
 
     Args:
         dataset: the samples.
         batch_size: B, at least 1.
-        generator: CPU stream of the shuffling. It is drawn from once an epoch.
     """
 
-    def __init__(self, dataset: LatentDataset, batch_size: int, generator: torch.Generator) -> None:
+    def __init__(self, dataset: LatentDataset, batch_size: int) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.dataset = dataset
         self.batch_size = batch_size
-        self.generator = generator
         self.epoch = 0
         """Epochs begun."""
+        # Replaced, never written into: a state may hold on to them.
         self._queue = torch.empty(0, batch_size, dtype=torch.long)  # batches left of this epoch
         self._carry = torch.empty(0, dtype=torch.long)  # samples left over from it
 
-    def next(self) -> Batch:
-        """Return the next batch."""
+    def next(self, generator: torch.Generator) -> Batch:
+        """Return the next batch; at the start of an epoch it is shuffled with `generator` (on the CPU)."""
         while not len(self._queue):
-            self._begin_epoch()
+            self._begin_epoch(generator)
         ids, self._queue = self._queue[0], self._queue[1:]
         return self.dataset.batch(ids)
 
-    def _begin_epoch(self) -> None:
+    def _begin_epoch(self, generator: torch.Generator) -> None:
         batches, carry = [], []
         start = 0
         for bucket in self.dataset.buckets:
             ids = torch.arange(start, start + len(bucket)).repeat_interleave(bucket.repeats)
             left = self._carry[(self._carry >= start) & (self._carry < start + len(bucket))]
-            stream = torch.cat([left, ids[torch.randperm(len(ids), generator=self.generator)]])
+            stream = torch.cat([left, ids[torch.randperm(len(ids), generator=generator)]])
             whole = len(stream) // self.batch_size * self.batch_size
             batches.append(stream[:whole].view(-1, self.batch_size))
             carry.append(stream[whole:])
             start += len(bucket)
         queue = torch.cat(batches)
-        self._queue = queue[torch.randperm(len(queue), generator=self.generator)]
+        self._queue = queue[torch.randperm(len(queue), generator=generator)]
         self._carry = torch.cat(carry)
         self.epoch += 1
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the order stands: tensors and numbers. The generator's state is kept by its owner."""
-        return {"version": 1, "epoch": self.epoch, "queue": self._queue.clone(), "carry": self._carry.clone()}
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Where the order stands, as tensors and plain values; the generator is its owner's to keep."""
+        return {"queue": self._queue, "carry": self._carry}, {"version": 1, "epoch": self.epoch}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`.
+    def load_state_dict(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Go on from a state.
 
         Raises:
             ValueError: it is of another version, batch size or dataset.
         """
-        if state["version"] != 1:
-            raise ValueError(f"data order must be of version 1, got {state['version']}")
-        queue, carry = state["queue"], state["carry"]
+        if values["version"] != 1:
+            raise ValueError(f"the data order must be of version 1, got {values['version']}")
+        queue, carry = tensors["queue"], tensors["carry"]
         if queue.shape[-1] != self.batch_size:
             raise ValueError(
-                f"batch_size must be that of the saved run, {queue.shape[-1]}, got {self.batch_size}"
+                f"batch_size must be {queue.shape[-1]} as in the saved run, got {self.batch_size}"
             )
-        if len(carry) and int(carry.max()) >= len(self.dataset):
-            raise ValueError(
-                f"the dataset must be that of the saved run, got one of {len(self.dataset)} samples"
-            )
-        self.epoch = int(state["epoch"])
-        self._queue, self._carry = queue.clone(), carry.clone()
+        if bool((torch.cat([queue.flatten(), carry]) >= len(self.dataset)).any()):
+            raise ValueError(f"the dataset must be the saved run's, got one of {len(self.dataset)} samples")
+        self.epoch = int(values["epoch"])
+        self._queue, self._carry = queue, carry
