@@ -1,10 +1,10 @@
-"""Amortised rollouts: the states that a rollout passed through serve as training inputs of later steps.
+"""Amortised rollouts: the states along a rollout serve as training inputs of later steps.
 
-With ``reuse = r`` a rollout is made at most every r optimiser steps; in between, rolled rows are drawn, each state
-once, from the states that its rows passed on their way. The extra cost per step falls towards 1 / r. A state is at
+With ``reuse = r`` rollouts are made in one of r optimiser steps; in the others, rolled rows are drawn from the states
+that the last rollout's rows passed, their targets included. The extra cost per step falls towards 1 / r. A state is at
 most r - 1 steps older than the weights that train on it; each keeps its own source's velocity, so `residual` stays
-what it is. The states lie on rollouts' way, so their noise levels are higher than those that the timestep sampler
-draws, by half a rollout's length on average.
+what it is. States on the way lie above the noise level that the timestep sampler drew, by half a rollout's length on
+average, and the same pictures come again for r steps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _COND = "cond."
 
 
 class StatePool:
-    """States of past rollouts, each to be trained on once.
+    """The states of the last rollout.
 
     Args:
         reuse: optimiser steps for which states may be drawn; 1 keeps none.
@@ -30,28 +30,34 @@ class StatePool:
     def __init__(self, reuse: int) -> None:
         self.reuse = reuse
         self.states: States | None = None
-        self.born = 0  # optimiser step of the rollout
+        self.born = 0
+        """Optimiser step of the rollout."""
 
-    def take(self, step: int, n: int, inputs: Inputs, generator: torch.Generator) -> States | None:
-        """Draw `n` states without replacement; None when a rollout is due.
+    def draw(self, step: int, n: int, inputs: Inputs, generator: torch.Generator) -> States | None:
+        """Draw `n` states; None when a rollout is due.
 
-        It is due when the states are too old, too few, or of another size than the batch.
+        It is due when there are no states, when they are too old or of another size than the batch, and for every
+        batch of the optimiser step that rolls out.
         """
         states = self.states
-        if states is None or step - self.born >= self.reuse or len(states) < n:
+        if states is None or not 0 < step - self.born < self.reuse:
             return None
         if states.x_hat.shape[1:] != inputs.x.shape[1:]:
             return None
         order = torch.randperm(len(states), generator=generator)
-        self.states = states.rows(order[n:])
+        if n > len(states):  # a rollout of few or short rows: some states serve twice
+            more = torch.randint(len(states), (n - len(states),), generator=generator)
+            order = torch.cat([order, more])
         return states.rows(order[:n])
 
-    def add(self, step: int, passed: States | None) -> None:
-        """Keep the states that a rollout at optimiser step `step` passed through; older ones go."""
-        fresh = step == self.born and self.states is not None and passed is not None
-        if fresh and self.states.x_hat.shape[1:] == passed.x_hat.shape[1:]:  # type: ignore[union-attr]
-            passed = join([self.states, passed])  # type: ignore[list-item]
-        self.states, self.born = passed, step
+    def add(self, step: int, states: States) -> None:
+        """Keep the states of a rollout at optimiser step `step`; those of earlier steps go."""
+        if self.reuse == 1:
+            return
+        own = self.states
+        if own is not None and self.born == step and own.x_hat.shape[1:] == states.x_hat.shape[1:]:
+            states = join([own, states])
+        self.states, self.born = states, step
 
     def tensors(self) -> dict[str, Tensor]:
         """The states for a saved state."""

@@ -65,15 +65,15 @@ def roll_out(
     prediction: Prediction,
     schedule: Schedule,
     inputs: Inputs,
-) -> tuple[States, States | None]:
+) -> tuple[States, States]:
     """Bring the planned rows from their source to their target by the model's own steps.
 
     Args:
         inputs: the whole batch, teacher-forced, at the plan's targets.
 
     Returns:
-        The rows at their targets, in the plan's order; and, where `config.reuse` > 1, the states that they
-        passed through on their way (None without any).
+        The rows at their targets, in the plan's order; and all states worth training on: those and, where
+        `config.reuse` > 1, the ones that the rows passed on their way.
     """
     rows = plan.rows.to(inputs.x.device)
     x0, noise, cond = inputs.x0[rows], inputs.noise[rows], select(inputs.cond, rows)
@@ -90,18 +90,22 @@ def roll_out(
     path: list[Tensor] | None = [] if config.reuse > 1 else None
     x_hat, v_source = TARGETS[config.target].construct(velocity, start, solver, path)
     states = States(x_hat, inputs.sigma[rows], v_source, x0, noise, cond, mask)
-    return states, _passed(states, sigmas, plan.steps, path) if path else None
+    return states, states if path is None else along(states, sigmas, plan.steps, path)
 
 
-def _passed(states: States, sigmas: Tensor, steps: Tensor, path: list[Tensor]) -> States | None:
-    """The states strictly between source and target: row r after its steps 1..steps[r]-1."""
+def along(states: States, sigmas: Tensor, steps: Tensor, path: list[Tensor]) -> States:
+    """The states of every row after each of its steps: row r has ``steps[r]`` of them, the last at its target.
+
+    Args:
+        states: the rows at their targets.
+        sigmas: [R, T+1] the rows' noise levels.
+        path: T tensors [R, ...], every row's state after each step of the batch.
+    """
     parts = []
-    for j, x in enumerate(path[:-1], start=1):
-        rows = (steps > j).nonzero().squeeze(1).to(x.device)
-        inner = replace(states, x_hat=x, sigma=sigmas[:, j].to(states.sigma))
-        parts.append(inner.rows(rows))
-    parts = [p for p in parts if len(p)]
-    return join(parts) if parts else None
+    for j, x in enumerate(path, start=1):
+        rows = (steps >= j).nonzero().squeeze(1)
+        parts.append(replace(states, x_hat=x, sigma=sigmas[:, j].to(states.sigma)).rows(rows))
+    return join(parts)
 
 
 def row_evaluations(config: RolloutConfig, steps: Tensor, reflexflow: bool) -> int:
