@@ -12,7 +12,7 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None, nodes: Sequence[type[io.ComfyNo
     """Run one command and return its exit code; `nodes` are the pack's own if not given."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
+    logging.getLogger(__package__).setLevel(logging.INFO)
     command = {"run": _run, "validate": _validate, "nodes": _nodes}[options.command]
     try:
         catalog = from_nodes([*CORE_NODES, *(_pack_nodes() if nodes is None else nodes)])
@@ -99,9 +100,8 @@ def _run(options: argparse.Namespace, catalog: Catalog) -> int:
         if options.verbose:
             traceback.print_exception(err.__cause__)
         return FAILED
-    result = report.assemble(host, options.graph, time.perf_counter() - started)
-    report.write(host.out / "report.json", result)
-    _print_result(result, host.out)
+    facts = {"run_seconds": time.perf_counter() - started, "peak_memory_mb": report.peak_memory_mb()}
+    _finish(options, host, facts)
     return code
 
 
@@ -145,17 +145,21 @@ def _announce(number: int, count: int, title: str) -> None:
     print(f"[{number}/{count}] {title}", file=sys.stderr)
 
 
-def _print_result(result: dict[str, Any], out: Path) -> None:
+def _finish(options: argparse.Namespace, host: StandaloneHost, facts: Mapping[str, Any]) -> None:
+    """Write the report and say what there is."""
+    own = {"workflow": str(options.graph), "images": host.images, "cancelled": host.cancel_requested()}
+    result = {**report.SECTIONS, **host.sections, **own, **facts}
+    report.write(host.out / "report.json", result)
     if result["cancelled"]:
         saved = result.get("saved")
-        print(f"Cancelled; state saved in {saved}" if saved else "Cancelled; no training was running")
+        print(f"Cancelled; state saved in {saved}" if saved else "Cancelled")
     for label, text in result.get("texts", {}).items():
         print(f"{label}: {text}")
     if result["lora"]:
         print(f"LoRA: {result['lora']}")
     if result["images"]:
-        print(f"{len(result['images'])} images in {out}")
-    print(f"Report: {out / 'report.json'}")
+        print(f"{len(result['images'])} images in {host.out}")
+    print(f"Report: {host.out / 'report.json'}")
 
 
 def _nodes(options: argparse.Namespace, catalog: Catalog) -> int:

@@ -83,10 +83,8 @@ class PreviewAny(io.ComfyNode):
     @classmethod
     def execute(cls, source: Any) -> io.NodeOutput:
         """Return `source` as text: JSON where that is possible."""
-        if isinstance(source, str):
-            text = source
-        else:
-            text = json.dumps(source, indent=4, ensure_ascii=False, default=str)
+        as_json = json.dumps(source, indent=4, ensure_ascii=False, default=str)
+        text = source if isinstance(source, str) else as_json
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 
 

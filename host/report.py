@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .standalone import StandaloneHost
-
 SECTIONS: Mapping[str, Any] = {
     "workflow": None,
     "seed": None,
@@ -27,22 +25,25 @@ SECTIONS: Mapping[str, Any] = {
     "lora": None,
     "images": [],
     "peak_memory_mb": None,
+    "run_seconds": None,
+    "cancelled": False,
 }
 """The keys that every report has. What no node reported (a graph that trains nothing) stays as it is here.
-`seconds` is the whole run, `steps_per_second` the trainer's own."""
+`seconds` and `steps_per_second` are the training's, `run_seconds` the whole run."""
+
+REPORT_VARIABLE = "ROLLOUT_TRAINER_REPORT"
+"""Environment variable with which `--comfyui` tells the pack inside ComfyUI where to write what nodes report."""
 
 
-def assemble(host: StandaloneHost, workflow: Path, seconds: float) -> dict[str, Any]:
-    """Return the report of a run that took `seconds`."""
-    return {
-        **SECTIONS,
-        **host.sections,
-        "workflow": str(workflow),
-        "seconds": round(seconds, 3),
-        "images": list(host.images),
-        "peak_memory_mb": peak_memory_mb(),
-        "cancelled": host.cancel_requested(),
-    }
+def merge(target: dict[str, Any], section: Mapping[str, Any]) -> None:
+    """Write `section` into `target`: mappings merge at every level, other values replace."""
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            own = target.get(key)
+            target[key] = own if isinstance(own, dict) else {}
+            merge(target[key], value)
+        else:
+            target[key] = value
 
 
 def write(path: Path, report: Mapping[str, Any]) -> None:

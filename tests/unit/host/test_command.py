@@ -288,14 +288,14 @@ def test_async_nodes_and_loaded_pictures(cli, api_graph, tmp_path):
 
 
 def test_ctrl_c_saves_and_says_where(cli, api_graph, monkeypatch):
-    original = standalone._Bar.update
+    original = standalone._Progress.update
 
     def interrupt(self, done, text="", image=None):
         if done == 3:
             os.kill(os.getpid(), signal.SIGINT)
         original(self, done, text, image)
 
-    monkeypatch.setattr(standalone._Bar, "update", interrupt)
+    monkeypatch.setattr(standalone._Progress, "update", interrupt)
     assert threading.current_thread() is threading.main_thread()
     code, _, printed, out = cli(api_graph, "--set", "2.steps=50")
     assert code == 130
