@@ -5,7 +5,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from rollout_trainer.host.catalog import InputSpec, NodeSpec, from_object_info
-from rollout_trainer.host.graph import GraphError, Link, parse, read_file, widget_values
+from rollout_trainer.host.front_end import widget_values
+from rollout_trainer.host.graph import GraphError, Link
+from rollout_trainer.host.workflow import parse, read_file
 
 
 def png(path, **chunks):
@@ -50,6 +52,19 @@ def test_subgraphs_are_unpacked_with_the_values_of_each_instance(saved, catalog)
     assert graph.nodes["3:6"].inputs["seed"] == 11
     assert graph.nodes["1:6"].inputs["settings"] == Link("1:5:1", 0)
     assert graph.nodes["2"].inputs["images"] == Link("1:6", 1)
+
+
+def test_a_subgraph_without_own_values_gives_all_its_inner_inputs_the_first_widgets_value(saved, catalog):
+    content = saved("subgraphs.json")
+    outer = content["definitions"]["subgraphs"][0]
+    outer["inputs"][1]["linkIds"].append(9)
+    outer["links"].append({"id": 9, "origin_id": -10, "origin_slot": 1, "target_id": 7, "target_slot": 0})
+    outer["nodes"].append(
+        {"id": 7, "type": "PreviewAny", "inputs": [{"name": "source", "type": "*", "link": 9}], "outputs": []}
+    )
+    graph = parse(content, catalog)
+    assert graph.nodes["3:7"].inputs["source"] == graph.nodes["3:6"].inputs["steps"] == 5
+    assert graph.nodes["1:7"].inputs["source"] == Link("5", 0)
 
 
 def test_a_subgraph_that_contains_itself_is_refused(saved, catalog):
