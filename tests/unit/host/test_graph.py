@@ -28,6 +28,21 @@ def test_the_front_ends_format_means_what_the_front_end_would_queue(saved, catal
     assert graph.nodes["5"].inputs == {"images": Link("3", 1), "filename_prefix": "kept"}
 
 
+@pytest.mark.parametrize("names", [True, False], ids=["values by name too", "values by position"])
+def test_a_file_saved_by_the_front_end_gives_the_prompt_that_it_queued(saved, catalog, names):
+    content = saved("front_end.json")
+    if not names:
+        for level in [content, *content["definitions"]["subgraphs"]]:
+            for node in level["nodes"]:
+                node.pop("widgets_values_named", None)
+    queued = saved("front_end_prompt.json")
+    read = parse(content, catalog).to_api()
+    assert {id: (node["class_type"], node["inputs"]) for id, node in read.items()} == {
+        id: (node["class_type"], node["inputs"]) for id, node in queued.items()
+    }
+    assert read["3"]["_meta"]["title"] == "Save it"
+
+
 def test_a_muted_source_leaves_its_input_empty(saved, catalog):
     content = saved("everything.json")
     next(node for node in content["nodes"] if node["id"] == 11)["inputs"][0]["link"] = 7
