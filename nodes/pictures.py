@@ -168,7 +168,7 @@ class RolloutPreview(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFF,
-                    control_after_generate=True,
+                    control_after_generate=False,
                     tooltip="Of the noise.",
                 ),
             ],

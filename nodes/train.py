@@ -49,7 +49,7 @@ def setup_inputs() -> list[io.Input]:
             default=0,
             min=0,
             max=0xFFFFFFFFFFFFFFFF,
-            control_after_generate=True,
+            control_after_generate=False,  # the front end would randomise it: each queue would train anew
             tooltip="Of everything random in the run: the same seed trains the same LoRA.",
         ),
         io.Float.Input(
