@@ -166,6 +166,7 @@ class RunFolder:
             self._prune(keep)
         return path
 
+    @torch.inference_mode(False)  # tensors that can be trained on, whatever mode the host is in
     def load(self, step: int) -> State:
         """Read the state after `step` optimiser steps.
 
