@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 Process = Literal["flow", "ve"]
@@ -22,3 +24,135 @@ class Schedule(Protocol):
     def u(self, sigma: Tensor) -> Tensor:
         """Inverse of `sigma`."""
         ...
+
+
+@dataclass(frozen=True)
+class FlowSchedule:
+    """Flow matching with a timestep shift, ``sigma = s u / (1 + (s - 1) u)`` (SD3, 2403.03206, eq. 23).
+
+    Raises:
+        ValueError: `shift` is not a positive finite number.
+    """
+
+    shift: float = 1.0
+    """s > 0; 1 is the uniform schedule ``sigma = u``, above 1 spends more steps at high noise."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.shift < float("inf"):
+            raise ValueError(f"shift must be a positive finite number, got {self.shift}")
+
+    @property
+    def process(self) -> Process:
+        """Always ``"flow"``."""
+        return "flow"
+
+    def sigma(self, u: Tensor) -> Tensor:
+        """Noise level in [0, 1] at the fractions `u` (any shape)."""
+        return self.shift * u / (1 + (self.shift - 1) * u)
+
+    def u(self, sigma: Tensor) -> Tensor:
+        """Inverse of `sigma`."""
+        return sigma / (self.shift - (self.shift - 1) * sigma)
+
+
+@dataclass(frozen=True, eq=False)
+class TableSchedule:
+    """The noise levels that an epsilon or v model was trained at, as a function of u.
+
+    With N training timesteps ``u = (n + 1) / N`` is timestep n, so that 1 / N of u is one timestep.
+    Between two of them log(sigma) is linear in u, as in k-diffusion's `DiscreteSchedule`; below the first one
+    sigma itself is linear, so that u = 0 is sigma = 0, the data.
+
+    Raises:
+        ValueError: `sigmas` is not a vector of at least two positive, finite, strictly ascending values.
+    """
+
+    sigmas: Tensor
+    """[N] noise level of the VE state ``x0 + sigma noise`` at the training timesteps 0..N-1; kept in float64."""
+
+    def __post_init__(self) -> None:
+        sigmas = self.sigmas.detach().to(torch.float64)
+        if sigmas.ndim != 1 or len(sigmas) < 2:
+            raise ValueError(f"sigmas must be a vector of at least 2 values, got shape {tuple(sigmas.shape)}")
+        if not (sigmas.isfinite().all() and sigmas[0] > 0 and (sigmas.diff() > 0).all()):
+            raise ValueError(
+                "sigmas must be positive, finite and strictly ascending, "
+                f"got {float(sigmas[0]):.6g} .. {float(sigmas[-1]):.6g} over {len(sigmas)} timesteps"
+            )
+        object.__setattr__(self, "sigmas", sigmas)
+
+    @classmethod
+    def from_alphas_cumprod(cls, alphas_cumprod: Tensor) -> TableSchedule:
+        """Build the table of a DDPM schedule: ``sigma^2 = (1 - a) / a`` with a = `alphas_cumprod`, [N].
+
+        Raises:
+            ValueError: a value is outside (0, 1). Zero terminal SNR has one at 0: its last sigma is infinite.
+        """
+        a = alphas_cumprod.detach().to(torch.float64)
+        if not ((a > 0) & (a < 1)).all():
+            raise ValueError(
+                f"alphas_cumprod must lie strictly between 0 and 1, got {float(a.min())} .. {float(a.max())}; "
+                "give a zero-terminal-SNR schedule a small positive last value"
+            )
+        return cls(((1 - a) / a).sqrt())
+
+    @property
+    def process(self) -> Process:
+        """Always ``"ve"``."""
+        return "ve"
+
+    def sigma(self, u: Tensor) -> Tensor:
+        """Noise level of the VE state at the fractions `u` in [0, 1] (any shape)."""
+        log_sigmas = self.sigmas.log().to(u)
+        n = u * len(log_sigmas) - 1  # training timestep, fractional; -1 is the data
+        low = n.floor().clamp(0, len(log_sigmas) - 2).long()
+        log_sigma = torch.lerp(log_sigmas[low], log_sigmas[low + 1], (n - low).clamp(0, 1))
+        return torch.where(n < 0, (n + 1) * self.sigmas[0].to(u), log_sigma.exp())
+
+    def u(self, sigma: Tensor) -> Tensor:
+        """Inverse of `sigma`; noise levels above the table are u = 1."""
+        log_sigmas = self.sigmas.log().to(sigma)
+        log_sigma = sigma.log()
+        low = (torch.searchsorted(log_sigmas, log_sigma, right=True) - 1).clamp(0, len(log_sigmas) - 2)
+        n = low + (log_sigma - log_sigmas[low]) / (log_sigmas[low + 1] - log_sigmas[low])
+        first = self.sigmas[0].to(sigma)
+        return torch.where(sigma < first, sigma / first, n + 1).clamp(0, len(log_sigmas)) / len(log_sigmas)
+
+
+def trajectory(
+    schedule: Schedule, u_start: float | Tensor, u_end: float | Tensor, steps: int | Tensor
+) -> Tensor:
+    """Return the noise levels of a batch of trajectories that are uniform in u, one row each.
+
+    Row b takes ``steps[b]`` steps from ``u_start[b]``, in column 0, to ``u_end[b]``, and stays there: rows that are
+    shorter than the longest repeat their last sigma, which `integrate` reads as "nothing to do". A row of no
+    steps stays at its start.
+
+    Args:
+        schedule: noise level as a function of u.
+        u_start: [B] or one fraction in [0, 1].
+        u_end: [B] or one fraction, at most `u_start`.
+        steps: LongTensor [B] or one number of steps, 0 or more.
+
+    Returns:
+        sigmas [B, T + 1] with T = max(steps), in the dtype of the fractions (float64 where they are numbers).
+
+    Raises:
+        ValueError: a fraction is outside [0, 1], `u_end` is above `u_start`, or `steps` is negative.
+    """
+    start, end = _fraction(u_start), _fraction(u_end)
+    count = torch.as_tensor(steps, device=start.device).reshape(-1)
+    start, end, count = torch.broadcast_tensors(start, end.to(start.device), count)
+    if not ((start <= 1) & (end >= 0) & (end <= start)).all():
+        raise ValueError(f"u_start, u_end must satisfy 0 <= u_end <= u_start <= 1, got {u_start}, {u_end}")
+    if count.is_floating_point() or (count < 0).any():
+        raise ValueError(f"steps must be whole numbers of at least 0, got {steps}")
+    dtype = torch.promote_types(start.dtype, end.dtype)
+    step = torch.arange(int(count.max()) + 1, device=start.device)
+    done = torch.minimum(step, count[:, None]) / count[:, None].clamp(min=1).to(dtype)  # [B, T + 1], 0 .. 1
+    return schedule.sigma(torch.lerp(start[:, None].to(dtype), end[:, None].to(dtype), done))
+
+
+def _fraction(u: float | Tensor) -> Tensor:
+    """`u` as a vector; a bare number is taken in float64."""
+    return u.reshape(-1) if isinstance(u, Tensor) else torch.tensor([u], dtype=torch.float64)

@@ -1,0 +1,28 @@
+"""The one seam between the pack and the program that runs it.
+
+`io` and `ui` are ComfyUI's V3 classes when ComfyUI is loaded, and stand-ins with the same names else;
+`current()` is the running host (`Host`), `Cancelled` what it raises when the user asks to stop.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING or "comfy_api" not in sys.modules:
+    from . import schema as io
+    from . import schema_ui as ui
+    from .interface import Cancelled
+    from .schema import ComfyExtension
+    from .standalone import current
+
+    sampling: Any = None  # there is no MODEL to sample without ComfyUI
+else:
+    from comfy_api.latest import ComfyExtension, io, ui
+
+    from . import comfy_sampling as sampling
+    from .comfyui import Cancelled, current
+
+from .interface import Host, Progress
+
+__all__ = ["Cancelled", "ComfyExtension", "Host", "Progress", "current", "io", "sampling", "ui"]

@@ -1,0 +1,127 @@
+"""The host for ComfyUI, 0.3.64 and later: the only file that imports its modules. Registers nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import folder_paths
+import torch
+from comfy import model_management
+from comfy.utils import ProgressBar
+from comfy_api.latest import ui
+from comfy_execution.utils import get_executing_context
+from PIL import Image
+from torch import Tensor
+
+from .interface import Progress
+from .standalone import PACK, first_existing
+
+if TYPE_CHECKING:
+    from .interface import Cancelled
+else:
+    # The very class that the executor waits for: what a training loop catches, it can raise again as it is.
+    Cancelled = model_management.InterruptProcessingException
+
+PREVIEW_SIZE = 512
+"""Longest side in pixels of a preview sent to the front end, ComfyUI's own default."""
+
+
+class ComfyHost:
+    """A `Host` on ComfyUI's own folders, progress events and interrupt flag."""
+
+    name = "comfyui"
+
+    def output_dir(self) -> Path:
+        """Return ComfyUI's output folder."""
+        return Path(folder_paths.get_output_directory())
+
+    def input_dir(self) -> Path:
+        """Return ComfyUI's input folder."""
+        return Path(folder_paths.get_input_directory())
+
+    def loras_dir(self) -> Path:
+        """Return the first folder that the LoRA loader lists."""
+        return Path(folder_paths.get_folder_paths("loras")[0])
+
+    def runs_dir(self) -> Path:
+        """Return `output/rollout_trainer/runs`, which users find and which outlives a restart."""
+        return self.output_dir() / "rollout_trainer" / "runs"
+
+    def cache_dir(self) -> Path:
+        """Return `output/rollout_trainer/cache`; ComfyUI empties its temp folder at every start."""
+        return self.output_dir() / "rollout_trainer" / "cache"
+
+    def resolve_path(self, text: str) -> Path:
+        """Look for `text` in ComfyUI's input, output, models and base folders and in the pack."""
+        bases = [folder_paths.models_dir, folder_paths.base_path]
+        return first_existing(text, [self.input_dir(), self.output_dir(), *map(Path, bases), PACK])
+
+    def device(self) -> torch.device:
+        """Return the device that ComfyUI computes on."""
+        device: torch.device = model_management.get_torch_device()
+        return device
+
+    def progress(self, total: int) -> Progress:
+        """Start the running node's progress bar."""
+        return _NodeProgress(total)
+
+    def cancel_requested(self) -> bool:
+        """Return whether the user pressed cancel; the request stays pending."""
+        return bool(model_management.processing_interrupted())
+
+    def check_cancelled(self) -> None:
+        """Raise `Cancelled` if the user pressed cancel; that clears the request, as ComfyUI does itself."""
+        model_management.throw_exception_if_processing_interrupted()
+
+    def save_images(self, images: Tensor, prefix: str, node: type | None = None) -> list[dict[str, str]]:
+        """Save below the output folder, with the workflow inside when `node` is given."""
+        saved: list[dict[str, str]] = ui.ImageSaveHelper.save_images(
+            images, filename_prefix=prefix, folder_type=_output_folder(), cls=node, compress_level=4
+        )
+        return saved
+
+    def report(self, section: Mapping[str, Any]) -> None:
+        """Do nothing: in ComfyUI the same facts travel in `NodeOutput(ui=...)`."""
+
+
+class _NodeProgress:
+    """Progress, text and preview of one node."""
+
+    def __init__(self, total: int) -> None:
+        context = get_executing_context()
+        self._node_id = None if context is None else context.node_id
+        self._total = total
+        self._bar = ProgressBar(total, node_id=self._node_id)
+
+    def update(self, done: int, text: str = "", image: Image.Image | None = None) -> None:
+        # ProgressBar looks at the interrupt flag only when it sends, in newer hosts a few times a second.
+        model_management.throw_exception_if_processing_interrupted()
+        preview = None if image is None else ("JPEG", image, PREVIEW_SIZE)
+        self._bar.update_absolute(done, self._total, preview)
+        if text and self._node_id is not None:
+            _send_text(text, self._node_id)
+
+
+def _send_text(text: str, node_id: str) -> None:
+    """Show `text` below the node; there is no server when ComfyUI's modules are used without it."""
+    from server import PromptServer
+
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.send_progress_text(text, node_id, server.client_id)
+
+
+def _output_folder() -> Any:
+    from comfy_api.latest import io
+
+    return io.FolderType.output
+
+
+_host = ComfyHost()
+
+
+def current() -> ComfyHost:
+    """Return the running host."""
+    return _host

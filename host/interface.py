@@ -1,0 +1,95 @@
+"""What a node may ask of the program that runs it: the same few things in ComfyUI and on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+class Cancelled(BaseException):
+    """The user asked to stop. Catch at a step boundary, save, raise again.
+
+    Not an `Exception`, so that no `except Exception` on the way swallows it; ComfyUI 0.33 does the same.
+    """
+
+
+class Progress(Protocol):
+    """One progress bar, from 0 to the `total` it was made with."""
+
+    def update(self, done: int, text: str = "", image: Image.Image | None = None) -> None:
+        """Show that `done` units are finished, with a short `text` ("loss 0.123") and a preview picture.
+
+        Call it at step boundaries: `Cancelled` is raised here when the user asked to stop.
+        """
+        ...
+
+
+class Host(Protocol):
+    """The running program as nodes see it. Folders are created by whoever writes into them."""
+
+    name: str
+    """`comfyui` or `standalone`."""
+
+    def output_dir(self) -> Path:
+        """Return where results go."""
+        ...
+
+    def input_dir(self) -> Path:
+        """Return where pictures that a graph names by file name lie."""
+        ...
+
+    def loras_dir(self) -> Path:
+        """Return where LoRA files go (in ComfyUI the folder that its LoRA loader lists)."""
+        ...
+
+    def runs_dir(self) -> Path:
+        """Return where training runs keep their states."""
+        ...
+
+    def cache_dir(self) -> Path:
+        """Return where encoded latents and texts may be kept between runs."""
+        ...
+
+    def resolve_path(self, text: str) -> Path:
+        """Turn what a user typed into an absolute path.
+
+        `~` is expanded. A relative path is looked for in the host's own folders and last in the pack, so that
+        `demo/model` works from anywhere; if it is nowhere, the first candidate is returned.
+        """
+        ...
+
+    def device(self) -> torch.device:
+        """Return the device to compute on."""
+        ...
+
+    def progress(self, total: int) -> Progress:
+        """Start a progress bar of `total` units for the node that runs now."""
+        ...
+
+    def cancel_requested(self) -> bool:
+        """Return whether the user asked to stop; raises nothing and keeps the request pending."""
+        ...
+
+    def check_cancelled(self) -> None:
+        """Raise `Cancelled` if the user asked to stop."""
+        ...
+
+    def save_images(self, images: Tensor, prefix: str, node: type | None = None) -> list[dict[str, str]]:
+        """Save `images: [N, H, W, 3]` in [0, 1] as PNG and return `{filename, subfolder, type}` for each.
+
+        `prefix` may contain a sub-folder. `node` is the executing class (`cls`): its hidden inputs carry the
+        workflow, which is written into the files.
+        """
+        ...
+
+    def report(self, section: Mapping[str, Any]) -> None:
+        """Add `section` to the run's `report.json`; nested mappings merge, other values replace.
+
+        ComfyUI writes no report: return the same facts in `NodeOutput(ui=...)` for its history.
+        """
+        ...

@@ -1,0 +1,266 @@
+"""Integrate a batch from high to low sigma, every row on its own schedule.
+
+Everything that the noise levels decide (which rows move in which step, their orders, all coefficients) is worked out
+before the first model call, in float64 on the CPU. What is left for a step is the model call and a few tensor
+operations: no step waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from .coefficients import Nodes
+from .schedules import Process
+from .solvers import SAMPLERS, Denoise, Sampler, State, Step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that is ready to go: the solver and its T steps."""
+
+    sampler: Sampler
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a callback sees after a step in which at least one row moved."""
+
+    step: int
+    """Index of the step, from 0."""
+    steps: int
+    """T, the number of steps."""
+    rows: Tensor
+    """LongTensor [A]: the rows that moved."""
+    sigma: Tensor
+    """[A] the noise level at which those rows were, where `denoised` was predicted."""
+    denoised: Tensor
+    """[B, ...] every row's newest prediction (of a row that has not moved yet: its x)."""
+    x: Tensor
+    """[B, ...] the state after the step."""
+
+
+Callback = Callable[[Frame], object]
+"""Called with a `Frame`; its result is ignored, an exception (a cancel) goes through to the caller."""
+
+
+def integrate(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    sampler: str = "unipc",
+    order: int = 2,
+    process: Process = "flow",
+    callback: Callback | None = None,
+) -> Tensor:
+    """Solve ``dx/dsigma = (x - denoised) / sigma`` along `sigmas`, from high to low noise.
+
+    Rows do not see each other: a row's result is that of its own run alone. Where two neighbours in `sigmas` are
+    equal the row rests, and the model is not called for it. A part of a trajectory (image to image, a
+    rollout) is just a shorter `sigmas`.
+
+    Args:
+        denoise: ``denoise(x, sigma, rows) -> denoised``, the estimate of x0 of the rows that move: `x` [A, ...] in the
+            dtype of the state, `sigma` [A], `rows` LongTensor [A] for selecting conditioning.
+        x: [B, ...] state at the first noise level. The state is kept in float32 (float64 for a float64 `x`),
+            whatever the model computes in.
+        sigmas: [T + 1] or [B, T + 1] noise levels, non-increasing. Read once, on the CPU, before the first step.
+        sampler: a name in `SAMPLERS`.
+        order: 1 to 3 for `dpm` and `unipc`. Euler is of order 1 and `rk4` of order 4, whatever this says. A row's
+            i-th step, from 0, has order ``min(order, i + 1)``; it is not lowered towards the end, but the step to
+            sigma = 0 is of order 1 (for `rk4`: one Euler step, one call).
+        process: ``"flow"`` for ``x = (1 - sigma) x0 + sigma noise``, ``"ve"`` for ``x = x0 + sigma noise``.
+        callback: called with a `Frame` after every step.
+
+    Returns:
+        x at the last noise level, [B, ...], in the dtype of `x`.
+
+    Raises:
+        ValueError: an unknown name, an order the sampler lacks, shapes that do not fit, sigmas that increase or lie
+            outside of the process.
+        FloatingPointError: the model returned nan or inf; names step and sigma. On the CPU in that very step; elsewhere
+            before the callback or, without one, after the last step, so as not to wait for the device in between.
+    """
+    plan = prepare(x, sigmas, sampler, order, process)
+    state = start(x)
+    for now in plan.steps:
+        state = step(denoise, state, plan)
+        if callback is not None and len(now.rows):
+            check_finite(state, plan)
+            callback(Frame(state.step - 1, len(plan.steps), now.rows, now.sigma, state.denoised[0], state.x))
+    check_finite(state, plan)
+    return state.x.to(x.dtype)
+
+
+def prepare(
+    x: Tensor, sigmas: Tensor, sampler: str = "unipc", order: int = 2, process: Process = "flow"
+) -> Plan:
+    """Work out a run for states like `x`; arguments and errors are those of `integrate`.
+
+    With `start` and `step` this is the single-step form of `integrate`::
+
+        plan, state = prepare(x, sigmas, "unipc"), start(x)
+        while state.step < len(plan.steps):
+            state = step(denoise, state, plan)  # look at state.x, stop, go on later
+    """
+    solver = _solver(sampler, order, process)
+    table = _table(x, sigmas, process)
+    moves = table[:, 1:] < table[:, :-1]  # [B, T]
+    nodes = Nodes.of(table, moves, process)
+    columns = torch.cat([torch.stack([nodes.sigma, nodes.sigma_next], -1), solver.columns(nodes, order)], -1)
+    index, row = moves.T.nonzero(as_tuple=True)  # by step, then by row
+    own = moves.cumsum(1)[row, index] - 1  # which step of the row's own it is
+    counts = moves.sum(0).tolist()
+    packed = columns[row, own].T.to(_state_dtype(x)).to(x.device)  # [2 + C, N]
+    ends = (nodes.sigma_next[row, own] == 0).split(counts)
+    steps = zip(row.to(x.device).split(counts), packed.split(counts, dim=1), ends, strict=True)
+    return Plan(solver, tuple(_step(x, rows, values, end) for rows, values, end in steps))
+
+
+def start(x: Tensor) -> State:
+    """Return the state before the first step."""
+    return State(x.to(_state_dtype(x)))
+
+
+def step(denoise: Denoise, state: State, plan: Plan) -> State:
+    """Take the plan's next step and return the new state; `state` stays as it is.
+
+    Raises:
+        FloatingPointError: on the CPU, a row is not finite after the step. Elsewhere `check_finite` tells.
+        IndexError: the plan has no step left.
+        ValueError: `denoise` returned another shape than it was given.
+    """
+    now = plan.steps[state.step]
+    if not len(now.rows):
+        return replace(state, step=state.step + 1)
+    moved = plan.sampler.advance(_shaped(denoise), state if now.everyone else _gather(state, now), now)
+    failed = _failures(moved.x.detach(), state, now)
+    return replace(moved if now.everyone else _scatter(moved, state, now), failed=failed)
+
+
+def check_finite(state: State, plan: Plan) -> None:
+    """Raise FloatingPointError if the model has returned nan or inf so far; waits for an accelerator."""
+    if state.failed is None:
+        return
+    failed = state.failed.cpu()
+    if (failed >= 0).any():
+        first = int(failed[failed >= 0].min())
+        raise _not_finite(first, plan.steps[first], int((failed == first).nonzero()[0]))
+
+
+def _solver(sampler: str, order: int, process: Process) -> Sampler:
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+    if process not in get_args(Process):
+        raise ValueError(f"process must be one of {', '.join(get_args(Process))}, got {process!r}")
+    solver = SAMPLERS[sampler]
+    if order < 1 or (solver.multistep and order > solver.max_order):
+        raise ValueError(f"order must be 1 to {solver.max_order} for {sampler}, got {order}")
+    return solver
+
+
+def _table(x: Tensor, sigmas: Tensor, process: Process) -> Tensor:
+    """`sigmas` as [B, T + 1], float64, on the CPU, checked."""
+    if not x.is_floating_point() or x.ndim == 0:
+        raise ValueError(f"x must be a floating-point batch, got {x.dtype} of shape {tuple(x.shape)}")
+    if sigmas.ndim not in (1, 2) or 0 in sigmas.shape[-1:] or (sigmas.ndim == 2 and len(sigmas) != len(x)):
+        raise ValueError(
+            f"sigmas must have shape [T + 1] or [{len(x)}, T + 1] for a batch of {len(x)}, "
+            f"got {tuple(sigmas.shape)}"
+        )
+    table = sigmas.detach().cpu().to(torch.float64).expand(len(x), -1)
+    highest = 1.0 if process == "flow" else torch.finfo(torch.float64).max
+    outside = ~((table >= 0) & (table <= highest))  # nan is outside
+    if outside.any():
+        limits = "in [0, 1] for flow" if process == "flow" else "finite and at least 0"
+        raise ValueError(f"sigmas must be {limits}, got {float(table[outside][0])}")
+    rises = (table.diff(dim=1) > 0).nonzero()
+    if len(rises):
+        row, i = rises[0].tolist()
+        raise ValueError(
+            "sigmas must not increase along a row, "
+            f"got {float(table[row, i])} then {float(table[row, i + 1])} at step {i} of row {row}"
+        )
+    return table
+
+
+def _state_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _step(x: Tensor, rows: Tensor, values: Tensor, ends: Tensor) -> Step:
+    """Assemble a step from the columns `values`, [2 + C, A], of the rows that take it."""
+    sigma, sigma_next, *c = values
+    shaped = tuple(column.reshape(-1, *[1] * (x.ndim - 1)) for column in c)
+    above_zero = (~ends).nonzero()[:, 0].to(x.device) if ends.any() else None
+    return Step(rows, len(rows) == len(x), sigma, sigma_next, above_zero, shaped)
+
+
+def _shaped(denoise: Denoise) -> Denoise:
+    """`denoise`, its result checked and in the dtype of the state."""
+
+    def model(x: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:
+        denoised = denoise(x, sigma, rows)
+        if denoised.shape != x.shape:
+            raise ValueError(
+                f"denoise must return the shape of its x, {tuple(x.shape)}, got {tuple(denoised.shape)}"
+            )
+        return denoised.to(x.dtype)
+
+    return model
+
+
+def _gather(state: State, now: Step) -> State:
+    """Return the state of the rows that move."""
+
+    def take(value: Tensor) -> Tensor:
+        return value.index_select(0, now.rows)
+
+    corrected = None if state.corrected is None else take(state.corrected)
+    return State(take(state.x), state.step, tuple(map(take, state.denoised)), corrected)
+
+
+def _scatter(moved: State, state: State, now: Step) -> State:
+    """Return the state of the whole batch after the rows in `now` have `moved`.
+
+    What a resting row has no value for yet becomes its x, a stand-in that only ever meets weights of 0.
+    """
+
+    def put(old: Tensor | None, new: Tensor) -> Tensor:
+        return (state.x if old is None else old).index_copy(0, now.rows, new)
+
+    old = (*state.denoised, *[None] * (len(moved.denoised) - len(state.denoised)))
+    history = tuple(put(old_k, new_k) for old_k, new_k in zip(old, moved.denoised, strict=True))
+    corrected = None if moved.corrected is None else put(state.corrected, moved.corrected)
+    return State(put(state.x, moved.x), moved.step, history, corrected)
+
+
+def _failures(x: Tensor, state: State, now: Step) -> Tensor | None:
+    """Look for nan and inf in the rows `x` that have just moved, without waiting for an accelerator.
+
+    The model's output shows in the state it leads to, so one look a step is enough. On the CPU the sum is a quick test
+    (nan and inf survive it) and a failure raises at once; elsewhere the step of each row's first failure
+    is noted on the device, [B], -1 where there is none.
+    """
+    if x.device.type == "cpu":
+        if not x.sum().isfinite():
+            bad = ~x.isfinite().reshape(len(x), -1).all(1)
+            if bad.any():
+                raise _not_finite(state.step, now, int(now.rows[bad.nonzero()[0, 0]]))
+        return None
+    finite = x.isfinite().reshape(len(x), -1).all(1)
+    noted = state.failed if state.failed is not None else now.rows.new_full((len(state.x),), -1)
+    mine = noted.index_select(0, now.rows)
+    return noted.index_copy(0, now.rows, torch.where(finite | (mine >= 0), mine, state.step))
+
+
+def _not_finite(index: int, now: Step, row: int) -> FloatingPointError:
+    sigma = float(now.sigma[(now.rows == row).nonzero()[0, 0]])
+    return FloatingPointError(
+        f"denoised must be finite, got nan or inf at step {index} (sigma {sigma:.6g}, row {row})"
+    )

@@ -1,0 +1,139 @@
+"""What is shipped is what is here: package list, data files, requirements, a light root module."""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it along where the standard library lacks it
+
+ROOT = Path(__file__).resolve().parents[2]
+NOT_PACKAGES = {"tests", "demo", "benchmarks", "build", "dist", "out", "runs"}
+DATA_FOLDERS = ("web", "workflows", "locales")
+
+
+@pytest.fixture(scope="module")
+def pyproject():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def folders_with_code() -> set[str]:
+    """Dotted names of the pack's folders that hold Python files."""
+    rooms = [path for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    code = [path for room in rooms if room.name not in NOT_PACKAGES for path in room.rglob("*.py")]
+    return {"rollout_trainer"} | {
+        ".".join(("rollout_trainer", *path.parent.relative_to(ROOT).parts)) for path in code
+    }
+
+
+def test_package_list_equals_the_tree(pyproject):
+    # An editable install hides a missing entry, a wheel does not.
+    assert set(pyproject["tool"]["setuptools"]["packages"]) == folders_with_code()
+
+
+def test_every_package_has_an_init():
+    assert [name for name in folders_with_code() if not (folder_of(name) / "__init__.py").is_file()] == []
+
+
+def folder_of(package: str) -> Path:
+    """Return the folder of a package given by its dotted name."""
+    return ROOT.joinpath(*package.split(".")[1:])
+
+
+def requirements(lines) -> dict[str, str]:
+    """Map package name to the rest of each requirement line."""
+    wanted = (line.strip() for line in lines)
+    pairs = (re.fullmatch(r"([\w.-]+)\s*(.*)", line) for line in wanted if line and line[0] not in "#-")
+    return {pair[1].lower(): pair[2] for pair in pairs}
+
+
+def test_requirements_are_the_dependencies_without_torch(pyproject):
+    dependencies = requirements(pyproject["project"]["dependencies"])
+    # torch in requirements.txt would replace the build that a ComfyUI's owner chose.
+    assert dependencies.pop("torch")
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    assert requirements(text.splitlines()) == dependencies
+
+
+def test_constraints_pin_every_direct_requirement_within_its_bounds():
+    pins = requirements((ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines())
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        for package, bound in requirements((ROOT / name).read_text(encoding="utf-8").splitlines()).items():
+            assert pins[package].startswith("=="), package
+            assert numbers(pins[package]) >= numbers(bound), package
+    assert not pins.keys() & {"torch", "torchvision", "torchaudio"}
+
+
+def numbers(version: str) -> list[int]:
+    """Return the release numbers in a version or bound."""
+    return [int(number) for number in re.findall(r"\d+", version)]
+
+
+def test_version_is_stated_once_in_effect(pyproject):
+    text = (ROOT / "__init__.py").read_text(encoding="utf-8")
+    assert re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)[1] == pyproject["project"]["version"]
+
+
+def test_registry_has_what_it_asks_for(pyproject):
+    assert pyproject["project"]["urls"]["Repository"].startswith("https://")
+    comfy = pyproject["tool"]["comfy"]
+    assert {"PublisherId", "DisplayName", "requires-comfyui"} <= comfy.keys()
+    # WEB_DIRECTORY in __init__.py names the scripts; naming them here too would load each of them twice.
+    assert "web" not in comfy
+
+
+def test_loading_the_root_imports_nothing_heavy():
+    # As ComfyUI does it: by path, under a name that is no valid identifier.
+    script = (
+        "import importlib.util, sys\n"
+        "before = set(sys.modules)\n"
+        f"spec = importlib.util.spec_from_file_location('pack-1_x_0', {str(ROOT / '__init__.py')!r})\n"
+        "module = importlib.util.module_from_spec(spec)\n"
+        "sys.modules[spec.name] = module\n"
+        "spec.loader.exec_module(module)\n"
+        "assert module.comfy_entrypoint and not hasattr(module, 'NODE_CLASS_MAPPINGS')\n"
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names)\n"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["pack-1_x_0"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Names of the files in a wheel built from a copy of the sources."""
+    if importlib.util.find_spec("setuptools") is None:
+        pytest.skip("building a wheel needs setuptools")
+    source = tmp_path_factory.mktemp("source") / "my pack-1.0.x"
+    ignore = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", *NOT_PACKAGES)
+    shutil.copytree(ROOT, source, ignore=ignore)
+    script = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
+    out = tmp_path_factory.mktemp("wheel")
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(out)], cwd=source, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(out / done.stdout.split()[-1]) as archive:
+        return set(archive.namelist())
+
+
+def shipped() -> set[str]:
+    """Where in a wheel the pack's own files belong."""
+    code = [path for name in folders_with_code() for path in folder_of(name).glob("*.py")]
+    data = [path for folder in DATA_FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()]
+    return {f"rollout_trainer/{path.relative_to(ROOT).as_posix()}" for path in [*code, *data]}
+
+
+def test_wheel_holds_the_whole_pack_and_nothing_else(wheel):
+    assert {name for name in wheel if ".dist-info/" not in name} == shipped()
+
+
+def test_wheel_holds_the_licence(wheel):
+    assert {"LICENSE", "NOTICE"} <= {Path(name).name for name in wheel if ".dist-info/licenses/" in name}

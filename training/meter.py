@@ -1,0 +1,64 @@
+"""What a run costs: model calls, row-evaluations and seconds, apart for training, rollout and clean forwards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+
+Kind = Literal["train", "rollout", "clean", "validation"]
+KINDS: tuple[Kind, ...] = ("train", "rollout", "clean", "validation")
+
+
+class Meter:
+    """Counts and times model work without waiting for the device.
+
+    On CUDA, time is taken by events on the stream and read when somebody asks (`seconds`).
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.calls: dict[str, int] = dict.fromkeys(KINDS, 0)
+        self.rows: dict[str, int] = dict.fromkeys(KINDS, 0)
+        self._seconds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
+        self._events: list[tuple[Kind, torch.cuda.Event, torch.cuda.Event]] = []
+        self._cuda = device.type == "cuda"
+
+    def count(self, kind: Kind, rows: int) -> None:
+        """One model call with `rows` rows."""
+        self.calls[kind] += 1
+        self.rows[kind] += rows
+
+    @contextmanager
+    def time(self, kind: Kind) -> Iterator[None]:
+        """Add the time spent inside to `kind`."""
+        if not self._cuda:
+            start = time.perf_counter()
+            yield
+            self._seconds[kind] += time.perf_counter() - start
+            return
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        yield
+        end.record()
+        self._events.append((kind, begin, end))
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by kind so far; waits for the device."""
+        for kind, begin, end in self._events:
+            end.synchronize()
+            self._seconds[kind] += begin.elapsed_time(end) / 1000
+        self._events.clear()
+        return dict(self._seconds)
+
+    def state(self) -> dict[str, dict[str, float]]:
+        """Plain values for a saved state."""
+        return {"calls": dict(self.calls), "rows": dict(self.rows), "seconds": self.seconds()}
+
+    def load(self, state: dict[str, dict[str, float]]) -> None:
+        """Continue from `state`."""
+        self.calls.update({k: int(v) for k, v in state["calls"].items()})
+        self.rows.update({k: int(v) for k, v in state["rows"].items()})
+        self._seconds.update(state["seconds"])

@@ -1,0 +1,136 @@
+"""A diffusers pipeline folder on disk: index, parts, digest. Reads local safetensors, downloads nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LIBRARIES = ("diffusers", "transformers")
+"""What a model_index.json may name; anything else would be code from elsewhere."""
+DIGESTED = (".safetensors", ".json", ".txt", ".model")
+"""Kinds of files that decide what a model computes."""
+
+Network = Any
+"""A diffusers or transformers network: an `nn.Module` with `config`, `device` and `dtype`."""
+
+
+@dataclass(frozen=True)
+class PipelineFolder:
+    """A diffusers pipeline folder and its ``model_index.json``."""
+
+    path: Path
+    index: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> PipelineFolder:
+        """Read the index.
+
+        Raises:
+            ValueError: there is no such folder, or no readable index in it.
+        """
+        fault = cls(path, {}).fault
+        if not path.is_dir():
+            raise fault("it must exist, but there is no such folder")
+        try:
+            index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
+        except FileNotFoundError as err:
+            raise fault("it must be a diffusers pipeline, but has no model_index.json") from err
+        except ValueError as err:
+            raise fault(f"model_index.json must be valid JSON, but it is not: {err}") from err
+        if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
+            raise fault("model_index.json must name the pipeline, but has no _class_name")
+        return cls(path, index)
+
+    def fault(self, text: str) -> ValueError:
+        """The error to raise for a fault of this folder."""
+        return ValueError(f"model folder {self.path}: {text}")
+
+    @property
+    def pipeline(self) -> str:
+        """Class name of the pipeline."""
+        return str(self.index["_class_name"])
+
+    def has(self, name: str) -> bool:
+        """Whether the pipeline has the component `name`."""
+        entry = self.index.get(name)
+        return isinstance(entry, list) and len(entry) == 2 and entry[1] is not None
+
+    def config(self, name: str) -> dict[str, Any]:
+        """The settings of a component that has no weights (a scheduler).
+
+        Raises:
+            ValueError: the component or its file is missing or broken.
+        """
+        file = self._component(name) / f"{name}_config.json"
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as err:
+            raise self.fault(f"{name} must have a readable {file.name}: {err}") from err
+        return dict(config)
+
+    def tokenizer(self, name: str) -> Any:
+        """Load the tokenizer `name`.
+
+        Raises:
+            ValueError: it is missing or cannot be read.
+        """
+        return self._load(name, {})
+
+    def network(self, name: str, dtype: torch.dtype) -> Network:
+        """Load the network `name`, frozen, in evaluation mode, its weights as `dtype`.
+
+        Raises:
+            ValueError: it is missing, has no safetensors weights, or cannot be read.
+        """
+        folder = self._component(name)
+        if not any(folder.glob("*.safetensors")):
+            raise self.fault(f"{name} must have .safetensors weights, found none")
+        # Half-precision copies are often all that is there: diffusion_pytorch_model.fp16.safetensors.
+        plain = any(f.name.count(".") == 1 for f in folder.glob("*.safetensors"))
+        options = {"use_safetensors": True, "torch_dtype": dtype, "variant": None if plain else "fp16"}
+        return self._load(name, options).requires_grad_(False).eval()
+
+    def _component(self, name: str) -> Path:
+        if not self.has(name) or not (self.path / name).is_dir():
+            raise self.fault(f"it must hold a {name}, but has none")
+        return self.path / name
+
+    def _load(self, name: str, options: Mapping[str, Any]) -> Any:
+        folder = self._component(name)
+        library, kind = self.index[name]
+        if library not in LIBRARIES:
+            raise self.fault(f"{name} must come from {' or '.join(LIBRARIES)}, got {library}")
+        try:
+            loader = getattr(importlib.import_module(library), kind)
+            return loader.from_pretrained(str(folder), local_files_only=True, **options)
+        except Exception as err:  # the libraries raise anything from OSError to KeyError on a broken folder
+            line = str(err).strip().partition("\n")[0]
+            raise self.fault(f"{name} ({kind}) cannot be read: {line}") from err
+
+    def digest(self) -> str:
+        """Hex digest (16 digits) of every weight and settings file in the folder."""
+        files = sorted(f for f in self.path.rglob("*") if f.suffix in DIGESTED)
+        total = hashlib.sha256()
+        for file in files:
+            stat = file.stat()
+            total.update(file.relative_to(self.path).as_posix().encode())
+            total.update(_file_digest(str(file), stat.st_size, stat.st_mtime_ns))
+        return total.hexdigest()[:16]
+
+
+@lru_cache(maxsize=256)
+def _file_digest(path: str, size: int, modified: int) -> bytes:
+    """sha256 of a file; `size` and `modified` (ns) make a changed file a new entry of the cache."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    return digest.digest()

@@ -1,0 +1,261 @@
+"""Plots and sheets of pictures as arrays [H, W, 3], uint8. Nothing is kept between calls."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Picture = NDArray[np.uint8]
+"""[H, W, 3]"""
+Values = Sequence[float]
+
+INK, FAINT, PAPER = "#1f2328", "#6e7781", "#ffffff"
+LOSSES = {
+    "total": ("total", "#1f2328"),
+    "base": ("base", "#0969da"),
+    "fc": ("with FC (rolled)", "#1a7f37"),
+    "adr": ("ADR (rolled)", "#cf222e"),
+    "validation": ("validation", "#8250df"),
+}
+"""Columns of a loss history that are drawn: label and colour."""
+MAX_FRAMES = 9
+"""Columns of a filmstrip; of a longer rollout, states in equal distances."""
+
+
+def loss_plot(history: Mapping[str, Values], size: tuple[int, int] = (900, 500)) -> Picture:
+    """Plot the losses of a run over its steps, smoothed, the raw values faint behind.
+
+    Args:
+        history: columns by name, one value per step; NaN where there is none. `LOSSES` are drawn.
+        size: width and height in pixels.
+    """
+    figure, axes = _figure(size)
+    drawn = [
+        _curve(axes, np.asarray(history[name], dtype=float), label, colour)
+        for name, (label, colour) in LOSSES.items()
+        if name in history and not _same_as_total(history, name)
+    ]
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(0, max([2, *(len(values) for values in history.values())]))
+    if any(drawn):
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+        figure.legend(frameon=False, loc="outside upper center", ncols=len(LOSSES))
+    else:
+        axes.text(0.5, 0.5, "no finite loss yet", transform=axes.transAxes, ha="center", color=FAINT)
+    return _render(figure)
+
+
+def smoothed(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """Exponential mean over about `window` steps of the finite values so far; NaN before the first one."""
+    keep = 1 - 1 / max(window, 1)
+    out = np.full(len(values), np.nan)
+    total = weight = 0.0
+    for i, value in enumerate(values):
+        if np.isfinite(value):
+            total, weight = keep * total + value, keep * weight + 1
+        if weight:
+            out[i] = total / weight
+    return out
+
+
+def drift_plot(sigmas: Values, drift: Values, floor: Values, size: tuple[int, int] = (700, 420)) -> Picture:
+    """Plot paired drift over a rollout beside the floor that a perfect model has.
+
+    Args:
+        sigmas: noise levels from source to target; drawn from left to right.
+        drift: relative distance to the clean interpolant at each.
+        floor: what of it is no error of the model.
+        size: width and height in pixels.
+    """
+    figure, axes = _figure(size)
+    axes.plot(sigmas, drift, "o-", color="#cf222e", ms=4, label="own states against clean ones")
+    axes.plot(
+        sigmas, floor, "--", color=FAINT, label="floor: a perfect model, estimated from this one's error"
+    )
+    axes.fill_between(sigmas, 0, floor, color=FAINT, alpha=0.12, lw=0)
+    axes.invert_xaxis()
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("sigma (the rollout goes to the right)")
+    axes.set_ylabel("drift  ||own - clean|| / ||clean||")
+    axes.legend(frameon=False, loc="upper left")
+    return _render(figure)
+
+
+def filmstrip(
+    own: NDArray[np.float32],
+    clean: NDArray[np.float32],
+    denoised: NDArray[np.float32],
+    sigmas: Values,
+    drift: Values,
+    floor: Values,
+) -> Picture:
+    """Lay a rollout of one sample out in columns, source at the left, target at the right.
+
+    Args:
+        own, clean, denoised: [T + 1, H, W, 3] in [0, 1]: own states, clean interpolants, estimates of x0.
+        sigmas, drift, floor: [T + 1] numbers under the columns.
+    """
+    count = len(sigmas)
+    chosen = np.unique(np.linspace(0, count - 1, min(count, MAX_FRAMES)).round().astype(int))
+    heads = [
+        f"{'source ' if i == 0 else 'target ' if i == count - 1 else ''}\N{GREEK SMALL LETTER SIGMA} = {sigmas[i]:.3f}"
+        for i in chosen
+    ]
+    feet = [f"drift {100 * drift[i]:.1f} %\nfloor {100 * floor[i]:.1f} %" for i in chosen]
+    rows = [states[chosen] for states in (own, clean, denoised)]
+    return sheet(rows, ["own steps", "clean", "model's x0"], heads, feet)
+
+
+def image_grid(
+    rows: Sequence[NDArray[np.float32]], labels: Sequence[str], captions: Sequence[str] = ()
+) -> Picture:
+    """Lay pictures out in rows, with a label at the left of each and a caption above each column.
+
+    Args:
+        rows: each [N, H, W, 3] in [0, 1]; all of one size, N may differ.
+        labels: one for each row.
+        captions: one for each column, or none.
+
+    Raises:
+        ValueError: no rows, or labels that do not fit them.
+    """
+    return sheet(rows, labels, captions)
+
+
+def sheet(
+    rows: Sequence[NDArray[np.float32]],
+    labels: Sequence[str],
+    heads: Sequence[str] = (),
+    feet: Sequence[str] = (),
+) -> Picture:
+    """Lay pictures out in a table with labels at the left and text above and below the columns.
+
+    Raises:
+        ValueError: no pictures, pictures of different sizes, or not one label for each row.
+    """
+    if not rows or len(labels) != len(rows) or len({row.shape[1:] for row in rows}) != 1:
+        raise ValueError(
+            f"rows must be pictures of one size with a label each, got {[row.shape for row in rows]} "
+            f"and {len(labels)} labels"
+        )
+    height, width = rows[0].shape[1:3]
+    scale = max(1, -(-96 // width))  # tiny pictures are enlarged, so that there is room for text
+    height, width = height * scale, width * scale
+    font = _font(max(11, min(20, width // 11)))
+    gap = max(4, width // 32)
+    tops, bottoms = _wrapped(heads, font, width), _wrapped(feet, font, width)
+    left = max(_extent(label, font)[0] for label in labels) + 2 * gap
+    top, bottom = (
+        max((_extent(t, font)[1] for t in texts), default=0) + 2 * gap for texts in (tops, bottoms)
+    )
+    columns = max(len(row) for row in rows)
+    size = (left + columns * (width + gap), top + len(rows) * (height + gap) + (bottom if feet else 0))
+    canvas = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for y, (row, label) in enumerate(zip(rows, labels, strict=True)):
+        upper = top + y * (height + gap)
+        draw.text((left - gap, upper + height // 2), label, INK, font, anchor="rm")
+        for x, picture in enumerate(row):
+            canvas.paste(
+                _picture(picture).resize((width, height), Image.Resampling.NEAREST),
+                (left + x * (width + gap), upper),
+            )
+    for x, text in enumerate(tops):
+        _centred(draw, text, left + x * (width + gap) + width // 2, top - gap, "md", font)
+    for x, text in enumerate(bottoms):
+        _centred(draw, text, left + x * (width + gap) + width // 2, size[1] - bottom + gap, "ma", font)
+    return np.asarray(canvas)
+
+
+def _picture(values: NDArray[np.float32]) -> Image.Image:
+    return Image.fromarray((np.clip(values, 0, 1) * 255).round().astype(np.uint8))
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans as matplotlib ships it: the one font that is certain to be there."""
+    file = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(str(file), size)
+
+
+def _wrapped(texts: Sequence[str], font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Each text broken into at most four lines of about `width` pixels; its own breaks are kept."""
+    letters = max(4, int(width / font.getlength("n")))
+    return ["\n".join(line for part in text.split("\n") for line in _lines(part, letters)) for text in texts]
+
+
+def _lines(text: str, letters: int) -> list[str]:
+    return textwrap.wrap(text, letters, max_lines=4, placeholder=" ...")
+
+
+def _extent(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:
+    """Width and height of a text of several lines, in pixels."""
+    lines = text.split("\n")
+    return int(max(font.getlength(line) for line in lines)), len(lines) * int(font.size + 4)
+
+
+def _centred(
+    draw: ImageDraw.ImageDraw, text: str, x: float, y: float, anchor: str, font: ImageFont.FreeTypeFont
+) -> None:
+    draw.multiline_text((x, y), text, INK, font, anchor=anchor, align="center", spacing=4)
+
+
+def _figure(size: tuple[int, int]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100, layout="constrained", facecolor=PAPER)
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def _render(figure: Figure) -> Picture:
+    canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _curve(axes: Axes, values: NDArray[np.float64], label: str, colour: str) -> bool:
+    """Draw a loss column; False if nothing in it can be drawn on a logarithmic axis."""
+    values = np.where(values > 0, values, np.nan)
+    steps = np.arange(1, len(values) + 1)
+    points = np.isfinite(values)
+    if not points.any():
+        return False
+    mean = smoothed(values, window=max(1, len(values) // 25))
+    few = points.sum() <= 30
+    axes.plot(
+        steps[points],
+        values[points],
+        "o" if few else "-",
+        color=colour,
+        alpha=0.5 if few else 0.15,
+        ms=3,
+        lw=0.8,
+    )
+    axes.plot(steps, mean, color=colour, lw=1.8, label=f"{label}  {mean[-1]:.4g}")
+    return True
+
+
+def _same_as_total(history: Mapping[str, Values], name: str) -> bool:
+    """Without rolled rows base is the total: one curve then."""
+    if name != "base" or "total" not in history:
+        return False
+    return bool(np.array_equal(np.asarray(history[name]), np.asarray(history["total"]), equal_nan=True))

@@ -1,0 +1,134 @@
+"""Scheduled sampling: who is rolled out and how far, and the rollout itself (DESIGN.md section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..samplers.schedules import Schedule, trajectory
+from .config import RolloutConfig
+from .denoiser import Cond, Prediction, add_noise, select, to_velocity
+from .inputs import Inputs, States, join
+from .targets import TARGETS, Solver, Start
+
+Predict = Callable[[Tensor, Tensor, Cond], Tensor]
+"""``predict(x, sigma, cond) -> model output``, without gradient, in float32, counted by the caller."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows of a batch that will be rolled out, R of them, each for at least one step. On the CPU."""
+
+    rows: Tensor
+    """LongTensor [R] indices into the batch."""
+    steps: Tensor
+    """LongTensor [R] solver steps from source to target."""
+    u_source: Tensor
+    """[R] float64, where each row starts."""
+    u_target: Tensor
+    """[R] float64, where it is trained: the timestep sampler's draw, kept as it is."""
+
+
+def draw_plan(config: RolloutConfig, step: int, u: Tensor, generator: torch.Generator) -> Plan | None:
+    """Decide who rolls out, and for how many steps; None (and no random number drawn) when nobody can.
+
+    Args:
+        step: optimiser step, from 0; places the ramp.
+        u: [B] float64 on the CPU, each sample's own target.
+        generator: the stream of the rollout, on the CPU.
+    """
+    probability = config.probability_at(step)
+    if probability == 0:
+        return None
+    chosen = torch.rand(len(u), generator=generator, dtype=torch.float64) < probability
+    weights = torch.tensor(config.length_weights(), dtype=torch.float64)
+    steps = torch.multinomial(weights, len(u), replacement=True, generator=generator)
+    n = config.steps_per_trajectory
+    room = (
+        ((1 - u) * n + 1e-9).floor().long()
+    )  # steps between the target and pure noise; 1e-9 forgives rounding
+    steps = torch.where(chosen, steps.minimum(room), 0)
+    rows = steps.nonzero().squeeze(1)
+    if len(rows) == 0:
+        return None
+    steps, u_target = steps[rows], u[rows]
+    return Plan(rows, steps, (u_target + steps / n).clamp(max=1), u_target)
+
+
+def roll_out(
+    plan: Plan,
+    config: RolloutConfig,
+    predict: Predict,
+    prediction: Prediction,
+    schedule: Schedule,
+    inputs: Inputs,
+) -> tuple[States, States]:
+    """Bring the planned rows from their source to their target by the model's own steps.
+
+    Args:
+        inputs: the whole batch, teacher-forced, at the plan's targets.
+
+    Returns:
+        The rows at their targets, in the plan's order; and all states worth training on: those and, where
+        `config.reuse` > 1, the ones that the rows passed on their way.
+    """
+    rows = plan.rows.to(inputs.x.device)
+    x0, noise, cond = inputs.x0[rows], inputs.noise[rows], select(inputs.cond, rows)
+    mask = None if inputs.mask is None else inputs.mask[rows]
+    sigmas = trajectory(schedule, plan.u_source, plan.u_target, plan.steps)  # [R, T+1] float64, on the CPU
+
+    def velocity(x: Tensor, sigma: Tensor, active: Tensor) -> Tensor:
+        own = cond if len(active) == len(x0) else select(cond, active)
+        return to_velocity(prediction, x, sigma, predict(x, sigma, own))
+
+    source = add_noise(prediction, x0, noise, sigmas[:, 0].to(x0))
+    start = Start(source, inputs.x[rows], sigmas)
+    solver = Solver(config.sampler, config.order, schedule.process)
+    path: list[Tensor] | None = [] if config.reuse > 1 else None
+    x_hat, v_source = TARGETS[config.target].construct(velocity, start, solver, path)
+    states = States(x_hat, inputs.sigma[rows], v_source, x0, noise, cond, mask)
+    return states, states if path is None else along(states, sigmas, plan.steps, path)
+
+
+def along(states: States, sigmas: Tensor, steps: Tensor, path: list[Tensor]) -> States:
+    """The states of every row after each of its steps: row r has ``steps[r]`` of them, the last at its target.
+
+    Args:
+        states: the rows at their targets.
+        sigmas: [R, T+1] the rows' noise levels.
+        path: T tensors [R, ...], every row's state after each step of the batch.
+    """
+    parts = []
+    for j, x in enumerate(path, start=1):
+        rows = (steps >= j).nonzero().squeeze(1)
+        parts.append(replace(states, x_hat=x, sigma=sigmas[:, j].to(states.sigma)).rows(rows))
+    return join(parts)
+
+
+def row_evaluations(config: RolloutConfig, steps: Tensor, reflexflow: bool) -> int:
+    """No-grad model evaluations that rows rolled over `steps: LongTensor [R]` cost (DESIGN.md section 6)."""
+    target = TARGETS[config.target]
+    own = sum(int(target.row_evaluations(config.sampler, k)) for k in steps.tolist())
+    return own + (len(steps) if reflexflow else 0)
+
+
+def expected_extra_forwards(
+    config: RolloutConfig, reflexflow: bool, probability: float | None = None
+) -> float:
+    """Expected no-grad model evaluations per sample and step, beside its one training forward.
+
+    Lengths that are cut at pure noise make the true cost a little smaller.
+
+    Args:
+        probability: chance of a rollout; None takes the highest of the run.
+    """
+    p = config.peak_probability if probability is None else probability
+    weights = config.length_weights()
+    rolled = 1 - weights[0] / sum(weights)  # a drawn length of 0 costs nothing
+    per_rolled = TARGETS[config.target].row_evaluations(
+        config.sampler, config.mean_length / rolled if rolled else 0
+    )
+    return p * rolled * (per_rolled + (1 if reflexflow else 0)) / config.reuse

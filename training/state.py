@@ -1,0 +1,199 @@
+"""A run on disk: a folder with its settings and its states, each state whole or absent.
+
+``config.json`` says what the run is; ``state-<step>.safetensors`` holds everything a step needs to go on
+(tensors by name, plain values as JSON in the header); ``state-<step>.json`` repeats the plain values for people
+and tools. A state is one file that appears under its name only when it is complete and on the disk, so a process
+killed at any moment leaves whole states behind and nothing else that counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+VERSION = 1
+_PARTIAL = ".partial"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to `path`: the file appears whole, on the disk, or not at all.
+
+    Raises:
+        RuntimeError: the place cannot be written.
+    """
+    partial = path.with_name(path.name + _PARTIAL)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as err:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise RuntimeError(
+            f"{path} must be writable, got {err.strerror}; free space or choose another folder"
+        ) from err
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_atomically(path, json.dumps(value, indent=1).encode())
+
+
+@dataclass
+class History:
+    """What a run measured, one value per optimiser step and column; NaN where there was nothing to measure."""
+
+    columns: dict[str, list[float]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return max((len(c) for c in self.columns.values()), default=0)
+
+    def append(self, values: Mapping[str, float]) -> None:
+        """Add one step. A column that is new was NaN before."""
+        n = len(self)
+        for name in values.keys() | self.columns.keys():
+            self.columns.setdefault(name, [float("nan")] * n).append(float(values.get(name, float("nan"))))
+
+    def last(self, name: str) -> float:
+        """The newest value of a column, NaN if there is none."""
+        column = self.columns.get(name)
+        return column[-1] if column else float("nan")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The columns as float64 tensors."""
+        return {name: torch.tensor(c, dtype=torch.float64) for name, c in self.columns.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> History:
+        """Inverse of `tensors`."""
+        return cls({name: c.tolist() for name, c in tensors.items()})
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything a step needs to go on."""
+
+    step: int
+    """Optimiser steps done."""
+    tensors: Mapping[str, Tensor]
+    """By dotted name: ``adapter.*``, ``optimizer.*``, ``ema.*``, ``rng.*``, ``order.*``, ``history.*`` ..."""
+    values: Mapping[str, Any]
+    """Plain JSON values."""
+
+    def group(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors below ``prefix.``, with the prefix taken off."""
+        start = prefix + "."
+        return {k[len(start) :]: v for k, v in self.tensors.items() if k.startswith(start)}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, root: Path, name: str, config: Mapping[str, Any]) -> RunFolder:
+        """Make a new folder ``<name>-<number>`` below `root` and write its ``config.json``.
+
+        Raises:
+            RuntimeError: the place cannot be written.
+        """
+        for number in range(1, 1_000_000):
+            path = root / f"{name}-{number:04d}"
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as err:
+                raise RuntimeError(f"the runs folder {root} must be writable, got {err.strerror}") from err
+            write_json(path / "config.json", {"version": VERSION, **config})
+            return cls(path)
+        raise RuntimeError(
+            f"{root} must hold fewer than a million runs of the name {name}; choose another name"
+        )
+
+    def config(self) -> dict[str, Any]:
+        """The settings that `create` wrote.
+
+        Raises:
+            RuntimeError: the folder is not a run, or of a newer version.
+        """
+        try:
+            config: dict[str, Any] = json.loads((self.path / "config.json").read_text())
+        except (OSError, ValueError) as err:
+            raise RuntimeError(
+                f"{self.path} must be a run folder with a config.json; choose another folder"
+            ) from err
+        if config.get("version") != VERSION:
+            raise RuntimeError(f"{self.path} must be a run of version {VERSION}, got {config.get('version')}")
+        return config
+
+    def state_path(self, step: int) -> Path:
+        """Where the state after `step` optimiser steps lies."""
+        return self.path / f"state-{step:08d}.safetensors"
+
+    def steps(self) -> list[int]:
+        """The steps whose states are here, ascending."""
+        return sorted(int(p.stem.split("-")[1]) for p in self.path.glob("state-*.safetensors"))
+
+    def save(self, state: State, pinned: bool = False, keep: int = 0) -> Path:
+        """Write a state, then remove old ones.
+
+        Args:
+            pinned: a handle in a graph may name this state; it is never removed by `keep`.
+            keep: how many states that are not pinned stay, newest first; 0 keeps all.
+        """
+        pinned = pinned or (state.step in self.steps() and self._is_pinned(state.step))
+        values = {**state.values, "version": VERSION, "step": state.step, "pinned": pinned}
+        tensors = {k: v.detach().cpu().contiguous() for k, v in state.tensors.items()}
+        path = self.state_path(state.step)
+        write_atomically(path, save(tensors, metadata={"state": json.dumps(values)}))
+        write_json(path.with_suffix(".json"), values)
+        if keep:
+            self._prune(keep)
+        return path
+
+    def load(self, step: int) -> State:
+        """Read the state after `step` optimiser steps.
+
+        Raises:
+            RuntimeError: it is not there or not readable.
+        """
+        path = self.state_path(step)
+        try:
+            with safe_open(path, framework="pt") as file:
+                values = json.loads(file.metadata()["state"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except FileNotFoundError as err:
+            have = ", ".join(map(str, self.steps())) or "none"
+            raise RuntimeError(
+                f"step {step} must have a saved state in {self.path}; saved steps: {have}"
+            ) from err
+        except (SafetensorError, OSError, KeyError, ValueError) as err:
+            raise RuntimeError(
+                f"{path} must be a readable state, got {err}; resume from another step"
+            ) from err
+        return State(values["step"], tensors, values)
+
+    def _prune(self, keep: int) -> None:
+        for step in [s for s in self.steps() if not self._is_pinned(s)][:-keep]:
+            path = self.state_path(step)
+            path.unlink(missing_ok=True)
+            path.with_suffix(".json").unlink(missing_ok=True)
+
+    def _is_pinned(self, step: int) -> bool:
+        with safe_open(self.state_path(step), framework="pt") as file:
+            return bool(json.loads(file.metadata()["state"])["pinned"])
