@@ -1,8 +1,9 @@
-"""Turn an API-format graph into the workflow file that the real front end saves: ``save_workflow.py API.json OUT.json``.
+"""Turn an API-format graph into the workflow file that the real front end saves.
 
 A ComfyUI is started with this pack (found as the host tests find it), the graph is loaded in Chromium, its nodes are
 put where their ``_meta.position`` says, and what ``app.graph.serialize()`` gives is written. ``_meta`` may
 also hold ``size`` and ``color``; a top-level ``"_extra": {"groups": [...]}`` adds titled groups.
+Usage: ``python tests/browser/save_workflow.py API.json OUT.json [SCREENSHOT.png]``.
 Needs the packages of requirements-dev.txt and Debian's chromium.
 """
 
