@@ -23,6 +23,7 @@ from .train import (
     RolloutSaveLoRA,
     RolloutTrainLoRA,
     RolloutTrainSteps,
+    RolloutValidate,
 )
 
 NODES: list[type[io.ComfyNode]] = [
@@ -41,6 +42,7 @@ NODES: list[type[io.ComfyNode]] = [
     RolloutInitTraining,
     RolloutTrainSteps,
     RolloutResumeTraining,
+    RolloutValidate,
     RolloutSaveLoRA,
     RolloutSample,
     RolloutPreview,

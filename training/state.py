@@ -66,6 +66,10 @@ class History:
         for name in values.keys() | self.columns.keys():
             self.columns.setdefault(name, [float("nan")] * n).append(float(values.get(name, float("nan"))))
 
+    def note(self, name: str, value: float) -> None:
+        """Put `value` into the newest step's row."""
+        self.columns.setdefault(name, [float("nan")] * len(self))[-1] = float(value)
+
     def last(self, name: str) -> float:
         """The newest value of a column, NaN if there is none."""
         column = self.columns.get(name)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rollout_trainer.training.config import ReflexFlowConfig, RolloutConfig
-from rollout_trainer.training.loop import Run, Trainer, reopen, start, streams, train
+from rollout_trainer.training.loop import Run, Trainer, reopen, start, streams, train, validate
 from rollout_trainer.training.lora import Adapter, LoRAConfig
 from rollout_trainer.training.losses import LossConfig
 from rollout_trainer.training.optim import OptimizerConfig
@@ -402,3 +402,28 @@ def test_rollouts_use_the_current_weights_without_dropout(make_source, make_data
             trainer.micro_step()
         rolled.append(seen[0])
     assert torch.equal(rolled[0], rolled[1])
+
+
+# --- validation ---------------------------------------------------------------------------------
+
+
+def test_validation_is_the_same_every_time_and_never_rolled_out(
+    make_source, make_data, make_config, tmp_path
+):
+    data = make_data()
+    config = make_config(
+        validate_every=2, rollout=ROLLOUT, ema_decay=0.9, lora=LoRAConfig(rank=2, alpha=2.0, dropout=0.5)
+    )
+    run = train(start(tmp_path, "t", make_source("flow"), data, config, validation=make_data(6)), 6)
+    column = run.history.columns["validation"]
+    assert [math.isnan(v) for v in column] == [True, False] * 3
+    assert validate(run, make_data(6)) == column[-1]
+    assert run.state.values["meter"]["rows"]["validation"] == 3 * 6 * 8  # validations x pictures x levels
+    without = train(start(tmp_path, "t", make_source("flow"), data, config), 6)
+    assert all(torch.equal(run.adapter.tensors[k], without.adapter.tensors[k]) for k in run.adapter.tensors)
+
+
+def test_validation_falls_as_the_model_learns(make_source, make_data, make_config, tmp_path):
+    data = make_data()
+    run = start(tmp_path, "t", make_source("flow"), data, make_config(batch_size=12))
+    assert validate(train(run, 60), data) < 0.97 * validate(run, data)

@@ -73,7 +73,9 @@ def test_every_third_party_import_is_a_dependency(pyproject):
         for path in folder_of(package).glob("*.py"):
             text = path.read_text(encoding="utf-8")
             names |= set(re.findall(r"^ *(?:import|from) (\w+)", text, re.MULTILINE))
-    names = {"pillow" if name == "PIL" else name for name in names - sys.stdlib_module_names - HOST_OR_OPTIONAL}
+    names = {
+        "pillow" if name == "PIL" else name for name in names - sys.stdlib_module_names - HOST_OR_OPTIONAL
+    }
     assert names <= requirements(pyproject["project"]["dependencies"]).keys()
 
 
