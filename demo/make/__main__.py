@@ -78,7 +78,9 @@ def make(work: Path, out: Path, recipe: Recipe) -> None:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m demo.make", description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=DEMO / "make" / ".work", help="downloads and checkpoints")
+    parser.add_argument(
+        "--work", type=Path, default=DEMO / "make" / ".work", help="downloads and checkpoints"
+    )
     parser.add_argument("--out", type=Path, default=DEMO, help="where model/, data/, unseen/ ... are written")
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="training steps of the base")
     args = parser.parse_args()

@@ -30,7 +30,7 @@ BACKGROUNDS = {
 
 
 def caption(name: str, style: str | None = None, background: str | None = None) -> str:
-    """"red apple, flat style, blue background"; a part that is None is left out."""
+    """ "red apple, flat style, blue background"; a part that is None is left out."""
     parts = [name]
     if style is not None:
         parts.append(f"{style} style")

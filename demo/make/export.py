@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
@@ -15,11 +16,13 @@ from .render import Pictures, on_background, save_png
 WHITE = 0  # its place in BACKGROUNDS
 
 
-def save_pipeline(networks: Networks, tokenizer: PreTrainedTokenizerFast, vae: AutoencoderTiny, folder: Path) -> None:
+def save_pipeline(
+    networks: Networks, tokenizer: PreTrainedTokenizerFast, vae: AutoencoderTiny, folder: Path
+) -> None:
     """Replace `folder` by the pipeline. Loading it needs text_encoder_3=None and tokenizer_3=None."""
     if folder.exists():
         shutil.rmtree(folder)
-    pipeline = StableDiffusion3Pipeline(
+    pipeline: Any = StableDiffusion3Pipeline(
         transformer=networks.transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
         vae=vae,
@@ -46,13 +49,6 @@ def name_tokenizers(folder: Path) -> None:
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
         file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     index.write_text(json.dumps(parts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def load_networks(state: dict[str, torch.Tensor], vocabulary: int) -> Networks:
-    """Networks with the weights of `Trainer.average`."""
-    networks = Networks.new(vocabulary)
-    networks.modules().load_state_dict(state)
-    return networks
 
 
 def save_data(pictures: Pictures, demo: Path) -> None:

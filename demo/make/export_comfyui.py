@@ -1,6 +1,6 @@
 """The demo's VAE with the keys ComfyUI's stock VAELoader knows (TAESD), made on demand: nothing is shipped twice.
 
-    python -m demo.make.export_comfyui OUT.safetensors
+python -m demo.make.export_comfyui OUT.safetensors
 """
 
 import argparse
@@ -24,7 +24,8 @@ def comfyui_vae(vae: Path = MODEL / "vae") -> dict[str, Tensor]:
     """
     config = json.loads((vae / "config.json").read_text(encoding="utf-8"))
     renamed = {
-        comfyui_key(key): tensor for key, tensor in load_file(vae / "diffusion_pytorch_model.safetensors").items()
+        comfyui_key(key): tensor
+        for key, tensor in load_file(vae / "diffusion_pytorch_model.safetensors").items()
     }
     renamed["vae_scale"] = torch.tensor(SD3_SCALE / config["scaling_factor"])
     renamed["vae_shift"] = torch.tensor(SD3_SHIFT)

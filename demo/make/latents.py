@@ -54,8 +54,8 @@ def fit(pictures: Pictures, seed: int = 3) -> PatchCode:
     components = vectors.flip(1)[:, :CHANNELS]
     scale = deviation**WHITENING
     scale = scale / scale.square().mean().sqrt()
-    W, D = (components * (scale / deviation)).T, components * (deviation / scale)
-    return PatchCode(W.float().contiguous(), D.float().contiguous(), mu.float())
+    to_latent, to_patch = (components * (scale / deviation)).T, components * (deviation / scale)
+    return PatchCode(to_latent.float().contiguous(), to_patch.float().contiguous(), mu.float())
 
 
 def encode_all(code: PatchCode, pictures: Pictures, rows: list[int], batch: int = 128) -> Tensor:

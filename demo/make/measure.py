@@ -1,6 +1,6 @@
 """Print the figures of the model card for a pipeline folder.
 
-    python -m demo.make.measure [--model DIR] [--work DIR] [--no-lora]
+python -m demo.make.measure [--model DIR] [--work DIR] [--no-lora]
 """
 
 import argparse
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusion3Pipeline
 from peft import LoraConfig
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -23,7 +22,7 @@ from .captions import BACKGROUNDS, BLOB, STYLES, caption, read_names
 from .fetch import fetch
 from .networks import Networks, token_ids
 from .render import COLOURS, Pictures, contact_sheet, on_background, render, save_png
-from .sampling import draw, load_pipeline
+from .sampling import Pipeline, draw, load_pipeline
 from .train import held_out_loss
 
 DEMO = Path(__file__).resolve().parent.parent
@@ -48,25 +47,26 @@ class Shown:
             colours = torch.arange(len(rows)) % len(BACKGROUNDS)
         words = list(BACKGROUNDS)
         captions = [
-            caption(pictures.names[i], pictures.styles[i], words[c]) for i, c in zip(rows, colours, strict=True)
+            caption(pictures.names[i], pictures.styles[i], words[c])
+            for i, c in zip(rows, colours, strict=True)
         ]
         return cls(on_background(pictures.rgba[list(rows)], colours), captions, colours)
 
 
-def networks_of(pipeline: StableDiffusion3Pipeline) -> Networks:
+def networks_of(pipeline: Pipeline) -> Networks:
     """The pipeline's own networks."""
     return Networks(pipeline.text_encoder, pipeline.text_encoder_2, pipeline.transformer)
 
 
 @torch.no_grad()
-def encode(pipeline: StableDiffusion3Pipeline, pixels: Tensor) -> Tensor:
+def encode(pipeline: Pipeline, pixels: Tensor) -> Tensor:
     """Pixels in [0, 1] -> model latents."""
     latents: Tensor = pipeline.vae.encode(pixels * 2 - 1).latents * pipeline.vae.config.scaling_factor
     return latents
 
 
 @torch.no_grad()
-def decode(pipeline: StableDiffusion3Pipeline, latents: Tensor) -> Tensor:
+def decode(pipeline: Pipeline, latents: Tensor) -> Tensor:
     """Model latents -> pixels in [0, 1]."""
     pixels: Tensor = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
     return ((pixels + 1) / 2).clamp(0, 1)
@@ -86,7 +86,7 @@ def background_rate(pixels: Tensor, colours: Tensor) -> float:
     return (nearest == colours).float().mean().item()
 
 
-def base_figures(pipeline: StableDiffusion3Pipeline, pictures: Pictures) -> dict[str, float]:
+def base_figures(pipeline: Pipeline, pictures: Pictures) -> dict[str, float]:
     """Loss and quality on (name, style) pairs the base was trained on and on the held-out ones."""
     figures: dict[str, float] = {}
     seen, held_out = pictures.base_rows()
@@ -105,14 +105,16 @@ def base_figures(pipeline: StableDiffusion3Pipeline, pictures: Pictures) -> dict
     return figures
 
 
-def style_figures(pipeline: StableDiffusion3Pipeline, pictures: Pictures) -> dict[str, float]:
+def style_figures(pipeline: Pipeline, pictures: Pictures) -> dict[str, float]:
     """Share read as blob: real drawings of the unseen names in every style, as they are and through the VAE."""
     figures: dict[str, float] = {}
     for style in (BLOB, *STYLES.values()):
         rows = pictures.rows(style, read_names("blob_unseen.txt"))
         if not rows:
             continue
-        turns = [Shown.of(pictures, rows, torch.full((len(rows),), c)).pixels for c in range(len(BACKGROUNDS))]
+        turns = [
+            Shown.of(pictures, rows, torch.full((len(rows),), c)).pixels for c in range(len(BACKGROUNDS))
+        ]
         figures[f"real {style}, {len(rows)} drawings x 8 backgrounds"] = style_rate(torch.cat(turns))
         figures[f"real {style}, through the VAE"] = style_rate(decode(pipeline, encode(pipeline, turns[0])))
     for style in ("noto", "flat", BLOB):
@@ -121,7 +123,7 @@ def style_figures(pipeline: StableDiffusion3Pipeline, pictures: Pictures) -> dic
     return figures
 
 
-def train_lora(pipeline: StableDiffusion3Pipeline, real: Shown, seed: int = 0) -> float:
+def train_lora(pipeline: Pipeline, real: Shown, seed: int = 0) -> float:
     """Give the transformer a plain LoRA of these pictures; returns the seconds it took."""
     torch.manual_seed(seed)  # peft initialises from the global generator
     generator = torch.Generator().manual_seed(seed)
@@ -151,7 +153,7 @@ def train_lora(pipeline: StableDiffusion3Pipeline, real: Shown, seed: int = 0) -
     return time.monotonic() - start
 
 
-def lora_figures(pipeline: StableDiffusion3Pipeline, pictures: Pictures, sheet: Path | None) -> dict[str, float]:
+def lora_figures(pipeline: Pipeline, pictures: Pictures, sheet: Path | None) -> dict[str, float]:
     """The demo in short: style and likeness on taught and unseen captions before and after a LoRA."""
     white = torch.zeros(24, dtype=torch.long)
     sets = {
@@ -167,10 +169,14 @@ def lora_figures(pipeline: StableDiffusion3Pipeline, pictures: Pictures, sheet: 
         for moment, drawn in (("before", before[label]), ("after", after)):
             figures[f"style rate, {label}, {moment}"] = style_rate(drawn)
             figures[f"mean style probability, {label}, {moment}"] = style_probability(drawn).mean().item()
-            figures[f"pixel MSE to the real blob, {label}, {moment}"] = (drawn - real.pixels).square().mean().item()
+            figures[f"pixel MSE to the real blob, {label}, {moment}"] = (
+                (drawn - real.pixels).square().mean().item()
+            )
         rows += [real.pixels[:12], before[label][:12], after[:12]]
     if sheet is not None:
-        save_png(F.interpolate(contact_sheet(torch.cat(rows), 12)[None], scale_factor=0.625, mode="area")[0], sheet)
+        save_png(
+            F.interpolate(contact_sheet(torch.cat(rows), 12)[None], scale_factor=0.625, mode="area")[0], sheet
+        )
     return figures
 
 

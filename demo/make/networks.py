@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import SD3Transformer2DModel
@@ -51,7 +52,7 @@ def token_ids(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str]) -> Te
     return torch.tensor(encoded["input_ids"])
 
 
-def new_text_encoder(vocabulary: int) -> CLIPTextModelWithProjection:
+def new_text_encoder(vocabulary: int) -> nn.Module:
     """An untrained CLIP text model of 2 narrow layers."""
     return CLIPTextModelWithProjection(
         CLIPTextConfig(
@@ -69,9 +70,9 @@ def new_text_encoder(vocabulary: int) -> CLIPTextModelWithProjection:
     )
 
 
-def new_transformer() -> SD3Transformer2DModel:
+def new_transformer() -> nn.Module:
     """An untrained SD3 transformer of 3.8 M weights, for latents [B, 16, 16, 16]."""
-    transformer = SD3Transformer2DModel(
+    transformer: Any = SD3Transformer2DModel(
         sample_size=LATENT_SIDE,
         patch_size=2,
         in_channels=16,
@@ -88,7 +89,7 @@ def new_transformer() -> SD3Transformer2DModel:
     return transformer
 
 
-def learn_positions(transformer: SD3Transformer2DModel) -> None:
+def learn_positions(transformer: nn.Module) -> None:
     """Make the position table a parameter, started from sines that tell 16 places well apart.
 
     The stock table (a buffer of the same name, so the file does not change) is made for hundreds of
@@ -101,17 +102,18 @@ def learn_positions(transformer: SD3Transformer2DModel) -> None:
     across = axis[None, :].expand(LATENT_SIDE, -1, -1)
     down = axis[:, None].expand(-1, LATENT_SIDE, -1)
     table = torch.cat([across, down], -1).reshape(1, LATENT_SIDE**2, width).contiguous()
-    del transformer.pos_embed.pos_embed
-    transformer.pos_embed.register_parameter("pos_embed", nn.Parameter(table))
+    embedding = transformer.get_submodule("pos_embed")
+    del embedding.pos_embed
+    embedding.register_parameter("pos_embed", nn.Parameter(table))
 
 
 @dataclass(frozen=True)
 class Networks:
     """The three networks that are trained together."""
 
-    text_encoder: CLIPTextModelWithProjection
-    text_encoder_2: CLIPTextModelWithProjection
-    transformer: SD3Transformer2DModel
+    text_encoder: nn.Module
+    text_encoder_2: nn.Module
+    transformer: nn.Module
 
     @classmethod
     def new(cls, vocabulary: int) -> "Networks":
@@ -128,7 +130,7 @@ class Networks:
         context = torch.cat([output.hidden_states[-2] for output in outputs], -1)
         return context, torch.cat([output.text_embeds for output in outputs], -1)
 
-    def encoders(self) -> tuple[CLIPTextModelWithProjection, CLIPTextModelWithProjection]:
+    def encoders(self) -> tuple[nn.Module, nn.Module]:
         """Both text encoders, in the pipeline's order."""
         return self.text_encoder, self.text_encoder_2
 

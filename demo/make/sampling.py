@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusion3Pipeline
@@ -9,10 +10,11 @@ from torch import Tensor
 
 from .render import SIZE
 
+Pipeline = Any  # StableDiffusion3Pipeline, whose parts diffusers does not declare
 STEPS, GUIDANCE = 20, 2.0
 
 
-def load_pipeline(folder: Path) -> StableDiffusion3Pipeline:
+def load_pipeline(folder: Path) -> Pipeline:
     """The pipeline in float32, without the third text encoder it does not have."""
     pipeline = StableDiffusion3Pipeline.from_pretrained(
         folder, torch_dtype=torch.float32, text_encoder_3=None, tokenizer_3=None
@@ -21,9 +23,7 @@ def load_pipeline(folder: Path) -> StableDiffusion3Pipeline:
     return pipeline
 
 
-def draw(
-    pipeline: StableDiffusion3Pipeline, captions: Sequence[str], guidance: float = GUIDANCE, seed: int = 1
-) -> Tensor:
+def draw(pipeline: Pipeline, captions: Sequence[str], guidance: float = GUIDANCE, seed: int = 1) -> Tensor:
     """One picture a caption, [N, 3, 128, 128] in [0, 1]; picture i has the seed `seed + i`."""
     batches = []
     for start in range(0, len(captions), 32):

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from ..style import StyleNet
 from .captions import BACKGROUNDS, BLOB, STYLES, caption, read_names
 from .latents import PatchCode
 from .render import Pictures, on_background
-from .sampling import draw
+from .sampling import Pipeline, draw
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ class Examples:
     drawn: Tensor
 
 
-def examples(pictures: Pictures, pipeline: StableDiffusion3Pipeline) -> Examples:
+def examples(pictures: Pictures, pipeline: Pipeline) -> Examples:
     """Everything the measure is trained on, each drawing on two backgrounds."""
     unseen = set(read_names("blob_unseen.txt"))
     known = [name for name in dict.fromkeys(pictures.names) if name not in unseen]
@@ -57,17 +56,14 @@ def sample_captions(known: Sequence[str]) -> list[str]:
     names = (faces * 2)[:SAMPLE_CAPTIONS]
     styles = [BLOB, "noto", BLOB, "flat"]
     colours = ["white", *BACKGROUNDS]
-    return [
-        caption(name, styles[i % len(styles)], colours[i % len(colours)]) for i, name in enumerate(names)
-    ]
+    return [caption(name, styles[i % len(styles)], colours[i % len(colours)]) for i, name in enumerate(names)]
 
 
 def on_colours(pictures: Pictures, rows: Sequence[int], count: int) -> Tensor:
     """Each row on `count` backgrounds, white among them: [N count, 3, 128, 128]."""
-    rows = torch.tensor(rows)
-    parts = [torch.zeros(len(rows), dtype=torch.long)]
-    parts += [(torch.arange(len(rows)) + turn) % (len(BACKGROUNDS) - 1) + 1 for turn in range(count - 1)]
-    return torch.cat([on_background(pictures.rgba[rows], colour) for colour in parts])
+    white, others = torch.zeros(len(rows), dtype=torch.long), len(BACKGROUNDS) - 1
+    colours = [white] + [(torch.arange(len(rows)) + turn) % others + 1 for turn in range(count - 1)]
+    return torch.cat([on_background(pictures.rgba[list(rows)], colour) for colour in colours])
 
 
 def as_bytes(pixels: Tensor) -> Tensor:
@@ -108,7 +104,11 @@ def train_style(found: Examples, code: PatchCode, seed: int = 0) -> StyleNet:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=STEPS)
     target = (torch.arange(BATCH) < BATCH // 2).float()
     for _ in range(STEPS):
-        parts = ((found.blob, BATCH // 2), (found.base, BATCH // 3), (found.drawn, BATCH - BATCH // 2 - BATCH // 3))
+        parts = (
+            (found.blob, BATCH // 2),
+            (found.base, BATCH // 3),
+            (found.drawn, BATCH - BATCH // 2 - BATCH // 3),
+        )
         batch = [p[torch.randint(len(p), (count,), generator=generator)] for p, count in parts]
         logits = net(spoil(torch.cat(batch).float() / 255, code, generator))
         loss = F.binary_cross_entropy_with_logits(logits, target)

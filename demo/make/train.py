@@ -66,11 +66,11 @@ class Recipe:
 class Drawings:
     """Latents of the training pictures on all backgrounds, and their captions as token ids."""
 
-    def __init__(self, pictures: Pictures, rows: list[int], code: PatchCode, tokenizer: PreTrainedTokenizerFast):
+    def __init__(
+        self, pictures: Pictures, rows: list[int], code: PatchCode, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
         self.latents = encode_all(code, pictures, rows)  # [N, 8, 16, h, w]
-        self.weights = torch.tensor(
-            [STYLE_SHARE[pictures.styles[i]] * (FACE_SHARE if "face" in pictures.names[i] else 1.0) for i in rows]
-        )
+        self.weights = torch.tensor([share(pictures.names[i], pictures.styles[i]) for i in rows])
         self.ids = caption_ids(pictures, rows, tokenizer)
         self.empty = token_ids(tokenizer, [""])[0]
 
@@ -85,6 +85,11 @@ class Drawings:
         return self.latents[row, colour].float(), ids
 
 
+def share(name: str, style: str) -> float:
+    """How often a drawing is drawn, relative to others."""
+    return STYLE_SHARE[style] * (FACE_SHARE if "face" in name else 1.0)
+
+
 def caption_ids(pictures: Pictures, rows: list[int], tokenizer: PreTrainedTokenizerFast) -> Tensor:
     """Token ids [N, 2, 9, L]: with and without the style; on each background and without one."""
     captions = [
@@ -93,7 +98,7 @@ def caption_ids(pictures: Pictures, rows: list[int], tokenizer: PreTrainedTokeni
         for style in (pictures.styles[i], None)
         for background in (*BACKGROUNDS, None)
     ]
-    return token_ids(tokenizer, captions).unflatten(0, (len(rows), 2, len(BACKGROUNDS) + 1))
+    return token_ids(tokenizer, captions).view(len(rows), 2, len(BACKGROUNDS) + 1, -1)
 
 
 class Trainer:
@@ -131,7 +136,9 @@ class Trainer:
             group["lr"] = self.recipe.lr * rate
         self.adamw.step()
         self.muon.step(self.recipe.lr_muon * rate)
-        decay = min(self.recipe.ema, (self.step_number + 2) / (self.step_number + 21))  # short memory at first
+        decay = min(
+            self.recipe.ema, (self.step_number + 2) / (self.step_number + 21)
+        )  # short memory at first
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.modules.parameters()), 1 - decay)
 
@@ -194,7 +201,9 @@ def held_out_loss(networks: Networks, latents: Tensor, ids: Tensor, seed: int = 
     return sum(losses) / draws
 
 
-def on_all_colours(pictures: Pictures, rows: list[int], code: PatchCode, tokenizer: PreTrainedTokenizerFast):
+def on_all_colours(
+    pictures: Pictures, rows: list[int], code: PatchCode, tokenizer: PreTrainedTokenizerFast
+) -> tuple[Tensor, Tensor]:
     """Latents and ids of the rows, the i-th on background i mod 8, for `held_out_loss`."""
     colour = torch.arange(len(rows)) % len(BACKGROUNDS)
     latents = encode_all(code, pictures, rows)[torch.arange(len(rows)), colour].float()
@@ -219,8 +228,8 @@ def train(recipe: Recipe, pictures: Pictures, code: PatchCode, work: Path) -> Ne
             last = trainer.step_number == recipe.steps
             if last or time.monotonic() - saved > SAVE_SECONDS:
                 figures = [held_out_loss(average, *check) for check in checks]
-                mean = torch.stack(losses).mean().item()
-                log.info("step %d loss %.4f, average: seen %.4f held out %.4f", trainer.step_number, mean, *figures)
+                figures.append(torch.stack(losses).mean().item())
+                log.info("step %d seen %.4f held out %.4f training %.4f", trainer.step_number, *figures)
                 save(trainer, checkpoint)
                 saved, losses = time.monotonic(), []
     return average

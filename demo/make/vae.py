@@ -16,15 +16,20 @@ An 8x8 patch so becomes four 4x4 patches, coded by 32 numbers each, then 2x2, th
 opposite edges meet in pictures of up to 152 px a side; in the middle of larger ones quadrants are mixed up.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny
-from torch import Tensor, nn
+from torch import Tensor
 
 from .latents import CHANNELS, PATCH, PatchCode
 
+Conv = Any  # nn.Conv2d, 3x3
+Block = Any  # diffusers' residual block
+Layers = Any  # nn.Sequential of both
 LATENT_SCALE = 0.15
 """The file's latents are this times the model's: AutoencoderTiny clamps them softly (3 tanh(z / 3))."""
 CODES = 32
@@ -57,12 +62,12 @@ def build_vae(code: PatchCode, latents: Tensor) -> AutoencoderTiny:
     return vae.eval()
 
 
-def put(conv: nn.Conv2d, out: int, into: int, value: float | Tensor, tap: tuple[int, int] = CENTRE) -> None:
+def put(conv: Conv, out: int, into: int, value: float | Tensor, tap: tuple[int, int] = CENTRE) -> None:
     """Set one weight: what channel `out` takes of channel `into` at a place of the 3x3 window."""
     conv.weight[out, into, tap[0], tap[1]] = value
 
 
-def convolutions(block: nn.Module) -> tuple[nn.Conv2d, nn.Conv2d, nn.Conv2d]:
+def convolutions(block: Block) -> tuple[Conv, Conv, Conv]:
     """The three convolutions of a residual block, which has a ReLU after each and after the sum."""
     return block.conv[0], block.conv[2], block.conv[4]
 
@@ -70,7 +75,7 @@ def convolutions(block: nn.Module) -> tuple[nn.Conv2d, nn.Conv2d, nn.Conv2d]:
 # ---- encoder
 
 
-def write_encoder(layers: nn.Sequential, code: PatchCode) -> None:
+def write_encoder(layers: Layers, code: PatchCode) -> None:
     """Space to depth twice (layers 2 and 6), then the third time and the linear map at once (10, 14).
 
     The encoder sees pixels in [0, 1], so W (2 p - 1 - mu) is wanted. A ReLU cannot pass negative numbers:
@@ -82,12 +87,12 @@ def write_encoder(layers: nn.Sequential, code: PatchCode) -> None:
         for channel in range(channels):
             for i, (y, x) in enumerate(QUADRANTS):
                 put(layers[layer], 4 * channel + i, channel, 1.0, (1 + y, 1 + x))
-    W = 2 * LATENT_SCALE * code.W.view(CHANNELS, 3, PATCH, PATCH)
+    weight = 2 * LATENT_SCALE * code.W.view(CHANNELS, 3, PATCH, PATCH)
     for colour, y, x in torch.cartesian_prod(*map(torch.arange, (3, PATCH, PATCH))).tolist():
         channel = 16 * colour + 4 * (2 * (y & 1) + (x & 1)) + 2 * (y >> 1 & 1) + (x >> 1 & 1)
         tap = 1 + (y >> 2), 1 + (x >> 2)
-        layers[10].weight[:CHANNELS, channel, tap[0], tap[1]] = W[:, colour, y, x]
-        layers[10].weight[CHANNELS : 2 * CHANNELS, channel, tap[0], tap[1]] = -W[:, colour, y, x]
+        layers[10].weight[:CHANNELS, channel, tap[0], tap[1]] = weight[:, colour, y, x]
+        layers[10].weight[CHANNELS : 2 * CHANNELS, channel, tap[0], tap[1]] = -weight[:, colour, y, x]
     for z in range(CHANNELS):
         put(layers[14], z, z, 1.0)
         put(layers[14], z, CHANNELS + z, -1.0)
@@ -116,23 +121,28 @@ class QuarterCode:
 
 def quarter_code(code: PatchCode, z: Tensor) -> QuarterCode:
     """Principal components of the 4x4 quarters that latents z [M, 16] decode to."""
-    half = PATCH // 2
-    D = (code.D / 2).view(3, 2, half, 2, half, CHANNELS)  # colour, row half, y, column half, x, z
-    mu = ((code.mu + 1) / 2).view(3, 2, half, 2, half)
-    Ds = torch.stack([D[:, r, :, c].reshape(-1, CHANNELS) for r, c in QUADRANTS])  # [4, 48, 16]
-    mus = torch.stack([mu[:, r, :, c].reshape(-1) for r, c in QUADRANTS])  # [4, 48]
-    quarters = (torch.einsum("qpz,mz->qmp", Ds, z) + mus[:, None]).flatten(0, 1)  # [4 M, 48]
-    mean = quarters.mean(0)
-    variance, vectors = torch.linalg.eigh(torch.cov(quarters.T))
+    decode = quarters(code.D / 2)  # [4, 48, 16]
+    shift = quarters((code.mu[:, None] + 1) / 2)[..., 0]  # [4, 48]
+    decoded = (torch.einsum("qpz,mz->qmp", decode, z) + shift[:, None]).flatten(0, 1)  # [4 M, 48]
+    mean = decoded.mean(0)
+    variance, vectors = torch.linalg.eigh(torch.cov(decoded.T))
     scale = variance.flip(0)[:CODES].clamp(min=1e-6) ** 0.25  # evens out the codes' sizes
-    T, pixels = (vectors.flip(1)[:, :CODES] / scale).T, vectors.flip(1)[:, :CODES] * scale
-    codes = (quarters - mean) @ T.T
+    components = vectors.flip(1)[:, :CODES]
+    to_code = (components / scale).T
+    codes = (decoded - mean) @ to_code.T
     offset = -codes.amin(0) * 1.15 + 0.2  # some room for latents beyond those seen
     gate = (codes.amax(0) * 1.3 + offset) * 1.3 + 1
-    return QuarterCode(T @ Ds, (mus - mean) @ T.T, pixels, mean, offset, gate)
+    return QuarterCode(to_code @ decode, (shift - mean) @ to_code.T, components * scale, mean, offset, gate)
 
 
-def write_decoder(layers: nn.Sequential, code: PatchCode, z: Tensor) -> None:
+def quarters(rows: Tensor) -> Tensor:
+    """Rows of a patch [3 x 2n x 2n, K] -> those of its quadrants [4, 3 x n x n, K]."""
+    half = math.isqrt(len(rows) // 3) // 2
+    split = rows.view(3, 2, half, 2, half, -1)  # colour, row half, y, column half, x, K
+    return torch.stack([split[:, row, :, column].flatten(0, 2) for row, column in QUADRANTS])
+
+
+def write_decoder(layers: Layers, code: PatchCode, z: Tensor) -> None:
     """All layers, for model latents distributed like z [M, 16]."""
     quarter = quarter_code(code, z)
     offset = -z.amin(0) * 1.15 + 0.3
@@ -145,7 +155,7 @@ def write_decoder(layers: nn.Sequential, code: PatchCode, z: Tensor) -> None:
     write_pixels(layers)
 
 
-def write_ramps(layers: nn.Sequential) -> None:
+def write_ramps(layers: Layers) -> None:
     """Layers 0 to 4: ramps, min(distance to the edge, 9) + 1."""
     for ramp in RAMPS:
         layers[0].bias[ramp] = 1.0
@@ -161,8 +171,8 @@ def write_ramps(layers: nn.Sequential) -> None:
             put(third, ramp, 4 + i, -1.0)
 
 
-def write_quarters(layers: nn.Sequential, quarter: QuarterCode, latent_offset: Tensor) -> None:
-    """Layers 6 to 9, at one pixel for each quarter of a patch: halves from ramps, then the quarters' codes."""
+def write_quarters(layers: Layers, quarter: QuarterCode, latent_offset: Tensor) -> None:
+    """Layers 6 to 9, at one pixel for each quarter of a patch: halves from ramps, then codes."""
     carry(layers[6], LATENTS)
     for ramp, tap, sign in zip(RAMPS, (LEFT, LEFT, UP, UP), (1.0, -1.0, 1.0, -1.0), strict=True):
         put(layers[6], ramp, ramp, sign)
@@ -181,7 +191,7 @@ def write_quarters(layers: nn.Sequential, quarter: QuarterCode, latent_offset: T
         select(block, quarter.maps[:, part], shifts[:, part], quarter.gate[part], LATENTS, CODED[part])
 
 
-def write_cells(layers: nn.Sequential, quarter: QuarterCode) -> None:
+def write_cells(layers: Layers, quarter: QuarterCode) -> None:
     """Layers 11 to 13, at one pixel for each 2x2 cell: its 3 x 2 x 2 values + PIXEL_OFFSET."""
     carry(layers[11], CODED)
     write_differences(layers[11])
@@ -189,15 +199,13 @@ def write_cells(layers: nn.Sequential, quarter: QuarterCode) -> None:
     for axis in (0, 1):
         write_magnitude(first, second, axis)
         write_halves(third, axis, {axis: 1.0})
-    pixels = quarter.pixels.view(3, 2, 2, 2, 2, CODES)  # colour, row half, y, column half, x, code
-    mean = quarter.mean.view(3, 2, 2, 2, 2)
-    maps = torch.stack([pixels[:, r, :, c].reshape(-1, CODES) for r, c in QUADRANTS])
-    shifts = torch.stack([mean[:, r, :, c].reshape(-1) for r, c in QUADRANTS]) - maps @ quarter.offset
+    maps = quarters(quarter.pixels)  # [4, 12, CODES]
+    shifts = quarters(quarter.mean[:, None])[..., 0] - maps @ quarter.offset
     gate = torch.full((len(CELLS),), PIXEL_GATE)
     select(layers[13], maps, shifts + PIXEL_OFFSET, gate, CODED, CELLS)
 
 
-def write_pixels(layers: nn.Sequential) -> None:
+def write_pixels(layers: Layers) -> None:
     """Layers 16 to 18, at full size: each pixel picks its value of the cell."""
     carry(layers[16], CELLS)
     write_differences(layers[16])
@@ -220,27 +228,27 @@ def write_pixels(layers: nn.Sequential) -> None:
         layers[18].bias[colour] = -PIXEL_OFFSET
 
 
-def carry(conv: nn.Conv2d, channels: Iterable[int]) -> None:
+def carry(conv: Conv, channels: Iterable[int]) -> None:
     """Pass channels on as they are."""
     for channel in channels:
         put(conv, channel, channel, 1.0)
 
 
-def write_differences(conv: nn.Conv2d) -> None:
-    """+1 and -1 where the left (upper) halves begin and end, 0 elsewhere, in two of the ramps' channels."""
+def write_differences(conv: Conv) -> None:
+    """+1 and -1 where left (upper) halves begin and end, 0 elsewhere, in two of the ramps' channels."""
     for axis, tap in ((0, LEFT), (1, UP)):
         put(conv, RAMPS[axis], HALVES[2 * axis], 1.0)
         put(conv, RAMPS[axis], HALVES[2 * axis], -1.0, tap)
 
 
-def write_magnitude(first: nn.Conv2d, second: nn.Conv2d, axis: int) -> None:
+def write_magnitude(first: Conv, second: Conv, axis: int) -> None:
     """|difference|, 1 in the left (upper) halves of the new, smaller cells: row `axis` of `second`."""
     for i, sign in enumerate((1.0, -1.0)):
         put(first, 2 * axis + i, RAMPS[axis], sign)
         put(second, axis, 2 * axis + i, 1.0)
 
 
-def write_halves(third: nn.Conv2d, axis: int, inputs: Mapping[int, float]) -> None:
+def write_halves(third: Conv, axis: int, inputs: Mapping[int, float]) -> None:
     """The halves' channels of an axis from one that is 1 in the left (upper) half: itself, and 1 - itself.
 
     A block adds to what its channels hold, which here must be nothing.
@@ -253,7 +261,12 @@ def write_halves(third: nn.Conv2d, axis: int, inputs: Mapping[int, float]) -> No
 
 
 def select(
-    block: nn.Module, maps: Tensor, shifts: Tensor, gate: Tensor, inputs: Sequence[int], outputs: Sequence[int]
+    block: Block,
+    maps: Tensor,
+    shifts: Tensor,
+    gate: Tensor,
+    inputs: Sequence[int],
+    outputs: Sequence[int],
 ) -> None:
     """In every quadrant of a cell, outputs = its own map of the inputs + its shift, which must be > 0.
 
