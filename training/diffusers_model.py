@@ -420,4 +420,4 @@ def load_diffusers(
         if pipeline.pipeline in family.pipelines:
             return family(pipeline, torch.device(device), dtype)
     known = ", ".join(name for family in FAMILIES for name in family.pipelines)
-    raise ValueError(f"model folder must hold one of {known}, but {folder} holds a {pipeline.pipeline}")
+    raise pipeline.fault(f"it must hold one of {known}, but holds a {pipeline.pipeline}")
