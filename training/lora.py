@@ -110,6 +110,18 @@ def _near(pattern: str, names: list[str]) -> list[str]:
     return [endings[c] for c in close]
 
 
+def _check_dora_dropout(config: LoRAConfig, layers: Mapping[str, nn.Module]) -> None:
+    """Refuse the one combination that peft cannot compute: it fails only when a step is under way."""
+    if config.kind != "dora" or config.dropout == 0:
+        return
+    for name, layer in layers.items():
+        if isinstance(layer, nn.Conv2d) and layer.weight.dtype != torch.float32:
+            raise ValueError(
+                f"dropout must be 0 for a dora adapter on convolutions that are not float32, got {config.dropout} "
+                f"on {name} ({layer.weight.dtype}); load the model in float32 or set dropout to 0"
+            )
+
+
 class Adapter:
     """An adapter on a module, float32 and trainable, the base frozen.
 
@@ -119,7 +131,7 @@ class Adapter:
         seed: seed of the initial weights (the global random state is left alone).
 
     Raises:
-        ValueError: the targets match nothing.
+        ValueError: the targets match nothing, or dora with dropout on half-precision convolutions.
         RuntimeError: the module carries an adapter already.
     """
 
@@ -130,6 +142,7 @@ class Adapter:
         self.config = config
         names = target_modules(module, config.targets)
         self._wrapped = {name: module.get_submodule(name) for name in names}
+        _check_dora_dropout(config, self._wrapped)
         self._training = {m: m.training for layer in self._wrapped.values() for m in layer.modules()}
         self._trainable = [p for p in module.parameters() if p.requires_grad]
         self._attributes = set(vars(module))  # peft adds its own to the network

@@ -165,6 +165,16 @@ def test_the_adapter_is_float32_over_a_half_precision_base(kind, dtype):
     assert all(p.grad is None for p in net.parameters())
 
 
+def test_dora_dropout_on_half_precision_convolutions_is_refused_before_training():
+    before = anatomy(net := network(torch.bfloat16))
+    with pytest.raises(ValueError, match=r"dropout must be 0 for a dora adapter .* got 0.1 on blocks.0.conv"):
+        Adapter(net, LoRAConfig("dora", rank=2, dropout=0.1, targets=EVERYTHING))
+    assert_same_anatomy(anatomy(net), before)
+    adapter = Adapter(net, LoRAConfig("dora", rank=2, dropout=0.1, targets=LINEAR))
+    with adapter.dropout():
+        assert run(net, torch.bfloat16).isfinite().all()
+
+
 def test_dropout_is_active_in_its_block_only():
     net = network(torch.float32)
     adapter = Adapter(net, LoRAConfig(rank=4, dropout=0.5, targets=LINEAR))
