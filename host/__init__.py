@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or "comfy_api" not in sys.modules:
     from . import schema as io
@@ -15,11 +15,14 @@ if TYPE_CHECKING or "comfy_api" not in sys.modules:
     from .interface import Cancelled
     from .schema import ComfyExtension
     from .standalone import current
+
+    sampling: Any = None  # there is no MODEL to sample without ComfyUI
 else:
     from comfy_api.latest import ComfyExtension, io, ui
 
+    from . import comfy_sampling as sampling
     from .comfyui import Cancelled, current
 
 from .interface import Host, Progress
 
-__all__ = ["Cancelled", "ComfyExtension", "Host", "Progress", "current", "io", "ui"]
+__all__ = ["Cancelled", "ComfyExtension", "Host", "Progress", "current", "io", "sampling", "ui"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from .interface import Progress
-from .standalone import PACK, first_existing
+from .report import REPORT_VARIABLE, merge, write
+from .standalone import PACK, TerminalBar, first_existing
 
 if TYPE_CHECKING:
     from .interface import Cancelled
@@ -33,6 +35,9 @@ class ComfyHost:
 
     name = "comfyui"
 
+    def __init__(self) -> None:
+        self._sections: dict[str, Any] = {}
+
     def output_dir(self) -> Path:
         """Return ComfyUI's output folder."""
         return Path(folder_paths.get_output_directory())
@@ -42,8 +47,8 @@ class ComfyHost:
         return Path(folder_paths.get_input_directory())
 
     def loras_dir(self) -> Path:
-        """Return the first folder that the LoRA loader lists."""
-        return Path(folder_paths.get_folder_paths("loras")[0])
+        """Return `output/loras`, which the LoRA loader lists and core's own trainer saves to."""
+        return self.output_dir() / "loras"
 
     def runs_dir(self) -> Path:
         """Return `output/rollout_trainer/runs`, which users find and which outlives a restart."""
@@ -83,19 +88,27 @@ class ComfyHost:
         return saved
 
     def report(self, section: Mapping[str, Any]) -> None:
-        """Do nothing: in ComfyUI the same facts travel in `NodeOutput(ui=...)`."""
+        """Write into the file that `--comfyui` names. A user's own ComfyUI has none: return the same facts in
+        `NodeOutput(ui=...)`.
+        """
+        path = os.environ.get(REPORT_VARIABLE)
+        if path:
+            merge(self._sections, section)
+            write(Path(path), self._sections)
 
 
 class _NodeProgress:
-    """Progress, text and preview of one node."""
+    """Progress, text and preview of one node, in the front end and, as core's samplers do, in the terminal."""
 
     def __init__(self, total: int) -> None:
         context = get_executing_context()
         self._node_id = None if context is None else context.node_id
         self._total = total
         self._bar = ProgressBar(total, node_id=self._node_id)
+        self._terminal = TerminalBar(total)
 
     def update(self, done: int, text: str = "", image: Image.Image | None = None) -> None:
+        self._terminal.show(done, text)
         # ProgressBar looks at the interrupt flag only when it sends, in newer hosts a few times a second.
         model_management.throw_exception_if_processing_interrupted()
         preview = None if image is None else ("JPEG", image, PREVIEW_SIZE)

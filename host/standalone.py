@@ -20,11 +20,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .interface import Cancelled, Progress
+from .report import merge
 
 PACK = Path(__file__).resolve().parent.parent
-BAR = (
-    "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} {elapsed}<{remaining} {rate_noinv_fmt}{postfix}"
-)
+BAR = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}, {elapsed}, {remaining} left{postfix}"
 
 
 class StandaloneHost:
@@ -88,7 +87,7 @@ class StandaloneHost:
 
     def progress(self, total: int) -> Progress:
         """Start a bar on the terminal, named after the running node."""
-        return _Bar(self, total)
+        return _Progress(self, total)
 
     def cancel(self) -> None:
         """Ask the running node to stop at its next step boundary."""
@@ -131,28 +130,43 @@ class StandaloneHost:
         merge(self.sections, section)
 
 
-class _Bar:
-    """A tqdm bar; in a log file it draws a line every ten seconds at most."""
+class TerminalBar:
+    """A progress bar on stderr, and in a log file a line every ten seconds at most."""
 
-    def __init__(self, host: StandaloneHost, total: int) -> None:
-        self._host = host
+    def __init__(self, total: int, title: str = "", quiet: bool = False) -> None:
         self._tqdm = tqdm(
             total=total,
-            desc=host.title,
-            unit=" steps",
+            desc=title,
             bar_format=BAR,
-            disable=host.quiet,
+            disable=quiet,
             mininterval=0.1 if sys.stderr.isatty() else 10,
         )
 
-    def update(self, done: int, text: str = "", image: Image.Image | None = None) -> None:
+    def show(self, done: int, text: str = "") -> None:
+        """Draw that `done` units are finished."""
         if text:
             self._tqdm.set_postfix_str(text, refresh=False)
         self._tqdm.update(done - self._tqdm.n)
-        if self._host.cancel_requested() or done >= (self._tqdm.total or 0):
-            self._tqdm.refresh()
-            self._tqdm.close()
-        self._host.check_cancelled()
+        if done >= (self._tqdm.total or 0):
+            self.close()
+
+    def close(self) -> None:
+        """Draw it for the last time."""
+        self._tqdm.close()
+
+
+class _Progress:
+    """A bar that listens to the host's cancel request."""
+
+    def __init__(self, host: StandaloneHost, total: int) -> None:
+        self._host = host
+        self._bar = TerminalBar(total, host.title, host.quiet)
+
+    def update(self, done: int, text: str = "", image: Image.Image | None = None) -> None:
+        self._bar.show(done, text)
+        if self._host.cancel_requested():
+            self._bar.close()
+            raise Cancelled
 
 
 _current: StandaloneHost | None = None
@@ -202,15 +216,6 @@ def first_existing(text: str, folders: list[Path]) -> Path:
     typed = Path(text).expanduser()
     candidates = [Path(os.path.normpath(folder / typed)) for folder in folders]
     return next((path for path in candidates if path.exists()), candidates[0])
-
-
-def merge(target: dict[str, Any], section: Mapping[str, Any]) -> None:
-    """Write `section` into `target`: mappings merge at every level, other values replace."""
-    for key, value in section.items():
-        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
-            merge(target[key], value)
-        else:
-            target[key] = dict(value) if isinstance(value, Mapping) else value
 
 
 def _to_pil(image: Tensor) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from rollout_trainer.training import denoiser
 
 

@@ -1,0 +1,61 @@
+"""The pack's nodes, as ComfyUI and the standalone host list them. Thin: they build configs and call `training`."""
+
+from __future__ import annotations
+
+from ..host import ComfyExtension, io
+from .data import RolloutDatasetFromFolder, RolloutEncodeDataset
+from .model import RolloutLoadDiffusers
+from .pictures import RolloutCompareImages, RolloutLossPlot, RolloutPreview, RolloutSample
+from .sampler import RolloutSampler, RolloutSigmas
+from .settings import (
+    RolloutLoRASettings,
+    RolloutLossSettings,
+    RolloutOptimizerSettings,
+    RolloutReflexFlow,
+    RolloutScheduledSampling,
+    RolloutSettingsFromJSON,
+    RolloutSettingsToJSON,
+    RolloutTimestepSettings,
+)
+from .train import (
+    RolloutInitTraining,
+    RolloutResumeTraining,
+    RolloutSaveLoRA,
+    RolloutTrainLoRA,
+    RolloutTrainSteps,
+    RolloutValidate,
+)
+
+NODES: list[type[io.ComfyNode]] = [
+    RolloutLoadDiffusers,
+    RolloutDatasetFromFolder,
+    RolloutEncodeDataset,
+    RolloutLoRASettings,
+    RolloutOptimizerSettings,
+    RolloutTimestepSettings,
+    RolloutLossSettings,
+    RolloutScheduledSampling,
+    RolloutReflexFlow,
+    RolloutSettingsFromJSON,
+    RolloutSettingsToJSON,
+    RolloutTrainLoRA,
+    RolloutInitTraining,
+    RolloutTrainSteps,
+    RolloutResumeTraining,
+    RolloutValidate,
+    RolloutSaveLoRA,
+    RolloutSample,
+    RolloutPreview,
+    RolloutLossPlot,
+    RolloutCompareImages,
+    RolloutSampler,
+    RolloutSigmas,
+]
+
+
+class RolloutTrainerExtension(ComfyExtension):
+    """What `comfy_entrypoint` hands to the host."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """All node classes; their ids are for ever."""
+        return NODES

@@ -1,0 +1,61 @@
+"""Loading a base model."""
+
+from __future__ import annotations
+
+import torch
+
+from ..host import current, io
+from ..training.diffusers_model import load_diffusers
+from ..training.model import LoadedModel
+from ..training.pipeline_folder import PipelineFolder
+from . import sockets
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class RolloutLoadDiffusers(io.ComfyNode):
+    """A base model from a diffusers pipeline folder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="RolloutLoadDiffusers",
+            display_name="Load Diffusers Model",
+            category=sockets.CATEGORY,
+            description="Loads a diffusers pipeline folder (SD3 type, SD1.5 / SD2 type) for training. demo/model is "
+            "the small model that comes with the pack. Nothing is downloaded.",
+            inputs=[
+                io.String.Input(
+                    "folder",
+                    default="demo/model",
+                    tooltip="Folder with a model_index.json; relative paths are looked for in the host's folders, "
+                    "then in the pack.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(DTYPES),
+                    default="float32",
+                    tooltip="Precision of the frozen base: bfloat16 halves its memory on a GPU; float32 for the demo "
+                    "model and the CPU. The adapter is always float32.",
+                ),
+            ],
+            outputs=[sockets.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, folder: str) -> bool | str:
+        """Look for the folder and its index before anything runs."""
+        try:
+            PipelineFolder.read(current().resolve_path(folder))
+        except ValueError as err:
+            return str(err)
+        return True
+
+    @classmethod
+    def execute(cls, folder: str, dtype: str) -> io.NodeOutput:
+        """Load it to the host's device."""
+        host = current()
+        return io.NodeOutput(
+            LoadedModel(load_diffusers(host.resolve_path(folder), host.device(), DTYPES[dtype]))
+        )

@@ -1,0 +1,298 @@
+"""Pictures: samples from the trained model, the filmstrip of a rollout, the loss curve, comparisons."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..host import current, io
+from ..samplers import SAMPLERS
+from ..training import plots, preview
+from ..training.config import RolloutConfig
+from ..training.data import LatentDataset
+from ..training.loop import Run
+from ..training.model import LoadedModel
+from ..training.sampling import sample
+from . import sockets
+
+
+def as_image(picture: plots.Picture) -> Tensor:
+    """A plot as the host's IMAGE: [1, H, W, 3] float32 in [0, 1]."""
+    return torch.from_numpy(picture.copy()).float()[None] / 255
+
+
+class RolloutSample(io.ComfyNode):
+    """Pictures from prompts."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="RolloutSample",
+            display_name="Sample",
+            category=sockets.CATEGORY,
+            description="Draws a picture for each prompt with the solvers that training rolls out with. Picture i "
+            "starts from the noise of seed + i, whatever the others are.",
+            inputs=[
+                sockets.Model.Input("model", tooltip="The base model, or a trainer's model output."),
+                io.String.Input(
+                    "prompts",
+                    default="grinning face, blob style, white background",
+                    multiline=True,
+                    tooltip="One prompt per line, one picture each.",
+                ),
+                io.String.Input(
+                    "negative",
+                    default="",
+                    multiline=True,
+                    tooltip="What guidance moves away from; empty is usual.",
+                ),
+                io.Int.Input(
+                    "width",
+                    default=0,
+                    min=0,
+                    max=16384,
+                    step=8,
+                    tooltip="Pixels; 0 takes the model's own size.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=0,
+                    min=0,
+                    max=16384,
+                    step=8,
+                    tooltip="Pixels; 0 takes the model's own size.",
+                ),
+                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Solver steps; 8 to 50."),
+                io.Combo.Input(
+                    "sampler",
+                    options=list(SAMPLERS),
+                    default="unipc",
+                    tooltip="unipc is accurate in few steps; euler is the plain one; rk4 costs four forwards a step.",
+                ),
+                io.Int.Input(
+                    "order", default=2, min=1, max=3, tooltip="Order of unipc and dpm; 2 is a good choice."
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=2.0,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="Guidance: above 1 follows the prompt more closely; 1 is off and twice as fast.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Of the noise; the same seed draws the same pictures.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="images")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: LoadedModel,
+        prompts: str,
+        negative: str,
+        width: int,
+        height: int,
+        steps: int,
+        sampler: str,
+        order: int,
+        cfg: float,
+        seed: int,
+    ) -> io.NodeOutput:
+        """Sample with the host's progress bar."""
+        bar = current().progress(steps)
+        lines = [line.strip() for line in prompts.splitlines() if line.strip()]
+        pixels = sample(
+            model,
+            lines,
+            negative.strip(),
+            height or None,
+            width or None,
+            steps=steps,
+            sampler=sampler,
+            order=order,
+            cfg=cfg,
+            seed=seed,
+            watch=lambda done, total, denoised: bar.update(done),
+        )
+        return io.NodeOutput(pixels.permute(0, 2, 3, 1).contiguous())  # [N, 3, H, W] -> [N, H, W, 3]
+
+
+class RolloutPreview(io.ComfyNode):
+    """A rollout as training sees it, as pictures and numbers."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="RolloutPreview",
+            display_name="Preview Rollout",
+            category=sockets.CATEGORY,
+            description="Rolls a few samples out and shows the model's own states beside the clean interpolants, its "
+            "estimate of the picture at each step, and the drift between the two beside the drift that a perfect "
+            "model has.",
+            inputs=[
+                sockets.Model.Input("model", tooltip="The base model, or a trainer's model output."),
+                sockets.Data.Input("data", tooltip="Where the samples come from."),
+                sockets.ScheduledSampling.Input(
+                    "scheduled_sampling", tooltip="Solver, order and step size of the rollout."
+                ),
+                io.Int.Input(
+                    "samples", default=2, min=1, max=64, tooltip="How many pictures of the data are rolled."
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=5,
+                    min=1,
+                    max=1000,
+                    tooltip="Length of the rollout; cut where it would begin above pure noise.",
+                ),
+                io.Float.Input(
+                    "target",
+                    default=0.5,
+                    min=0.0,
+                    max=0.99,
+                    step=0.01,
+                    tooltip="Where the rollout ends: the fraction of the trajectory that is left, 0 is the picture.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="Of the noise.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="filmstrip"),
+                io.Image.Output(display_name="frames"),
+                io.Image.Output(display_name="drift_plot"),
+                io.String.Output(display_name="drift"),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: LoadedModel,
+        data: LatentDataset,
+        scheduled_sampling: RolloutConfig,
+        samples: int,
+        steps: int,
+        target: float,
+        seed: int,
+    ) -> io.NodeOutput:
+        """Roll out, decode, draw."""
+        bucket = data.buckets[0]
+        n = min(samples, len(bucket))
+        batch = data.batch(torch.arange(n))
+        frames = preview.rollout_frames(model, batch.x0, batch.cond, target, steps, scheduled_sampling, seed)
+        own, clean, denoised = (
+            preview.pictures(model.source, states, sigmas)  # [T + 1, B, H, W, 3]
+            for states, sigmas in (
+                (frames.own, frames.sigmas),
+                (frames.clean, frames.sigmas),
+                (frames.denoised, None),
+            )
+        )
+        strips = [
+            plots.filmstrip(
+                own[:, i].numpy(),
+                clean[:, i].numpy(),
+                denoised[:, i].numpy(),
+                frames.sigmas.tolist(),
+                frames.drift[:, i].tolist(),
+                frames.floor[:, i].tolist(),
+            )
+            for i in range(n)
+        ]
+        facts = frames.summary()
+        current().report({"drift": facts})
+        curve = plots.drift_plot(facts["sigma"], facts["drift"], facts["floor"])
+        text = "\n".join(
+            f"sigma {s:.3f}: drift {d:.4f}, floor {f:.4f}"
+            for s, d, f in zip(facts["sigma"], facts["drift"], facts["floor"], strict=True)
+        )
+        strip = torch.cat([as_image(s) for s in strips])
+        return io.NodeOutput(
+            strip, own.transpose(0, 1).flatten(0, 1), as_image(curve), text, ui={"text": (text,)}
+        )
+
+
+class RolloutLossPlot(io.ComfyNode):
+    """The loss of a run over its steps."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="RolloutLossPlot",
+            display_name="Loss Plot",
+            category=sockets.CATEGORY,
+            description="Draws the loss of a run and its parts: base, and on rolled rows FC and ADR.",
+            inputs=[
+                sockets.Run.Input("run", tooltip="The run."),
+                io.Int.Input("width", default=900, min=200, max=4096, tooltip="Pixels."),
+                io.Int.Input("height", default=500, min=150, max=4096, tooltip="Pixels."),
+            ],
+            outputs=[io.Image.Output(display_name="plot")],
+        )
+
+    @classmethod
+    def execute(cls, run: Run, width: int, height: int) -> io.NodeOutput:
+        """Draw it."""
+        return io.NodeOutput(as_image(plots.loss_plot(run.history.columns, (width, height))))
+
+
+class RolloutCompareImages(io.ComfyNode):
+    """Rows of pictures, one above the other."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="RolloutCompareImages",
+            display_name="Compare Images",
+            category=sockets.CATEGORY,
+            description="Lays batches of pictures out in rows with labels: before and after, one seed, one prompt.",
+            inputs=[
+                io.Image.Input("first", tooltip="Upper row."),
+                io.Image.Input("second", tooltip="Row below; pictures of the same size."),
+                io.Image.Input(
+                    "third", optional=True, tooltip="A third row, the real pictures for instance."
+                ),
+                io.String.Input(
+                    "labels",
+                    default="before\nafter",
+                    multiline=True,
+                    tooltip="One label per line, one for each row.",
+                ),
+                io.String.Input(
+                    "captions",
+                    default="",
+                    multiline=True,
+                    tooltip="One line for each column, for instance the prompts; may be empty.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="grid")],
+        )
+
+    @classmethod
+    def execute(
+        cls, first: Tensor, second: Tensor, labels: str, captions: str, third: Tensor | None = None
+    ) -> io.NodeOutput:
+        """Lay them out."""
+        rows = [row.cpu().numpy() for row in (first, second, third) if row is not None]
+        names = [line for line in labels.splitlines() if line.strip()]
+        names += [""] * (len(rows) - len(names))
+        heads = [line.split(",")[0] for line in captions.splitlines() if line.strip()]
+        return io.NodeOutput(as_image(plots.image_grid(rows, names[: len(rows)], heads[: len(first)])))

@@ -1,0 +1,126 @@
+"""The pack's solvers for the host's own sampling nodes: SAMPLER and SIGMAS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..host import io, sampling
+from ..samplers import SAMPLERS, Frame, TableSchedule, integrate
+from . import sockets
+
+
+def sample(
+    model: Any,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], object] | None = None,
+    disable: bool | None = None,
+    *,
+    sampler: str,
+    order: int,
+) -> Tensor:
+    """Run a solver in the form in which the host calls its own (k-diffusion's).
+
+    Args:
+        model: ``model(x, sigma [B], **extra_args) -> denoised``: guidance and masks are inside.
+        x: [B, ...] state at ``sigmas[0]``.
+        sigmas: [T + 1].
+        callback: called after every step with ``i, sigma, denoised, x``; raises to cancel.
+    """
+    process = sampling.sampled_noise_levels(model).process
+
+    def denoise(x: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:  # one schedule: all rows move together
+        denoised: Tensor = model(x, sigma, **(extra_args or {}))
+        return denoised
+
+    def show(frame: Frame) -> None:
+        if callback is not None:
+            sigma = sigmas[frame.step]
+            callback(
+                {
+                    "i": frame.step,
+                    "sigma": sigma,
+                    "sigma_hat": sigma,
+                    "denoised": frame.denoised,
+                    "x": frame.x,
+                }
+            )
+
+    return integrate(denoise, x, sigmas, sampler, order, process, show)
+
+
+class RolloutSampler(io.ComfyNode):
+    """One of the pack's solvers as the host's SAMPLER."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="RolloutSampler",
+            display_name="Rollout Sampler",
+            category=sockets.CATEGORY,
+            description="The solver that training rolls out with, for SamplerCustom and SamplerCustomAdvanced.",
+            inputs=[
+                io.Combo.Input(
+                    "sampler",
+                    options=list(SAMPLERS),
+                    default="unipc",
+                    tooltip="unipc is accurate in few steps; euler is the plain one; rk4 costs four forwards a step.",
+                ),
+                io.Int.Input(
+                    "order", default=2, min=1, max=3, tooltip="Order of unipc and dpm; 2 is a good choice."
+                ),
+            ],
+            outputs=[io.Sampler.Output(display_name="sampler")],
+        )
+
+    @classmethod
+    def execute(cls, sampler: str, order: int) -> io.NodeOutput:
+        """Hand it to the host."""
+        return io.NodeOutput(sampling.as_sampler(sample, sampler=sampler, order=order))
+
+
+class RolloutSigmas(io.ComfyNode):
+    """Noise levels as training sees them."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="RolloutSigmas",
+            display_name="Rollout Sigmas",
+            category=sockets.CATEGORY,
+            description="Noise levels of N steps, uniform in the fraction of the trajectory, as a rollout has them, "
+            "with the model's own shift.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model that will sample."),
+                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Steps from start to end."),
+                io.Float.Input(
+                    "start",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where to begin: 1 is pure noise; lower keeps more of an input picture.",
+                ),
+                io.Float.Input(
+                    "end", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="Where to stop: 0 is done."
+                ),
+            ],
+            outputs=[io.Sigmas.Output(display_name="sigmas")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, steps: int, start: float, end: float) -> io.NodeOutput:
+        """Uniform in u, through the model's own schedule."""
+        if start <= end:
+            raise ValueError(f"start must be above end ({end}), got {start}")
+        levels = sampling.model_noise_levels(model)
+        u = torch.linspace(start, end, steps + 1, dtype=torch.float64)
+        sigmas = levels.flow_sigma(u) if levels.process == "flow" else TableSchedule(levels.table).sigma(u)
+        return io.NodeOutput(sigmas.to(torch.float32))
