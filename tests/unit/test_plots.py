@@ -58,11 +58,22 @@ def test_base_alone_is_not_drawn_twice():
     assert np.array_equal(loss_plot({"total": values, "base": values}), loss_plot({"total": values}))
 
 
-def test_smoothing_is_a_mean_of_what_is_finite():
-    np.testing.assert_allclose(smoothed(np.array([3.0, 3.0, 3.0]), 10), 3.0)
-    out = smoothed(np.array([NAN, 1.0, NAN, 3.0]), 2)
-    assert np.isnan(out[0])
-    np.testing.assert_allclose(out[1:], [1.0, 1.0, (3 + 0.5) / 1.5])
+def test_smoothing_has_no_bias_at_the_begin():
+    np.testing.assert_allclose(smoothed(np.full(5, 3.0), 10), 3.0)
+    np.testing.assert_allclose(smoothed(np.array([1.0, 3.0]), 2), [1.0, (3 + 0.5) / 1.5])
+    assert smoothed(np.array([1.0, 3.0]), 0).tolist() == [1.0, 3.0]
+
+
+def test_sparse_columns_are_drawn_where_they_have_values():
+    sparse = [NAN] * 100
+    sparse[20::20] = [0.5, 0.4, 0.3, 0.2]
+    assert inked(loss_plot({"validation": sparse}), "#8250df") > 300
+
+
+def test_strips_of_samples_with_other_numbers_have_one_size():
+    small = filmstrip(*[frames(3, 0.5)] * 3, [0.9, 0.8, 0.7], [0, 0.01, 0.02], [0, 0.01, 0.02])
+    large = filmstrip(*[frames(3, 0.5)] * 3, [0.9, 0.8, 0.7], [0, 1.0, 12.0], [0, 1.0, 12.0])
+    assert small.shape == large.shape
 
 
 def test_the_drift_plot_draws_drift_and_floor():
