@@ -55,7 +55,8 @@ def loss_plot(history: Mapping[str, Values], size: tuple[int, int] = (900, 500))
         axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
-        figure.legend(frameon=False, loc="outside upper center", ncols=len(LOSSES))
+        columns = min(sum(drawn), max(1, size[0] // 170))
+        figure.legend(frameon=False, loc="outside upper center", ncols=columns, handlelength=1.4)
     else:
         axes.text(0.5, 0.5, "no finite loss yet", transform=axes.transAxes, ha="center", color=FAINT)
     return _render(figure)
@@ -230,7 +231,7 @@ def _curve(axes: Axes, values: NDArray[np.float64], label: str, colour: str) -> 
     few = len(values) <= 30
     style = {"marker": "o", "ls": "", "ms": 3, "alpha": 0.5} if few else {"lw": 0.8, "alpha": 0.15}
     axes.plot(steps, values, color=colour, **style)
-    axes.plot(steps, mean, color=colour, lw=1.8, label=f"{label}  {mean[-1]:.4g}")
+    axes.plot(steps, mean, color=colour, lw=1.8, label=f"{label}  {mean[-1]:.3g}")
     return True
 
 

@@ -55,6 +55,7 @@ def picture(path, size=(64, 64), colour=(255, 0, 0), caption="a caption", **opti
 
 
 def test_pictures_of_all_kinds_are_read_in_the_order_of_their_names(tmp_path):
+    (tmp_path / "._a.png").write_bytes(b"what macOS leaves on foreign disks")
     for name in ("d.bmp", "a.png", "c.webp", "b.JPG", "e.jpeg"):
         picture(tmp_path / name, caption=f"this is {name[0]}\n")
     dataset = read_image_folder(tmp_path)
@@ -401,6 +402,15 @@ def test_progress_counts_pictures_and_may_cancel(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         encode(read_image_folder(tmp_path), Model(), progress=cancel)
+
+
+def test_what_is_encoded_under_inference_mode_can_be_trained_on(tmp_path):
+    picture(tmp_path / "set" / "a.png")
+    for _ in range(2):  # encoded, then from the cache
+        with torch.inference_mode():
+            data = encode(read_image_folder(tmp_path / "set"), Model(), cache_dir=tmp_path / "cache")
+        tensors = [data.buckets[0].latents, data.buckets[0].cond["context"], data.empty_cond["context"]]
+        assert not any(t.is_inference() for t in tensors)
 
 
 def test_a_picture_that_vanished_is_named(tmp_path):
