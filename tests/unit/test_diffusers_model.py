@@ -350,7 +350,7 @@ def test_unet_timesteps_are_exact_on_the_table(folders):
     n = torch.tensor([0, 499, 999])
     model.denoiser().predict(latents(), model.schedule.sigmas[n].float(), model.encode_text(CAPTIONS))
     hook.remove()
-    torch.testing.assert_close(seen[0], n.double(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(seen[0], n.float(), atol=1e-3, rtol=0)
 
 
 def test_zero_terminal_snr_gives_a_finite_table(folders, tmp_path):
