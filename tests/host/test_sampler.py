@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import shutil
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -398,6 +399,21 @@ def test_a_step_costs_as_many_model_calls_as_the_solver_says(demo, sampler, call
     graph.add("SaveLatent", samples=drawn, filename_prefix="tests/latent")
     demo.host.queue(graph.prompt)
     assert model_calls(demo.host) == [1] * calls
+
+
+def test_a_cancel_does_not_wait_for_the_end_of_a_step(demo):
+    graph = PromptBuilder()
+    slow = graph.add("TestSlowModel", model=add_demo(graph), seconds=1.0)
+    drawn = add_draw(graph, Draw("rk4", steps=3, seed=23), model=slow)
+    graph.add("SaveLatent", samples=drawn, filename_prefix="tests/latent")
+    with demo.host.events() as events:
+        prompt_id = demo.host.submit(graph.prompt)
+        assert events.wait_for(lambda seen: any(d["node"] == drawn[0] for d in seen.of_type("executing")))
+        time.sleep(1.5)
+        demo.host.interrupt()
+        entry = demo.host.wait(prompt_id)
+    assert "execution_interrupted" in [name for name, _ in entry["status"]["messages"]]
+    assert len(model_calls(demo.host)) < 4  # a step of rk4 has four
 
 
 def model_calls(host: ComfyUI) -> list[int]:
