@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from rollout_trainer.demo.make import captions
 from rollout_trainer.demo.make.export_comfyui import comfyui_key, comfyui_vae
 from rollout_trainer.demo.style import style_probability, style_rate
