@@ -84,9 +84,7 @@ def drift_plot(sigmas: Values, drift: Values, floor: Values, size: tuple[int, in
     """
     figure, axes = _figure(size)
     axes.plot(sigmas, drift, "o-", color="#cf222e", ms=4, label="own states against clean ones")
-    axes.plot(
-        sigmas, floor, "--", color=FAINT, label="floor: a perfect model, estimated from this one's error"
-    )
+    axes.plot(sigmas, floor, "--", color=FAINT, label="of which a perfect model would have, at most")
     axes.fill_between(sigmas, 0, floor, color=FAINT, alpha=0.12, lw=0)
     axes.invert_xaxis()
     axes.set_ylim(bottom=0)
@@ -116,7 +114,10 @@ def filmstrip(
         f"{'source ' if i == 0 else 'target ' if i == count - 1 else ''}\N{GREEK SMALL LETTER SIGMA} = {sigmas[i]:.3f}"
         for i in chosen
     ]
-    feet = [f"drift {100 * drift[i]:.1f} %\nfloor {100 * floor[i]:.1f} %" for i in chosen]
+    feet = [
+        f"drift {100 * drift[i]:.1f} %\nfloor \N{LESS-THAN OR EQUAL TO} {100 * floor[i]:.1f} %"
+        for i in chosen
+    ]
     rows = [states[chosen] for states in (own, clean, denoised)]
     return sheet(rows, ["own steps", "clean", "model's x0"], heads, feet)
 
