@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -67,6 +68,9 @@ def main(argv: list[str] | None = None) -> int:
     except DevError as err:
         print(f"dev.py {args.command}: {err}", file=sys.stderr)
         return err.code
+    except OSError as err:  # no space, no rights, a file of the checkout missing
+        print(f"dev.py {args.command}: {err}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"\ndev.py {args.command}: interrupted", file=sys.stderr)
         return 130
@@ -159,11 +163,22 @@ def read_stamp() -> dict[str, str]:
 
 
 def make_venv(clear: bool) -> None:
-    """Create `.venv`, anew if `clear` or if what is there does not run."""
-    if venv_python().exists() and not clear and runs(venv_python(), "-m", "pip", "--version"):
-        return
-    LOG.unlink(missing_ok=True)
-    step(f"making {VENV.name}", [sys.executable, "-m", "venv", "--clear", str(VENV)])
+    """Create `.venv`, anew if `clear` or if what is there does not run.
+
+    Raises:
+        DevError: it is not ours to remove, or this Python lives in it.
+    """
+    if VENV.exists():
+        if not LOG.exists():
+            raise DevError(f"{VENV} was not made by dev.py; move it away")
+        if not clear and runs(venv_python(), "-m", "pip", "--version"):
+            return
+        if Path(sys.prefix).resolve() == VENV.resolve():
+            raise DevError(f"{VENV.name} must be made anew; run dev.py with a Python outside it")
+        shutil.rmtree(VENV)
+    VENV.mkdir()
+    LOG.touch()
+    step(f"making {VENV.name}", [sys.executable, "-m", "venv", str(VENV)])
 
 
 def runs(*command: object) -> bool:
@@ -192,17 +207,23 @@ def step(title: str, command: list[str]) -> None:
     # Where there is no terminal (CI), each line is written once, from left to right.
     again = f"\r{title} ..." if sys.stdout.isatty() else ""
     print(f"{title} ...", end="", flush=True)
+    # pip cannot obey a user's `--user` default inside a virtual environment.
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PIP_USER": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
     ) as process:
         try:
             output = wait(process, again, start)
         except KeyboardInterrupt:
             process.terminate()
             raise
-    if VENV.is_dir():
-        with LOG.open("a", encoding="utf-8") as log:
-            log.write(f"$ {' '.join(command)}\n{output}\n")
+    with LOG.open("a", encoding="utf-8") as log:
+        log.write(f"$ {' '.join(command)}\n{output}\n")
     if process.returncode != 0:
         print(f"{again} failed", flush=True)
         print("\n".join(output.splitlines()[-TAIL_LINES:]), file=sys.stderr)
@@ -224,27 +245,26 @@ def wait(process: subprocess.Popen[str], again: str, start: float) -> str:
 
 
 def demo(out: Path, extra: list[str]) -> int:
-    """Run the quickstart workflow with the standalone host and say where the results are."""
+    """Run the quickstart workflow with the standalone host and say where the pictures are.
+
+    Where the LoRA and the report are, the run says itself.
+    """
     out = out.resolve()
     workflow = "workflows/quickstart.json"
     code = run_in_venv("-m", "rollout_trainer", "run", workflow, "--out", str(out), *extra)
     if code != 0:
         raise DevError(f"the demo ended with exit code {code}; what it said is above", code)
-    print("\n".join(summary(out)))
+    print("Look at:", *pictures(out), sep="\n  ")
     return 0
 
 
-def summary(out: Path) -> list[str]:
-    """Say in a few lines what a run left in `out`, from its report.json."""
-    path = out / "report.json"
+def pictures(out: Path) -> list[Path]:
+    """Return the pictures that the report of a run in `out` names."""
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
         raise DevError(f"the demo wrote no readable report: {err}") from err
-    lines = [f"picture  {image}" for image in report.get("images", [])]
-    lines.append(f"LoRA     {report.get('lora')}")
-    lines.append(f"report   {path}")
-    return lines
+    return [out / image for image in report["images"]]
 
 
 def test(extra: list[str]) -> int:

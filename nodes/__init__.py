@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..host import ComfyExtension, io
 from .data import RolloutDatasetFromFolder, RolloutEncodeDataset
-from .model import RolloutLoadDiffusers
+from .model import RolloutLoadDiffusers, RolloutLoadLoRA
 from .pictures import RolloutCompareImages, RolloutLossPlot, RolloutPreview, RolloutSample
 from .sampler import RolloutSampler, RolloutSigmas
 from .settings import (
@@ -23,10 +23,12 @@ from .train import (
     RolloutSaveLoRA,
     RolloutTrainLoRA,
     RolloutTrainSteps,
+    RolloutValidate,
 )
 
 NODES: list[type[io.ComfyNode]] = [
     RolloutLoadDiffusers,
+    RolloutLoadLoRA,
     RolloutDatasetFromFolder,
     RolloutEncodeDataset,
     RolloutLoRASettings,
@@ -41,6 +43,7 @@ NODES: list[type[io.ComfyNode]] = [
     RolloutInitTraining,
     RolloutTrainSteps,
     RolloutResumeTraining,
+    RolloutValidate,
     RolloutSaveLoRA,
     RolloutSample,
     RolloutPreview,

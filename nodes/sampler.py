@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..host import io, sampling
+from ..host import current, io, sampling
 from ..samplers import SAMPLERS, Frame, TableSchedule, integrate
 from . import sockets
 
@@ -30,11 +30,16 @@ def sample(
         model: ``model(x, sigma [B], **extra_args) -> denoised``: guidance and masks are inside.
         x: [B, ...] state at ``sigmas[0]``.
         sigmas: [T + 1].
-        callback: called after every step with ``i, sigma, denoised, x``; raises to cancel.
+        callback: called after every step with ``i, sigma, denoised, x``.
+
+    Raises:
+        Cancelled: the user asked to stop; noticed before every model call, as a step of `rk4` has four.
     """
+    host = current()
     process = sampling.sampled_noise_levels(model).process
 
     def denoise(x: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:  # one schedule: all rows move together
+        host.check_cancelled()
         denoised: Tensor = model(x, sigma, **(extra_args or {}))
         return denoised
 
@@ -73,7 +78,11 @@ class RolloutSampler(io.ComfyNode):
                     tooltip="unipc is accurate in few steps; euler is the plain one; rk4 costs four forwards a step.",
                 ),
                 io.Int.Input(
-                    "order", default=2, min=1, max=3, tooltip="Order of unipc and dpm; 2 is a good choice."
+                    "order",
+                    default=2,
+                    min=1,
+                    max=3,
+                    tooltip="Order of unipc and dpm; 2 is a good choice, 3 for parts of a trajectory.",
                 ),
             ],
             outputs=[io.Sampler.Output(display_name="sampler")],

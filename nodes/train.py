@@ -8,7 +8,7 @@ from ..host import current, io
 from ..training.config import RolloutConfig
 from ..training.data import LatentDataset
 from ..training.export import save_lora
-from ..training.loop import Autocast, Progress, Run, TrainConfig, cost, reopen, start, train
+from ..training.loop import Autocast, Progress, Run, TrainConfig, cost, reopen, start, train, validate
 from ..training.lora import LoRAConfig
 from ..training.losses import LossConfig
 from ..training.model import LoadedModel
@@ -21,7 +21,10 @@ from . import sockets
 def setup_inputs() -> list[io.Input]:
     """What starting a run takes; `RolloutTrainLoRA` and `RolloutInitTraining` share it."""
     return [
-        sockets.Model.Input("model", tooltip="The base model. It stays as it is."),
+        sockets.Model.Input(
+            "model",
+            tooltip="The base model; it stays as it is. With an adapter on it, training goes on from that.",
+        ),
         sockets.Data.Input("data", tooltip="What to train on."),
         io.Int.Input(
             "steps",
@@ -49,7 +52,7 @@ def setup_inputs() -> list[io.Input]:
             default=0,
             min=0,
             max=0xFFFFFFFFFFFFFFFF,
-            control_after_generate=True,
+            control_after_generate=False,  # the front end would randomise it: each queue would train anew
             tooltip="Of everything random in the run: the same seed trains the same LoRA.",
         ),
         io.Float.Input(
@@ -91,7 +94,19 @@ def setup_inputs() -> list[io.Input]:
         ),
         io.Int.Input("keep", default=3, min=0, max=1000, tooltip="How many of those to keep; 0 keeps all."),
         io.String.Input("run_name", default="rollout", tooltip="Name of the run's folder; it gets a number."),
-        sockets.LoRA.Input("lora", optional=True, tooltip="LoRA settings; without them: rank 16, alpha 16."),
+        io.Int.Input(
+            "validate_every",
+            default=0,
+            min=0,
+            max=1_000_000,
+            tooltip="Steps between validation losses on the validation data; 0 is off. Always the same pictures, "
+            "noise and noise levels, never rolled out.",
+        ),
+        sockets.LoRA.Input(
+            "lora",
+            optional=True,
+            tooltip="LoRA settings; without them rank 16, alpha 16, or those of the adapter that the model has.",
+        ),
         sockets.Optimizer.Input(
             "optimizer", optional=True, tooltip="Optimizer settings; without them: AdamW at 1e-4."
         ),
@@ -102,6 +117,7 @@ def setup_inputs() -> list[io.Input]:
         sockets.ScheduledSampling.Input(
             "scheduled_sampling", optional=True, tooltip="Rollouts; without it the training is the usual one."
         ),
+        sockets.Data.Input("validation", optional=True, tooltip="Pictures that are not trained on."),
     ]
 
 
@@ -114,20 +130,24 @@ def begin(
     timesteps: TimestepConfig | None = None,
     loss: LossConfig | None = None,
     scheduled_sampling: RolloutConfig | None = None,
+    validation: LatentDataset | None = None,
     **own: Any,
 ) -> Run:
     """Start a run; `own` are the widgets that are fields of `TrainConfig`."""
+    own_lora = model.adapter.config if model.adapter is not None else LoRAConfig()
     config = TrainConfig(
-        lora=lora or LoRAConfig(),
+        lora=lora or own_lora,
         optimizer=optimizer or OptimizerConfig(),
         timesteps=timesteps or TimestepConfig(),
         loss=loss or LossConfig(),
         rollout=scheduled_sampling or RolloutConfig(),
         **own,
     )
-    if model.adapter is not None and lora is None:
-        raise ValueError("lora must be wired when training goes on from a model that already has an adapter")
-    return start(current().runs_dir(), run_name, model.source, data, config, adapter=model.adapter)
+    if config.validate_every and validation is None:
+        raise ValueError(
+            f"validate_every must be 0 without validation data, got {config.validate_every}; wire some"
+        )
+    return start(current().runs_dir(), run_name, model.source, data, config, validation, model.adapter)
 
 
 def train_watched(run: Run, steps: int) -> Run:
@@ -271,6 +291,33 @@ class RolloutResumeTraining(io.ComfyNode):
     def execute(cls, model: LoadedModel, data: LatentDataset, folder: str, step: int) -> io.NodeOutput:
         """Open it."""
         return outputs(reopen(current().resolve_path(folder), model.source, data, step))
+
+
+class RolloutValidate(io.ComfyNode):
+    """The validation loss of one state."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="RolloutValidate",
+            display_name="Validate",
+            category=sockets.CATEGORY,
+            description="Mean loss on data that is not trained on: always the same pictures, noise and noise levels, "
+            "never rolled out. Falls while the LoRA generalises, rises when it begins to memorise.",
+            inputs=[
+                sockets.Run.Input("run", tooltip="The state to measure."),
+                sockets.Data.Input("data", tooltip="Pictures that are not trained on."),
+            ],
+            outputs=[io.Float.Output(display_name="loss")],
+        )
+
+    @classmethod
+    def execute(cls, run: Run, data: LatentDataset) -> io.NodeOutput:
+        """Measure it."""
+        loss = validate(run, data)
+        current().report({"validation": {str(run.step): loss}})
+        return io.NodeOutput(loss, ui={"text": (f"step {run.step}: {loss:.5f}",)})
 
 
 class RolloutSaveLoRA(io.ComfyNode):

@@ -1,26 +1,27 @@
 """The numbers of the multistep solvers: everything that depends on the noise levels and not on the model.
 
-Both processes are ``x = alpha x0 + sigma noise`` and both solvers work in lambda = log(alpha / sigma) (half the
-log-SNR). One step from sigma to sigma_next, h = lambda_next - lambda, of an exponential integrator on the
-data prediction m = `denoised` (DPM-Solver++, 2211.01095, eq. 9) is
+The processes are ``x = alpha x0 + sigma noise`` (flow: alpha = 1 - sigma, VE: alpha = 1), and the solvers
+work in lambda = log(alpha / sigma), half the log-SNR. With h = lambda_next - lambda and the data prediction
+m = `denoised`, the exact solution over one step is (DPM-Solver++, 2211.01095, Proposition 4.1)
 
     x_next = sigma_next / sigma x + alpha_next (1 - e^-h) D,
 
-where D is an average of m over the step. Since ``alpha_next (1 - e^-h) = (sigma_next - sigma) / sigma`` up to
-its sign, for flow and for VE alike,
+where D is an average of m over the step. For flow and for VE alpha_next (1 - e^-h) = 1 - sigma_next / sigma:
 
-    x_next = ratio x + (1 - ratio) D,    ratio = sigma_next / sigma,
+    x_next = ratio x + (1 - ratio) D,    ratio = sigma_next / sigma.
 
-which is finite at both ends: sigma = 1 needs no logarithm, and at sigma = 0 x_next is D. The solvers differ only in D:
+This is finite at both ends: no logarithm is left at sigma = 1, and sigma_next = 0 gives D. Solvers differ
+only in their D,
 
     D = m_0 + sum_k v_k (m_k - m_0).
 
-Here m_0 is the prediction at the step's start, the other m_k are older (or, in a corrector, the one at its end),
-r_k = (lambda_k - lambda_0) / h is their place in units of the step, and the weights v solve
+Here m_0 is the prediction at the start of the step; the other m_k are older or, in a corrector, the one at
+its end. With r_k = (lambda_k - lambda_0) / h, their place in units of the step, the weights v solve
 
-    sum_k v_k r_k^i = b_i,    b_i = i! phi_{i+1}(-h) / phi_1(-h),    i = 1 .. number of k,
+    sum_k v_k r_k^i = b_i,    b_i = i! phi_{i+1}(-h) / phi_1(-h),    i = 1, 2, .. up to the number of k,
 
-that is, D is exact for polynomials in lambda (UniPC, 2302.04867, section 3.1, with rho_k = v_k r_k).
+which makes D exact for polynomials in lambda. It is UniPC's system (2302.04867, section 3) with its rho_k
+being our v_k r_k.
 """
 
 from __future__ import annotations
@@ -36,110 +37,113 @@ from .schedules import Process
 
 @dataclass(frozen=True)
 class Nodes:
-    """The noise levels that each row visits, without the steps in which it rests: entry j is the row's own step j.
+    """The noise levels that each row visits, its rests left out: entry j is the row's own step j.
 
-    All are [B, T], float64, on the CPU. Behind its last step a row repeats its last sigma; what is computed
-    there is never used.
+    All are [B, T], float64, on the CPU. After its last step a row rests; what stands there is never used.
     """
 
     sigma: Tensor
-    """At the start of the step."""
+    """Noise level at the start of the step."""
     sigma_next: Tensor
-    """At its end."""
-    lam: Tensor
-    """lambda = log(alpha / sigma) at the start; -inf at flow's sigma = 1."""
+    """Noise level at its end."""
     h: Tensor
-    """Length of the step in lambda; inf from flow's sigma = 1 and to sigma = 0."""
+    """Its length in lambda: inf from flow's sigma = 1 and to sigma = 0."""
 
     @classmethod
     def of(cls, sigmas: Tensor, moves: Tensor, process: Process) -> Nodes:
-        """Read the nodes off `sigmas`, [B, T + 1], float64, non-increasing; `moves` [B, T] is where they fall."""
+        """Read the nodes off `sigmas` [B, T + 1], float64; `moves` [B, T] tells which steps are no rests."""
         visited = sigmas[:, -1:].expand_as(sigmas).clone()
         visited[:, 0] = sigmas[:, 0]
         row, step = moves.nonzero(as_tuple=True)
         visited[row, moves.cumsum(1)[row, step]] = sigmas[row, step + 1]
-        lam = -visited.log() if process == "ve" else torch.log1p(-visited) - visited.log()
-        return cls(visited[:, :-1], visited[:, 1:], lam[:, :-1], lam.diff(dim=1))
+        sigma, sigma_next = visited[:, :-1], visited[:, 1:]
+        alpha = 1 - sigma if process == "flow" else torch.ones_like(sigma)
+        # lambda_next - lambda, without the cancellation that the difference of two logarithms would suffer
+        return cls(sigma, sigma_next, torch.log1p((sigma - sigma_next) / (alpha * sigma_next)))
 
     def order(self, order: int) -> Tensor:
-        """Order of each step, [B, T]: ``min(order, j + 1)``, and 1 for the step to sigma = 0."""
+        """Order of each step, [B, T]: ``min(order, j + 1)``; 1 for rests and for the step to sigma = 0."""
         rising = torch.arange(1, self.h.shape[1] + 1).clamp(max=order)
-        return torch.where(self.sigma_next > 0, rising, 1)
+        return torch.where((self.sigma_next > 0) & (self.sigma_next < self.sigma), rising, 1)
 
 
-def ratio(nodes: Nodes) -> Tensor:
+def sigma_ratio(nodes: Nodes) -> Tensor:
     """``sigma_next / sigma``, [B, T]."""
-    return torch.where(nodes.sigma > 0, nodes.sigma_next / nodes.sigma, 1.0)
+    return nodes.sigma_next / nodes.sigma
 
 
 def predictor_weights(nodes: Nodes, order: int) -> Tensor:
-    """Weights v_k of the k = 1 .. order - 1 older predictions, [B, T, order - 1]; 0 where a step has a lower order.
+    """Weights v_k of the older predictions k = 1 .. order - 1, [B, T, order - 1]; 0 where the order is lower.
 
-    This is UniP-p of UniPC with B(h) = e^h - 1, and DPM-Solver++ multistep at the same time: they agree in
-    every order. Order 2 takes its half (1 / 2 instead of b_1: DPM-Solver++ Algorithm 2, and UniPC's released code).
+    This is UniP-p of UniPC with B(h) = e^h - 1, and DPM-Solver++ multistep too: the two agree in every order.
+    Order 2 takes 1 / 2 in the place of b_1, as in Algorithm 2 of DPM-Solver++ and in UniPC's released code.
     """
     r, known = _older(nodes, order)
     v = _solve(r, known, _moments(nodes.h, order - 1))
-    simple = (nodes.order(order) == 2)[..., None] & known
-    return torch.where(simple, 0.5 / r, v)
+    second = (nodes.order(order) == 2)[..., None] & known
+    return torch.where(second, 0.5 / r, v)
 
 
 def corrector_weights(nodes: Nodes, order: int) -> Tensor:
-    """Weights of the new prediction and of the order - 1 older ones, [B, T, order], for UniC-p on the same step.
+    """Weights of UniC-p: of the prediction at the end of the step, then of the older ones, [B, T, order].
 
-    Order 1 takes the half, as UniPC's released code does.
+    Order 1 takes 1 / 2 in the place of b_1, as in UniPC's released code.
     """
-    older, known = _older(nodes, order)
-    r = torch.cat([torch.ones_like(nodes.h)[..., None], older], dim=-1)
-    known = torch.cat([torch.ones_like(nodes.h, dtype=torch.bool)[..., None], known], dim=-1)
-    v = _solve(r, known, _moments(nodes.h, order))
-    simple = torch.zeros(order, dtype=torch.float64)
-    simple[0] = 0.5
-    return torch.where((nodes.order(order) == 1)[..., None], simple, v)
+    r, known = _older(nodes, order)
+    end = torch.ones_like(nodes.h)[..., None]
+    v = _solve(torch.cat([end, r], -1), torch.cat([end.bool(), known], -1), _moments(nodes.h, order))
+    half = torch.tensor([0.5] + [0.0] * (order - 1), dtype=v.dtype)
+    return torch.where((nodes.order(order) == 1)[..., None], half, v)
 
 
-def phi(k: int, z: Tensor) -> Tensor:
-    """``phi_k(z) = (phi_{k-1}(z) - 1 / (k-1)!) / z`` with phi_0 = exp, k >= 1, to rounding error for every real z.
+def phi(count: int, z: Tensor) -> Tensor:
+    """``phi_k(z) = (phi_{k-1}(z) - 1 / (k-1)!) / z``, phi_0 = exp, for k = 1 .. count, to rounding error.
 
-    The recursion loses digits near 0 (a step of 1/1000 would keep ten of them for phi_3), so there the series is taken.
+    `z` [...] -> [..., count]. Near 0 the recursion loses digits (phi_3 keeps ten at a step of 1/1000): there
+    the last one is taken from its series and the recursion runs backwards.
     """
-    series = sum((z**j * (1 / math.factorial(j + k)) for j in range(20)), torch.zeros_like(z))
-    value = torch.expm1(z) / z
-    for i in range(1, k):
-        value = (value - 1 / math.factorial(i)) / z
-    return torch.where(z.abs() < 1, series, value)
+    upward = [torch.expm1(z) / z]
+    for k in range(1, count):
+        upward.append((upward[-1] - 1 / math.factorial(k)) / z)
+    last = torch.zeros_like(z)
+    for j in reversed(range(20)):
+        last = last * z + 1 / math.factorial(count + j)
+    downward = [last]
+    for k in reversed(range(1, count)):
+        downward.insert(0, downward[0] * z + 1 / math.factorial(k))
+    return torch.where(z.abs()[..., None] < 1, torch.stack(downward, -1), torch.stack(upward, -1))
 
 
 def _moments(h: Tensor, count: int) -> Tensor:
     """``b_i = i! phi_{i+1}(-h) / phi_1(-h)`` for i = 1 .. count, [B, T, count]."""
-    # Steps of infinite length are of order 1 and take no moment: any finite h will do there.
-    z = -torch.where(h.isfinite(), h, 1.0)
-    first = phi(1, z)
-    b = [math.factorial(i) * phi(i + 1, z) / first for i in range(1, count + 1)]
-    return torch.stack(b, dim=-1) if b else h.new_empty(*h.shape, 0)
+    # A step of infinite length is of order 1, its moments are not used: any finite length will do.
+    values = phi(count + 1, -torch.where(h.isfinite(), h, 1.0))
+    factorials = torch.tensor([math.factorial(i) for i in range(1, count + 1)], dtype=h.dtype)
+    return factorials * values[..., 1:] / values[..., :1]
 
 
 def _older(nodes: Nodes, order: int) -> tuple[Tensor, Tensor]:
-    """Places r_k of the k = 1 .. order - 1 older predictions and which of them a step uses, both [B, T, order - 1].
+    """Places r_k of the predictions k = 1 .. order - 1, and whether a step uses them; [B, T, order - 1].
 
-    A prediction at flow's sigma = 1 lies infinitely far back. In that limit its weight is 0 and the others are
-    those of the system without it, so it is not used.
+    A prediction at flow's sigma = 1 lies infinitely far back. In that limit its weight is 0 and the other
+    weights are those of the system without it: it is not used.
     """
     k = torch.arange(1, order)
     j = torch.arange(nodes.h.shape[1])[:, None]
-    older = nodes.lam[:, (j - k).clamp(min=0)]  # [B, T, order - 1]
-    known = (k < nodes.order(order)[..., None]) & older.isfinite()
-    r = (older - nodes.lam[..., None]) / nodes.h[..., None]
-    return torch.where(known, r, 1.0), known
+    back = nodes.h[:, (j - k).clamp(min=0)].cumsum(-1)  # lambda_0 - lambda_k
+    known = (k < nodes.order(order)[..., None]) & back.isfinite()
+    return torch.where(known, -back / nodes.h[..., None], 1.0), known
 
 
 def _solve(r: Tensor, known: Tensor, b: Tensor) -> Tensor:
-    """Solve ``sum_k v_k r_k^i = b_i`` for v, [..., K], in a batch; `known` marks the leading nodes that take part.
+    """Solve ``sum_k v_k r_k^i = b_i`` for v, [..., K]. `known` marks the leading k that take part.
 
-    The rest of the system is padded with the identity, so that systems of different size are one batch.
+    Systems of every size are one batch: the smaller ones are padded with the identity, which makes their
+    other v_k 0.
     """
     count = r.shape[-1]
-    power = r[..., None, :] ** torch.arange(1, count + 1)[:, None]  # [..., i, k]
+    powers = r[..., None, :] ** torch.arange(1, count + 1)[:, None]  # [..., i, k]
     member = known[..., :, None] & known[..., None, :]
-    system = torch.where(member, power, torch.eye(count, dtype=r.dtype))
-    return torch.linalg.solve(system, torch.where(known, b, 0.0))
+    system = torch.where(member, powers, torch.eye(count, dtype=r.dtype))
+    v: Tensor = torch.linalg.solve(system, torch.where(known, b, 0.0))
+    return v

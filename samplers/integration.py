@@ -1,8 +1,8 @@
 """Integrate a batch from high to low sigma, every row on its own schedule.
 
-Everything that the noise levels decide (which rows move in which step, their orders, all coefficients) is worked out
-before the first model call, in float64 on the CPU. What is left for a step is the model call and a few tensor
-operations: no step waits for the device.
+What the noise levels decide (which rows move in which step, their orders, all coefficients) is worked out
+before the first model call, in float64 on the CPU. A step is then the model call and a few tensor operations,
+and none waits for the device.
 """
 
 from __future__ import annotations
@@ -60,31 +60,34 @@ def integrate(
 ) -> Tensor:
     """Solve ``dx/dsigma = (x - denoised) / sigma`` along `sigmas`, from high to low noise.
 
-    Rows do not see each other: a row's result is that of its own run alone. Where two neighbours in `sigmas` are
-    equal the row rests, and the model is not called for it. A part of a trajectory (image to image, a
-    rollout) is just a shorter `sigmas`.
+    Rows do not see each other: each comes out as it would alone. Where two neighbours in `sigmas` are equal
+    the row rests, and the model is not called for it. Part of a trajectory (image to image, a rollout) is a
+    shorter `sigmas`.
 
     Args:
-        denoise: ``denoise(x, sigma, rows) -> denoised``, the estimate of x0 of the rows that move: `x` [A, ...] in the
-            dtype of the state, `sigma` [A], `rows` LongTensor [A] for selecting conditioning.
-        x: [B, ...] state at the first noise level. The state is kept in float32 (float64 for a float64 `x`),
+        denoise: ``denoise(x, sigma, rows) -> denoised``, the estimate of x0 for the A rows that move: `x`
+            [A, ...] and `sigma` [A] in the state's dtype, `rows` LongTensor [A] to select conditioning
+            with.
+        x: [B, ...] at the first noise level. The state is kept in float32, or float64 for a float64 `x`,
             whatever the model computes in.
-        sigmas: [T + 1] or [B, T + 1] noise levels, non-increasing. Read once, on the CPU, before the first step.
+        sigmas: [T + 1] or [B, T + 1] noise levels, non-increasing. Copied to the CPU, once, before the
+            first step.
         sampler: a name in `SAMPLERS`.
-        order: 1 to 3 for `dpm` and `unipc`. Euler is of order 1 and `rk4` of order 4, whatever this says. A row's
-            i-th step, from 0, has order ``min(order, i + 1)``; it is not lowered towards the end, but the step to
-            sigma = 0 is of order 1 (for `rk4`: one Euler step, one call).
+        order: 1 to 3 for `dpm` and `unipc`; `euler` is of order 1 and `rk4` of order 4, whatever this says.
+            A row's i-th step, from 0, has order ``min(order, i + 1)``, also towards the end, save that the
+            step to sigma = 0 has order 1 (for `rk4`: an Euler step, of one call).
         process: ``"flow"`` for ``x = (1 - sigma) x0 + sigma noise``, ``"ve"`` for ``x = x0 + sigma noise``.
-        callback: called with a `Frame` after every step.
+        callback: called with a `Frame` after every step in which a row moved.
 
     Returns:
         x at the last noise level, [B, ...], in the dtype of `x`.
 
     Raises:
-        ValueError: an unknown name, an order the sampler lacks, shapes that do not fit, sigmas that increase or lie
-            outside of the process.
-        FloatingPointError: the model returned nan or inf; names step and sigma. On the CPU in that very step; elsewhere
-            before the callback or, without one, after the last step, so as not to wait for the device in between.
+        ValueError: an unknown name, an order that the sampler lacks, shapes that do not fit, or sigmas that
+            increase or that the process does not have.
+        FloatingPointError: the model returned nan or inf; names step and sigma. On the CPU at once;
+            elsewhere ahead of the next callback or, without one, at the end, so that no step has to wait
+            for the device.
     """
     plan = prepare(x, sigmas, sampler, order, process)
     state = start(x)
@@ -117,8 +120,9 @@ def prepare(
     own = moves.cumsum(1)[row, index] - 1  # which step of the row's own it is
     counts = moves.sum(0).tolist()
     packed = columns[row, own].T.to(_state_dtype(x)).to(x.device)  # [2 + C, N]
-    ends = (nodes.sigma_next[row, own] == 0).split(counts)
-    steps = zip(row.to(x.device).split(counts), packed.split(counts, dim=1), ends, strict=True)
+    ends = (nodes.sigma_next[row, own] == 0).split_with_sizes(counts)
+    rows = row.to(x.device).split_with_sizes(counts)
+    steps = zip(rows, packed.split_with_sizes(counts, dim=1), ends, strict=True)
     return Plan(solver, tuple(_step(x, rows, values, end) for rows, values, end in steps))
 
 
@@ -140,17 +144,25 @@ def step(denoise: Denoise, state: State, plan: Plan) -> State:
         return replace(state, step=state.step + 1)
     moved = plan.sampler.advance(_shaped(denoise), state if now.everyone else _gather(state, now), now)
     failed = _failures(moved.x.detach(), state, now)
-    return replace(moved if now.everyone else _scatter(moved, state, now), failed=failed)
+    after = replace(moved if now.everyone else _scatter(moved, state, now), failed=failed)
+    if after.x.device.type == "cpu":
+        check_finite(after, plan)
+    return after
 
 
 def check_finite(state: State, plan: Plan) -> None:
-    """Raise FloatingPointError if the model has returned nan or inf so far; waits for an accelerator."""
+    """Raise FloatingPointError if the model has returned nan or inf so far. Waits for an accelerator."""
     if state.failed is None:
         return
     failed = state.failed.cpu()
     if (failed >= 0).any():
-        first = int(failed[failed >= 0].min())
-        raise _not_finite(first, plan.steps[first], int((failed == first).nonzero()[0]))
+        step = int(failed[failed >= 0].min())
+        row = int((failed == step).nonzero()[0])
+        now = plan.steps[step]
+        sigma = float(now.sigma[now.rows == row])
+        raise FloatingPointError(
+            f"denoised must be finite, got nan or inf at step {step} (sigma {sigma:.6g}, row {row})"
+        )
 
 
 def _solver(sampler: str, order: int, process: Process) -> Sampler:
@@ -241,26 +253,15 @@ def _scatter(moved: State, state: State, now: Step) -> State:
 
 
 def _failures(x: Tensor, state: State, now: Step) -> Tensor | None:
-    """Look for nan and inf in the rows `x` that have just moved, without waiting for an accelerator.
+    """Return the new `State.failed`, given the rows `x` that have just moved.
 
-    The model's output shows in the state it leads to, so one look a step is enough. On the CPU the sum is a quick test
-    (nan and inf survive it) and a failure raises at once; elsewhere the step of each row's first failure
-    is noted on the device, [B], -1 where there is none.
+    What the model gets wrong shows in the state it leads to, so one look a step is enough. On an accelerator
+    the note stays there, and nothing waits. On the CPU the sum, which nan and inf survive, mostly saves the
+    close look.
     """
-    if x.device.type == "cpu":
-        if not x.sum().isfinite():
-            bad = ~x.isfinite().reshape(len(x), -1).all(1)
-            if bad.any():
-                raise _not_finite(state.step, now, int(now.rows[bad.nonzero()[0, 0]]))
+    if x.device.type == "cpu" and x.sum().isfinite():
         return None
-    finite = x.isfinite().reshape(len(x), -1).all(1)
-    noted = state.failed if state.failed is not None else now.rows.new_full((len(state.x),), -1)
-    mine = noted.index_select(0, now.rows)
-    return noted.index_copy(0, now.rows, torch.where(finite | (mine >= 0), mine, state.step))
-
-
-def _not_finite(index: int, now: Step, row: int) -> FloatingPointError:
-    sigma = float(now.sigma[(now.rows == row).nonzero()[0, 0]])
-    return FloatingPointError(
-        f"denoised must be finite, got nan or inf at step {index} (sigma {sigma:.6g}, row {row})"
-    )
+    finite = x.isfinite().reshape(len(x), -1).all(1)  # [A]
+    failed = now.rows.new_full((len(state.x),), -1) if state.failed is None else state.failed
+    earlier = failed.index_select(0, now.rows)
+    return failed.index_copy(0, now.rows, torch.where(finite | (earlier >= 0), earlier, state.step))

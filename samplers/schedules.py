@@ -15,7 +15,9 @@ class Schedule(Protocol):
     """Noise level along a trajectory; u = 1 is pure noise, u = 0 is data."""
 
     @property
-    def process(self) -> Process: ...
+    def process(self) -> Process:
+        """How x is mixed at a noise level: ``"flow"`` or ``"ve"``."""
+        ...
 
     def sigma(self, u: Tensor) -> Tensor:
         """Noise level at the fractions `u` (any shape)."""
@@ -68,7 +70,7 @@ class TableSchedule:
     """
 
     sigmas: Tensor
-    """[N] noise level of the VE state ``x0 + sigma noise`` at the training timesteps 0..N-1; kept in float64."""
+    """[N] noise level of ``x0 + sigma noise`` at the training timesteps 0 .. N-1; kept in float64."""
 
     def __post_init__(self) -> None:
         sigmas = self.sigmas.detach().to(torch.float64)
@@ -91,7 +93,7 @@ class TableSchedule:
         a = alphas_cumprod.detach().to(torch.float64)
         if not ((a > 0) & (a < 1)).all():
             raise ValueError(
-                f"alphas_cumprod must lie strictly between 0 and 1, got {float(a.min())} .. {float(a.max())}; "
+                f"alphas_cumprod must lie strictly between 0 and 1, got {a.min():.6g} .. {a.max():.6g}; "
                 "give a zero-terminal-SNR schedule a small positive last value"
             )
         return cls(((1 - a) / a).sqrt())
@@ -122,11 +124,10 @@ class TableSchedule:
 def trajectory(
     schedule: Schedule, u_start: float | Tensor, u_end: float | Tensor, steps: int | Tensor
 ) -> Tensor:
-    """Return the noise levels of a batch of trajectories that are uniform in u, one row each.
+    """Return the noise levels of a batch of trajectories, uniform in u, one row each.
 
-    Row b takes ``steps[b]`` steps from ``u_start[b]``, in column 0, to ``u_end[b]``, and stays there: rows that are
-    shorter than the longest repeat their last sigma, which `integrate` reads as "nothing to do". A row of no
-    steps stays at its start.
+    Row b takes ``steps[b]`` steps from ``u_start[b]``, in column 0, to ``u_end[b]``, and then repeats its
+    last sigma, which `integrate` reads as "nothing to do". A row of 0 steps stays at its start.
 
     Args:
         schedule: noise level as a function of u.
@@ -135,24 +136,26 @@ def trajectory(
         steps: LongTensor [B] or one number of steps, 0 or more.
 
     Returns:
-        sigmas [B, T + 1] with T = max(steps), in the dtype of the fractions (float64 where they are numbers).
+        sigmas [B, T + 1], T = max(steps), in the dtype of the fractions (float64 where they are plain
+        numbers).
 
     Raises:
-        ValueError: a fraction is outside [0, 1], `u_end` is above `u_start`, or `steps` is negative.
+        ValueError: a fraction is outside [0, 1], `u_end` is above `u_start`, `steps` is negative or not
+            whole, or the lengths do not fit.
     """
-    start, end = _fraction(u_start), _fraction(u_end)
-    count = torch.as_tensor(steps, device=start.device).reshape(-1)
-    start, end, count = torch.broadcast_tensors(start, end.to(start.device), count)
+    start, end = (
+        u if isinstance(u, Tensor) else torch.tensor(u, dtype=torch.float64) for u in (u_start, u_end)
+    )
+    start, end, count = (v.reshape(-1).to(start.device) for v in (start, end, torch.as_tensor(steps)))
+    lengths = {len(start), len(end), len(count)}
+    if len(lengths - {1}) > 1:
+        raise ValueError(f"u_start, u_end and steps must have one length, or 1, got {sorted(lengths)}")
     if not ((start <= 1) & (end >= 0) & (end <= start)).all():
         raise ValueError(f"u_start, u_end must satisfy 0 <= u_end <= u_start <= 1, got {u_start}, {u_end}")
     if count.is_floating_point() or (count < 0).any():
         raise ValueError(f"steps must be whole numbers of at least 0, got {steps}")
     dtype = torch.promote_types(start.dtype, end.dtype)
-    step = torch.arange(int(count.max()) + 1, device=start.device)
-    done = torch.minimum(step, count[:, None]) / count[:, None].clamp(min=1).to(dtype)  # [B, T + 1], 0 .. 1
-    return schedule.sigma(torch.lerp(start[:, None].to(dtype), end[:, None].to(dtype), done))
-
-
-def _fraction(u: float | Tensor) -> Tensor:
-    """`u` as a vector; a bare number is taken in float64."""
-    return u.reshape(-1) if isinstance(u, Tensor) else torch.tensor([u], dtype=torch.float64)
+    start, end, count = start[:, None].to(dtype), end[:, None].to(dtype), count[:, None]  # [B, 1]
+    step = torch.arange(max(count.flatten().tolist(), default=0) + 1, device=start.device)
+    done = step.minimum(count) / count.clamp(min=1).to(dtype)  # [B, T + 1], from 0 to 1
+    return schedule.sigma(torch.lerp(start, end, done))

@@ -1,8 +1,8 @@
 """The four solvers, one step each: Euler, DPM-Solver++ multistep, UniPC and classic Runge-Kutta.
 
-Each is a pair: `columns`, its numbers for every step of every row, computed once before the run, and `advance`, which
-applies one step to the rows that take it. All rows of a step go through the same tensor operations, whatever
-their orders and lengths are; a row of lower order has weights of 0.
+A solver is two functions: `..._columns`, its numbers for every step of every row, made once before a run, and
+the step itself. All rows of a step go through the same tensor operations, whatever their orders: a row of
+lower order has weights of 0 (see `coefficients` for the symbols).
 """
 
 from __future__ import annotations
@@ -13,50 +13,49 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import coefficients
-from .coefficients import Nodes
+from .coefficients import Nodes, corrector_weights, predictor_weights, sigma_ratio
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``denoise(x: [A, ...], sigma: [A], rows: LongTensor [A]) -> denoised: [A, ...]`` for the rows `rows` of the batch."""
+"""``denoise(x [A, ...], sigma [A], rows LongTensor [A]) -> denoised [A, ...]``, for `rows` of the batch."""
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a run stands between two steps. Immutable: a step makes a new one, and any may be kept or resumed."""
+    """Where a run stands between two steps. A step makes a new one, so any may be kept and resumed from."""
 
     x: Tensor
-    """[B, ...] the state at the noise level that the rows have reached."""
+    """[B, ...] at the noise level that each row has reached."""
     step: int = 0
     """Steps done, of the plan's T."""
     denoised: tuple[Tensor, ...] = ()
-    """The newest predictions, the newest first, each [B, ...]. Where a row has not made one it holds the row's x."""
+    """The latest predictions, newest first, each [B, ...]; what a row has not predicted yet is its x."""
     corrected: Tensor | None = None
-    """UniPC: [B, ...] the corrected state from which the last step was taken."""
+    """UniPC: [B, ...] the corrected state that the last step went out from."""
     failed: Tensor | None = None
-    """LongTensor [B], off the CPU: the step in which the row was first not finite, or -1."""
+    """LongTensor [B], off the CPU only: the step after which the row was first not finite, or -1."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a plan for the A rows that take it. Rows, sigmas and numbers are on the device of x."""
+    """One step of a plan, for the A rows that take it. All on the device of x."""
 
     rows: Tensor
     """LongTensor [A]."""
     everyone: bool
-    """All rows of the batch take it."""
+    """Whether these are all rows of the batch, in order."""
     sigma: Tensor
     """[A] noise level at the start."""
     sigma_next: Tensor
     """[A] noise level at the end."""
     above_zero: Tensor | None
-    """LongTensor: the places in `rows` of those that end above sigma = 0; None where that is all of them."""
-    c: tuple[Tensor, ...]
-    """The solver's columns, each [A, 1, ..., 1]."""
+    """LongTensor: places in `rows` of those with sigma_next > 0; None where that is all of them."""
+    columns: tuple[Tensor, ...]
+    """The solver's numbers, each [A, 1, ..., 1]."""
 
     def take(self, places: Tensor) -> Step:
-        """Return the step for the rows at `places` of `rows`, all of which end above sigma = 0."""
+        """Return the step for those rows alone that stand at `places` and end above sigma = 0."""
         rows, sigma, sigma_next = (t[places] for t in (self.rows, self.sigma, self.sigma_next))
-        return Step(rows, False, sigma, sigma_next, None, tuple(c[places] for c in self.c))
+        return Step(rows, False, sigma, sigma_next, None, tuple(c[places] for c in self.columns))
 
 
 @dataclass(frozen=True)
@@ -65,128 +64,127 @@ class Sampler:
 
     name: str
     calls_per_step: int
-    """Model calls a step; the step to sigma = 0 is an Euler step, one call, in every solver."""
+    """Model calls of a step. The step to sigma = 0 is an Euler step, and one call, in every solver."""
     max_order: int
-    """Highest `order` it takes; a solver that is not multistep has this order whatever is asked for."""
+    """Highest order it has."""
     multistep: bool
+    """Whether it has a choice of orders; one that has not ignores `order` and always has `max_order`."""
     columns: Callable[[Nodes, int], Tensor]
-    """Numbers of every step, [B, T, C]."""
+    """``columns(nodes, order)``: the numbers of every step, [B, T, C], float64."""
     advance: Callable[[Denoise, State, Step], State]
-    """Take one step; the state holds the active rows alone."""
+    """Take one step; the state given and returned holds the rows of the step alone."""
 
 
 def extrapolate(denoised: Sequence[Tensor], v: Sequence[Tensor]) -> Tensor:
-    """``D = m_0 + sum_k v_k (m_k - m_0)`` over the predictions `denoised` = m_0, m_1, ... as far as there are any."""
+    """``D = m_0 + sum_k v_k (m_k - m_0)`` over as many predictions `denoised` = m_0, m_1, .. as there are."""
     m_0, *others = denoised
-    D = m_0  # noqa: N806
-    for k, (v_k, m_k) in enumerate(zip(v, others, strict=False)):
-        D = torch.lerp(m_0, m_k, v_k) if k == 0 else torch.addcmul(D, v_k, m_k - m_0)  # noqa: N806
-    return D
-
-
-# Euler: x_next = x + (sigma_next - sigma) velocity, which is ratio x + (1 - ratio) denoised.
+    terms = list(zip(v, others, strict=False))
+    d = torch.lerp(m_0, others[0], v[0]) if terms else m_0
+    for v_k, m_k in terms[1:]:
+        d = torch.addcmul(d, v_k, m_k - m_0)
+    return d
 
 
 def euler_columns(nodes: Nodes, order: int) -> Tensor:
     """``ratio``."""
-    return coefficients.ratio(nodes)[..., None]
+    return sigma_ratio(nodes)[..., None]
 
 
 def euler(denoise: Denoise, state: State, step: Step) -> State:
-    """Take an Euler step; equals DDIM and DPM-Solver++ of order 1."""
-    (ratio,) = step.c
+    """Take an Euler step, ``x + (sigma_next - sigma) velocity``; DDIM and DPM-Solver++ of order 1 too."""
+    (ratio,) = step.columns
     denoised = denoise(state.x, step.sigma, step.rows)
     return State(torch.lerp(denoised, state.x, ratio), state.step + 1, (denoised,))
 
 
 def dpm_columns(nodes: Nodes, order: int) -> Tensor:
     """``ratio, v_1 .. v_{order-1}``."""
-    v = coefficients.predictor_weights(nodes, order)
-    return torch.cat([coefficients.ratio(nodes)[..., None], v], dim=-1)
+    return torch.cat([sigma_ratio(nodes)[..., None], predictor_weights(nodes, order)], dim=-1)
 
 
 def dpm(denoise: Denoise, state: State, step: Step) -> State:
-    """Take a DPM-Solver++ multistep step (2211.01095, Algorithm 2 for order 2).
+    """Take a DPM-Solver++ multistep step (2211.01095, Algorithm 2, for order 2).
 
-    Order 3 differs from the released code (and from diffusers, which copies it) on purpose. There the second
-    derivative enters with half its weight, D2 = (D1_0 - D1_1) / (r_0 + r_1) in the place of h^2 m'', of
-    which it is one half; that makes the published order 3 converge with order 2. Here D2 counts twice.
+    Order 3 departs from the released code, and so from diffusers, on purpose. There the second derivative
+    enters as ``D2 = (D1_0 - D1_1) / (r_0 + r_1)``, which is h^2 m'' / 2, with the weight that h^2 m'' should
+    have: half of it is lost, and the method converges with order 2. Here it has the order of its name.
     """
-    ratio, *v = step.c
+    ratio, *v = step.columns
     denoised = denoise(state.x, step.sigma, step.rows)
     history = (denoised, *state.denoised)[: len(v) + 1]
-    D = extrapolate(history, v)  # noqa: N806
-    return State(torch.lerp(D, state.x, ratio), state.step + 1, history)
+    return State(torch.lerp(extrapolate(history, v), state.x, ratio), state.step + 1, history)
 
 
 def unipc_columns(nodes: Nodes, order: int) -> Tensor:
-    """``ratio, v_1 .. v_{order-1}`` of the predictor, then ``ratio, v_1 .. v_order`` of the corrector.
+    """Predictor: ``ratio, v_1 .. v_{order-1}``; then corrector: ``ratio, v_end, v_1 .. v_{order-1}``.
 
-    The corrector's are those of the row's previous step; the first step has none to correct (ratio 1 keeps x).
+    A step corrects the one before it, so the corrector's numbers are those of the step before; a row's first
+    step has nothing to correct: ratio 1 leaves x as it is.
     """
-    ratio = coefficients.ratio(nodes)[..., None]
-    corrector = torch.cat([ratio, coefficients.corrector_weights(nodes, order)], dim=-1)
-    nothing = torch.zeros_like(corrector[:, :1])
-    nothing[..., 0] = 1.0
-    corrector = torch.cat([nothing, corrector], dim=1)[:, : nodes.h.shape[1]]
-    return torch.cat([ratio, coefficients.predictor_weights(nodes, order), corrector], dim=-1)
+    ratio = sigma_ratio(nodes)[..., None]
+    corrector = torch.cat([ratio, corrector_weights(nodes, order)], dim=-1)
+    nothing = torch.tensor([1.0] + [0.0] * order, dtype=ratio.dtype).expand_as(corrector[:, :1])
+    corrector = torch.cat([nothing, corrector[:, :-1]], dim=1)
+    return torch.cat([ratio, predictor_weights(nodes, order), corrector], dim=-1)
 
 
 def unipc(denoise: Denoise, state: State, step: Step) -> State:
-    """Take a UniPC-p step with B(h) = e^h - 1 on data prediction (2302.04867, Algorithms 1 and 2).
+    """Take a UniPC-p step on data prediction with B(h) = e^h - 1 (2302.04867, Algorithms 7 and 8).
 
-    The prediction at x serves twice: it corrects x, going again from the state before it, and predicts the next.
+    One prediction serves twice: it corrects the step that led to x, and predicts the next one.
     """
-    order = len(step.c) // 2
-    ratio, v = step.c[0], step.c[1:order]
-    ratio_back, v_back = step.c[order], step.c[order + 1 :]
+    order = len(step.columns) // 2
+    ratio, *v = step.columns[:order]
+    ratio_before, *v_before = step.columns[order:]
     denoised = denoise(state.x, step.sigma, step.rows)
     corrected = state.x
     if state.corrected is not None:
         m_0, *older = state.denoised
-        D = extrapolate((m_0, denoised, *older), v_back)  # noqa: N806
-        corrected = torch.lerp(D, state.corrected, ratio_back)
+        d = extrapolate((m_0, denoised, *older), v_before)
+        corrected = torch.lerp(d, state.corrected, ratio_before)
     history = (denoised, *state.denoised)[:order]
     x_next = torch.lerp(extrapolate(history, v), corrected, ratio)
     return State(x_next, state.step + 1, history, corrected)
 
 
 def rk4_columns(nodes: Nodes, order: int) -> Tensor:
-    """``ratio, sigma_mid``, the step's length in sigma, and 1 / sigma at start, middle and end."""
+    """``ratio``, the middle sigma, the step's length in sigma, 1 / sigma at start, middle and end."""
     middle = (nodes.sigma + nodes.sigma_next) / 2
     length = nodes.sigma_next - nodes.sigma
-    sigmas = [1 / nodes.sigma, 1 / middle, 1 / nodes.sigma_next]
-    return torch.stack([coefficients.ratio(nodes), middle, length, *sigmas], dim=-1)
+    inverse = [1 / nodes.sigma, 1 / middle, 1 / nodes.sigma_next]
+    return torch.stack([sigma_ratio(nodes), middle, length, *inverse], dim=-1)
 
 
 def rk4(denoise: Denoise, state: State, step: Step) -> State:
-    """Take a classic fourth-order Runge-Kutta step in sigma, the stages at sigma, twice the midpoint, and sigma_next.
+    """Take a step of the classic Runge-Kutta tableau, stages at sigma, twice the middle, and sigma_next.
 
-    The midpoint is that of sigma, not of u: at the shifted image of half a step of u the order falls to 2. The
-    velocity ``(x - denoised) / sigma`` has no value at sigma = 0: rows that end there take an Euler step.
+    The middle is that of sigma, not of u: at the shifted image of half a step of u the order falls to 2. Rows
+    that end at sigma = 0, where ``(x - denoised) / sigma`` has no value, take an Euler step.
     """
     denoised = denoise(state.x, step.sigma, step.rows)
     if step.above_zero is None:
-        return State(_rk4_stages(denoise, state.x, denoised, step), state.step + 1, (denoised,))
-    x_next, places = torch.lerp(denoised, state.x, step.c[0]), step.above_zero
-    if len(places):
-        x, m = state.x.index_select(0, places), denoised.index_select(0, places)
-        x_next = x_next.index_copy(0, places, _rk4_stages(denoise, x, m, step.take(places)))
+        x_next = _rk4_stages(denoise, state.x, denoised, step)
+    else:
+        x_next = torch.lerp(denoised, state.x, step.columns[0])
+        if len(places := step.above_zero):
+            inner = _rk4_stages(denoise, state.x[places], denoised[places], step.take(places))
+            x_next = x_next.index_copy(0, places, inner)
     return State(x_next, state.step + 1, (denoised,))
 
 
 def _rk4_stages(denoise: Denoise, x: Tensor, denoised: Tensor, step: Step) -> Tensor:
-    """Return x_next from the prediction `denoised` at the step's start and three more calls."""
-    _, middle, length, per_sigma, per_middle, per_sigma_next = step.c
-    sigma_mid = middle.reshape(-1)
-    k_1 = (x - denoised) * per_sigma
-    x_2 = torch.addcmul(x, k_1, length, value=0.5)
-    k_2 = (x_2 - denoise(x_2, sigma_mid, step.rows)) * per_middle
-    x_3 = torch.addcmul(x, k_2, length, value=0.5)
-    k_3 = (x_3 - denoise(x_3, sigma_mid, step.rows)) * per_middle
-    x_4 = torch.addcmul(x, k_3, length)
-    k_4 = (x_4 - denoise(x_4, step.sigma_next, step.rows)) * per_sigma_next
-    return torch.addcmul(x, k_1 + 2 * k_2 + 2 * k_3 + k_4, length, value=1 / 6)
+    """Return x at sigma_next, from the prediction `denoised` at the start and three more calls."""
+    _, middle, length, per_sigma, per_middle, per_sigma_next = step.columns
+    sigma_middle = middle.reshape(-1)  # [A, 1, ..., 1] -> [A]
+    k_1 = (x - denoised).mul_(per_sigma)
+    x_2 = torch.addcmul(x, length, k_1, value=1 / 2)
+    k_2 = (x_2 - denoise(x_2, sigma_middle, step.rows)).mul_(per_middle)
+    x_3 = torch.addcmul(x, length, k_2, value=1 / 2)
+    k_3 = (x_3 - denoise(x_3, sigma_middle, step.rows)).mul_(per_middle)
+    x_4 = torch.addcmul(x, length, k_3)
+    k_4 = (x_4 - denoise(x_4, step.sigma_next, step.rows)).mul_(per_sigma_next)
+    slope = torch.add(k_1 + k_4, k_2 + k_3, alpha=2)
+    return torch.addcmul(x, length, slope, value=1 / 6)
 
 
 SAMPLERS: dict[str, Sampler] = {

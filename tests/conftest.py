@@ -7,6 +7,7 @@ skipped is said in one line at the end of a run.
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -17,6 +18,9 @@ __all__ = ["comfyui"]  # the fixture, for tests/host and tests/browser
 
 ROOT = Path(__file__).resolve().parent.parent
 TIERS = ("host", "browser")
+
+# Before torch is loaded: models in tests are far too small for threads, see dev.py.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 spec = importlib.util.spec_from_file_location(
     "rollout_trainer", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]

@@ -241,6 +241,6 @@ def from_plain(kind: type[T], values: Mapping[str, Any]) -> T:
     given = {}
     for name, value in values.items():
         if is_dataclass(hints[name]):
-            value = from_plain(hints[name], value)  # type: ignore[arg-type]
+            value = from_plain(hints[name], value)
         given[name] = tuple(value) if isinstance(value, list) else value
     return kind(**given)

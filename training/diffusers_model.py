@@ -1,4 +1,4 @@
-"""Models from diffusers pipeline folders: SD3 and Flux (flow), Stable Diffusion 1.x / 2.x (epsilon, v).
+"""Models from diffusers pipeline folders: SD3 and Flux (flow), Stable Diffusion 1.x, 2.x and XL (epsilon, v).
 
 `load_diffusers` reads ``model_index.json`` and hands the folder to the family that knows the pipeline. A
 new family is one subclass of `DiffusersModel` in `FAMILIES`: how text is encoded, how the network is
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -23,13 +24,14 @@ from torch import Tensor, nn
 from ..samplers.schedules import FlowSchedule, Schedule, TableSchedule
 from .denoiser import Cond, Denoiser, Prediction, expand
 from .lora import AdapterState
-from .lora_file import folded, kohya_names, peft_names, write_tensors
+from .lora_file import folded, kohya_names, peft_names, with_dora_scale, write_tensors
 from .pipeline_folder import Network, PipelineFolder
 
 logger = logging.getLogger(__name__)
 
 ATTENTION = r"attn2?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$"
 """Attention projections of SD3 and Flux blocks."""
+TokenLimits = Mapping[str, int | None]
 
 
 def noise_process(config: Mapping[str, Any]) -> tuple[Prediction, Schedule]:
@@ -53,7 +55,7 @@ def noise_process(config: Mapping[str, Any]) -> tuple[Prediction, Schedule]:
         raise ValueError(
             f"the scheduler's prediction_type must be one of {', '.join(predictions)}, got {kind!r}"
         )
-    from diffusers import EulerDiscreteScheduler  # type: ignore[attr-defined]
+    from diffusers import EulerDiscreteScheduler
 
     # Any discrete scheduler's betas make the same table; this class also bounds a zero terminal SNR.
     table = EulerDiscreteScheduler.from_config(dict(config)).alphas_cumprod
@@ -81,8 +83,10 @@ class DiffusersModel(ABC):
     """Class names in ``model_index.json`` that this family reads."""
     component: ClassVar[str] = "transformer"
     """Name of the denoising network in the folder, and prefix of its LoRA keys in diffusers."""
-    encoders: ClassVar[tuple[str, ...]]
-    """Names of the text encoders, those that a folder may lack included."""
+    encoders: ClassVar[TokenLimits]
+    """Text encoders, each with the most tokens that it is given; None: as many as its tokenizer allows."""
+    optional: ClassVar[tuple[str, ...]] = ()
+    """Those of them that a folder may lack."""
     packing: ClassVar[int] = 1
     """Latent positions per axis that the caller of the network packs into one token."""
     default_lora_targets: tuple[str, ...] = (ATTENTION,)
@@ -98,7 +102,11 @@ class DiffusersModel(ABC):
         self.module = folder.network(self.component, dtype).to(device)
         # Half precision saves nothing here that lasts, and some autoencoders overflow in float16.
         self.vae = folder.network("vae", torch.promote_types(dtype, torch.float32))
-        self.texts = {name: TextEncoder(folder, name, dtype) for name in self.encoders if folder.has(name)}
+        self.texts = {
+            name: TextEncoder(folder, name, dtype, limit)
+            for name, limit in self.encoders.items()
+            if folder.has(name) or name not in self.optional
+        }
         expected = self.latent_channels * self.packing**2
         if self.module.config.in_channels != expected:
             raise ValueError(
@@ -116,7 +124,11 @@ class DiffusersModel(ABC):
 
     def lora_tensors(self, adapter: AdapterState) -> dict[str, Tensor]:
         """Tensors of a LoRA file, named for diffusers' `load_lora_weights` and ComfyUI's loader alike."""
-        return peft_names(folded(adapter), self.component)
+        return peft_names(self.portable(adapter), self.component)
+
+    def portable(self, adapter: AdapterState) -> dict[str, Tensor]:
+        """The adapter's tensors in a form that needs no settings beside them."""
+        return with_dora_scale(folded(adapter), lambda name: self.module.get_submodule(name).weight)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -231,35 +243,45 @@ class DiffusersDenoiser:
 class TextEncoder:
     """A tokenizer with its text encoder."""
 
-    def __init__(self, folder: PipelineFolder, name: str, dtype: torch.dtype) -> None:
+    def __init__(self, folder: PipelineFolder, name: str, dtype: torch.dtype, limit: int | None) -> None:
+        self.name = name
         self.tokenizer = folder.tokenizer(name.replace("text_encoder", "tokenizer"))
         self.encoder = folder.network(name, dtype)
-        self.length = int(self.tokenizer.model_max_length)
+        self.length = min(int(self.tokenizer.model_max_length), limit or sys.maxsize)
         """Tokens of every caption: longer ones are cut, shorter ones padded."""
 
-    def ids(self, caption: str, length: int) -> Tensor:
-        """Token ids [1, length] on the encoder's device."""
+    def __call__(self, caption: str, **options: bool) -> Any:
+        """The encoder's output for one caption; every tensor in it starts with an axis of 1."""
         tokens = self.tokenizer(
-            [caption], padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+            [caption], padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
         )
-        return tokens.input_ids.to(self.encoder.device)
+        return self.encoder(tokens.input_ids.to(self.encoder.device), **options)
 
     def warn_of_cuts(self, captions: Sequence[str]) -> None:
         """Log how many captions are longer than `length` tokens."""
         long = [c for c in captions if len(self.tokenizer(c).input_ids) > self.length]
         if long:
             logger.warning(
-                "%d captions are cut at %d tokens, the first: %.60r", len(long), self.length, long[0]
+                "%s: %d captions are cut at %d tokens, the first: %.60r",
+                self.name,
+                len(long),
+                self.length,
+                long[0],
             )
+
+
+def inner_states(text: TextEncoder, caption: str) -> tuple[Tensor, Tensor]:
+    """States [1, L, D] before the last layer of a CLIP encoder, and its first output [1, ...]."""
+    out = text(caption, output_hidden_states=True)
+    return out.hidden_states[-2], out[0]
 
 
 class StableDiffusion3(DiffusersModel):
     """SD3 and SD3.5: rectified flow, joint attention over CLIP, CLIP and (where present) T5 tokens."""
 
     pipelines = ("StableDiffusion3Pipeline",)
-    encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
-    t5_length: ClassVar[int] = 256
-    """T5 tokens, the default of the pipeline's `max_sequence_length`."""
+    encoders: ClassVar[TokenLimits] = {"text_encoder": None, "text_encoder_2": None, "text_encoder_3": 256}
+    optional = ("text_encoder_3",)
 
     @property
     def largest_side(self) -> int | None:
@@ -272,19 +294,15 @@ class StableDiffusion3(DiffusersModel):
         Without a T5 encoder the context is the CLIP tokens alone, as in ComfyUI; the pipeline does the same
         with `max_sequence_length=0`, and appends zero tokens otherwise.
         """
-        outputs = [self._clip(self.texts[name], caption) for name in self.encoders[:2]]
-        context = torch.cat([hidden for hidden, _ in outputs], dim=-1)
+        states, pooled = zip(
+            *(inner_states(self.texts[name], caption) for name in ("text_encoder", "text_encoder_2")),
+            strict=True,
+        )
+        context = torch.cat(states, dim=-1)
         context = F.pad(context, (0, self.module.config.joint_attention_dim - context.shape[-1]))
-        if "text_encoder_3" in self.texts:
-            t5 = self.texts["text_encoder_3"]
-            context = torch.cat([context, t5.encoder(t5.ids(caption, self.t5_length))[0]], dim=1)
-        return {"context": context, "pooled": torch.cat([pooled for _, pooled in outputs], dim=-1)}
-
-    def _clip(self, text: TextEncoder, caption: str) -> tuple[Tensor, Tensor]:
-        """Hidden states [1, L, D] before the last layer, and the projected summary [1, P]."""
-        length = self.texts["text_encoder"].length  # the pipeline pads both to the first one's length
-        out = text.encoder(text.ids(caption, length), output_hidden_states=True)
-        return out.hidden_states[-2], out.text_embeds
+        if t5 := self.texts.get("text_encoder_3"):
+            context = torch.cat([context, t5(caption)[0]], dim=1)
+        return {"context": context, "pooled": torch.cat(pooled, dim=-1)}
 
     def output(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """Velocity at `x: [B, C, h, w]`."""
@@ -298,34 +316,94 @@ class StableDiffusion3(DiffusersModel):
         return result
 
 
+class Flux(DiffusersModel):
+    """Flux.1 schnell and dev: rectified flow over packed latents, T5 tokens and the CLIP summary."""
+
+    pipelines = ("FluxPipeline",)
+    encoders: ClassVar[TokenLimits] = {"text_encoder": None, "text_encoder_2": 512}
+    packing = 2
+    guidance: ClassVar[float] = 3.5
+    """What dev's distilled guidance is told, in training and sampling alike; the pipeline's default."""
+
+    def encode_caption(self, caption: str) -> dict[str, Tensor]:
+        """``context [1, L, D]`` and ``pooled [1, P]`` of one caption."""
+        return {
+            "context": self.texts["text_encoder_2"](caption)[0],
+            "pooled": self.texts["text_encoder"](caption).pooler_output,
+        }
+
+    def output(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """Velocity at `x: [B, C, h, w]`; the network sees tokens of 2 x 2 latent positions."""
+        rows, columns = x.shape[2] // 2, x.shape[3] // 2
+        places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
+        image_ids = F.pad(places, (1, 0)).to(x)  # [rows * columns, 3]: 0, row, column
+        guided = self.module.config.guidance_embeds
+        tokens: Tensor = self.module(
+            F.pixel_unshuffle(x, 2).flatten(2).mT.to(self.dtype),  # [B, C, h, w] -> [B, rows * columns, 4 C]
+            timestep=sigma,  # times 1000 inside
+            guidance=torch.full_like(sigma, self.guidance) if guided else None,
+            encoder_hidden_states=cond["context"],
+            pooled_projections=cond["pooled"],
+            img_ids=image_ids,
+            txt_ids=image_ids.new_zeros(cond["context"].shape[1], 3),
+            return_dict=False,
+        )[0]
+        return F.pixel_shuffle(tokens.mT.unflatten(2, (rows, columns)), 2)
+
+
 class StableDiffusion(DiffusersModel):
     """Stable Diffusion 1.x and 2.x: a UNet that predicts epsilon or v, cross-attention over CLIP tokens."""
 
     pipelines = ("StableDiffusionPipeline",)
     component = "unet"
-    encoders = ("text_encoder",)
+    encoders: ClassVar[TokenLimits] = {"text_encoder": None}
     default_lora_targets = (r"attn[12]\.(to_[qkv]|to_out\.0)$",)
 
     def encode_caption(self, caption: str) -> dict[str, Tensor]:
         """``context [1, L, D]`` of one caption."""
-        text = self.texts["text_encoder"]
-        return {"context": text.encoder(text.ids(caption, text.length))[0]}
+        return {"context": self.texts["text_encoder"](caption)[0]}
+
+    def added_conditions(self, x: Tensor, cond: Cond) -> dict[str, Tensor] | None:
+        """What the network is told beside the text; nothing here."""
+        return None
 
     def output(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """Epsilon or v at the VE state `x: [B, C, h, w]`; the network sees ``x / sqrt(1 + sigma^2)``."""
         scaled = x * (1 + expand(sigma, x) ** 2).rsqrt()
-        timestep = self.schedule.u(sigma.double()) * self.timesteps - 1
         result: Tensor = self.module(
-            scaled.to(self.dtype), timestep, encoder_hidden_states=cond["context"], return_dict=False
+            scaled.to(self.dtype),
+            self.schedule.u(sigma) * self.timesteps - 1,  # fractional between training timesteps
+            encoder_hidden_states=cond["context"],
+            added_cond_kwargs=self.added_conditions(x, cond),
+            return_dict=False,
         )[0]
         return result
 
     def lora_tensors(self, adapter: AdapterState) -> dict[str, Tensor]:
         """Tensors of a LoRA file: for UNets, kohya's names are the one form that both loaders read."""
-        return kohya_names(folded(adapter))
+        return kohya_names(self.portable(adapter))
 
 
-FAMILIES: tuple[type[DiffusersModel], ...] = (StableDiffusion3, StableDiffusion)
+class StableDiffusionXL(StableDiffusion):
+    """SDXL base: a UNet over the tokens of two CLIP encoders, told the size of the picture."""
+
+    pipelines = ("StableDiffusionXLPipeline",)
+    encoders: ClassVar[TokenLimits] = {"text_encoder": None, "text_encoder_2": None}
+
+    def encode_caption(self, caption: str) -> dict[str, Tensor]:
+        """``context [1, L, D]`` of both encoders and ``pooled [1, P]`` of the second."""
+        first, _ = inner_states(self.texts["text_encoder"], caption)
+        second, pooled = inner_states(self.texts["text_encoder_2"], caption)
+        return {"context": torch.cat([first, second], dim=-1), "pooled": pooled}
+
+    def added_conditions(self, x: Tensor, cond: Cond) -> dict[str, Tensor] | None:
+        """The text's summary, and the sizes: original and wanted are those of `x`, nothing is cropped."""
+        height, width = (side * self.scale_factor for side in x.shape[2:])
+        sizes = x.new_tensor([height, width, 0, 0, height, width]).expand(len(x), -1)
+        return {"text_embeds": cond["pooled"], "time_ids": sizes}
+
+
+FAMILIES: tuple[type[DiffusersModel], ...] = (StableDiffusion3, Flux, StableDiffusion, StableDiffusionXL)
 
 
 @torch.inference_mode(False)
@@ -342,4 +420,4 @@ def load_diffusers(
         if pipeline.pipeline in family.pipelines:
             return family(pipeline, torch.device(device), dtype)
     known = ", ".join(name for family in FAMILIES for name in family.pipelines)
-    raise ValueError(f"model folder must hold one of {known}, but {folder} holds a {pipeline.pipeline}")
+    raise pipeline.fault(f"it must hold one of {known}, but holds a {pipeline.pipeline}")

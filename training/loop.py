@@ -35,6 +35,7 @@ from .rollout import Plan, draw_plan, expected_extra_forwards, roll_out
 from .sigmas import TimestepConfig, draw_u
 from .state import History, RunFolder, State
 from .targets import TARGETS
+from .validation import validation_loss
 
 logger = logging.getLogger(__name__)
 
@@ -337,6 +338,31 @@ class Trainer:
             torch.manual_seed(seed)
             yield
 
+    def validate(self, data: LatentDataset) -> float:
+        """Validation loss of the adapter as it would be saved: its moving average where there is one."""
+        with self.averaged():
+            return validation_loss(
+                partial(self.predict, "validation"),
+                self.prediction,
+                self.denoiser.schedule,
+                data,
+                self.config.batch_size,
+                self.device,
+                self.config.loss,
+            )
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The adapter is its moving average inside, where the run keeps one."""
+        if self.ema is None:
+            yield
+            return
+        self.ema.swap()
+        try:
+            yield
+        finally:
+            self.ema.swap()
+
     # --- state ----------------------------------------------------------------------------------
 
     def mark(self) -> None:
@@ -362,9 +388,8 @@ class Trainer:
         }
         groups["optimizer"], optimizer = pack_optimizer(self.optimizer)
         if self.ema is not None:
-            self.ema.swap()
-            groups["average"] = dict(self.adapter.state().tensors)
-            self.ema.swap()
+            with self.averaged():
+                groups["average"] = dict(self.adapter.state().tensors)
         groups["order"], order = split(self.order.state_dict())
         for group, members in groups.items():
             tensors |= {f"{group}.{name}": t for name, t in members.items()}
@@ -433,6 +458,13 @@ def start(
     return Run(folder, 0, source, data, config, validation)
 
 
+def validate(run: Run, data: LatentDataset) -> float:
+    """Validation loss of the state that `run` names, on other data."""
+    with training_mode(), Trainer(run.source, run.data, run.config) as trainer:
+        trainer.load(run.state)
+        return trainer.validate(data)
+
+
 def reopen(
     path: Path,
     source: ModelSource,
@@ -475,6 +507,9 @@ def train(run: Run, steps: int, watch: Watch | None = None) -> Run:
             for n in range(1, steps + 1):
                 with rewound(trainer):
                     progress = trainer.step()
+                every = run.config.validate_every
+                if run.validation is not None and every and trainer.done % every == 0:
+                    trainer.history.note("validation", trainer.validate(run.validation))
                 now = time.perf_counter()
                 trainer.seconds += now - last
                 last = now

@@ -110,6 +110,18 @@ def _near(pattern: str, names: list[str]) -> list[str]:
     return [endings[c] for c in close]
 
 
+def _check_dora_dropout(config: LoRAConfig, layers: Mapping[str, nn.Module]) -> None:
+    """Refuse the one combination that peft cannot compute: it fails only when a step is under way."""
+    if config.kind != "dora" or config.dropout == 0:
+        return
+    for name, layer in layers.items():
+        if isinstance(layer, nn.Conv2d) and layer.weight.dtype != torch.float32:
+            raise ValueError(
+                f"dropout must be 0 for a dora adapter on convolutions that are not float32, got {config.dropout} "
+                f"on {name} ({layer.weight.dtype}); load the model in float32 or set dropout to 0"
+            )
+
+
 class Adapter:
     """An adapter on a module, float32 and trainable, the base frozen.
 
@@ -117,6 +129,10 @@ class Adapter:
         module: the network; its matching layers are wrapped in place until `detach`.
         config: the adapter; `config.targets` must not be empty.
         seed: seed of the initial weights (the global random state is left alone).
+
+    Raises:
+        ValueError: the targets match nothing, or dora with dropout on half-precision convolutions.
+        RuntimeError: the module carries an adapter already.
     """
 
     def __init__(self, module: nn.Module, config: LoRAConfig, seed: int = 0) -> None:
@@ -126,13 +142,18 @@ class Adapter:
         self.config = config
         names = target_modules(module, config.targets)
         self._wrapped = {name: module.get_submodule(name) for name in names}
+        _check_dora_dropout(config, self._wrapped)
+        self._training = {m: m.training for layer in self._wrapped.values() for m in layer.modules()}
         self._trainable = [p for p in module.parameters() if p.requires_grad]
-        module.requires_grad_(False)
-        known = set(vars(module))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            inject_adapter_in_model(config.peft_config(names), module, adapter_name=_NAME)
-        self._added = vars(module).keys() - known  # peft leaves its own attributes on the network
+        self._attributes = set(vars(module))  # peft adds its own to the network
+        try:
+            module.requires_grad_(False)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                inject_adapter_in_model(config.peft_config(names), module, adapter_name=_NAME)
+        except BaseException:
+            self.detach()
+            raise
         self._layers = [m for m in module.modules() if isinstance(m, BaseTunerLayer)]
         for layer in self._layers:
             layer.eval()
@@ -187,13 +208,16 @@ class Adapter:
         set_peft_model_state_dict(self.module, dict(state.tensors), adapter_name=_NAME)
 
     def detach(self) -> None:
-        """Put the wrapped layers back and restore what was trainable."""
+        """Put the wrapped layers back and restore what was trainable and in training mode."""
         for name, original in self._wrapped.items():
-            self.module.set_submodule(name, original)
+            parent, _, child = name.rpartition(".")
+            setattr(self.module.get_submodule(parent), child, original)
+        for m, training in self._training.items():
+            m.training = training
         self.module.requires_grad_(False)
         for p in self._trainable:
             p.requires_grad_(True)
-        for attribute in self._added:
+        for attribute in vars(self.module).keys() - self._attributes:
             delattr(self.module, attribute)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .lora import AdapterState
@@ -31,31 +31,53 @@ def folded(adapter: AdapterState) -> dict[str, Tensor]:
 
 def split_adapter_name(name: str) -> tuple[str, str]:
     """Split ``<module>.lora_A.weight`` and the like into module and end."""
-    module, end = re.split(r"\.(?=lora_|hada_|lokr_)", name, maxsplit=1)
+    module, end = re.split(r"\.(?=lora_|hada_|lokr_|dora_)", name, maxsplit=1)
     return module, end
+
+
+def with_dora_scale(tensors: Mapping[str, Tensor], weight: Callable[[str], Tensor]) -> dict[str, Tensor]:
+    """Add ``<module>.dora_scale`` [out, 1, ...], what ComfyUI reads, to folded tensors of a DoRA.
+
+    DoRA (2402.09353) is ``m (W + BA) / ||W + BA||``, norms by row. ComfyUI (0.3.64 to 0.33.0) divides by
+    ``||W||`` instead, so its scale is ``m ||W|| / ||W + BA||``: there it gives the trained weights exactly.
+
+    Args:
+        tensors: of `folded`; nothing is added where there is no magnitude.
+        weight: gives the base weight of a module.
+    """
+    out = dict(tensors)
+    for name, magnitude in tensors.items():
+        module, end = split_adapter_name(name)
+        if end == MAGNITUDE:
+            base = weight(module).detach().float().cpu()
+            up, down = tensors[f"{module}.lora_B.weight"], tensors[f"{module}.lora_A.weight"]
+            adapted = base + (up.flatten(1) @ down.flatten(1)).reshape(base.shape)
+            ratio = base.flatten(1).norm(dim=1) / adapted.flatten(1).norm(dim=1)
+            scale = magnitude.flatten() * ratio
+            out[f"{module}.dora_scale"] = scale.reshape(-1, *[1] * (base.ndim - 1))  # [out] -> [out, 1, ...]
+    return out
 
 
 def peft_names(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Name adapter tensors as diffusers' transformer pipelines do, ``transformer.<module>.lora_A.weight``.
 
-    The magnitudes of DoRA are written twice: diffusers reads ``lora_magnitude_vector`` and drops
-    ``dora_scale`` with a warning, ComfyUI reads ``dora_scale`` [out, 1] and reports the other as not loaded.
+    A DoRA has its magnitudes twice: diffusers reads ``lora_magnitude_vector`` and drops ``dora_scale`` with a
+    warning, ComfyUI reads ``dora_scale`` and reports the other as not loaded.
     """
-    out = {f"{prefix}.{name}": value for name, value in tensors.items()}
-    for name, value in tensors.items():
-        if name.endswith(MAGNITUDE):
-            out[f"{prefix}.{name.removesuffix(MAGNITUDE)}dora_scale"] = value.reshape(value.numel(), -1)
-    return out
+    return {f"{prefix}.{name}": value for name, value in tensors.items()}
 
 
 def kohya_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name adapter tensors ``lora_unet_<module with underscores>.lora_down.weight`` and so on."""
-    ends = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight", MAGNITUDE: "dora_scale"}
+    """Name adapter tensors ``lora_unet_<module with underscores>.lora_down.weight`` and so on.
+
+    diffusers drops the ``dora_scale`` of such files, and warns: a DoRA of a UNet is for ComfyUI alone.
+    """
+    ends = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight"}
     out = {}
     for name, value in tensors.items():
         module, end = split_adapter_name(name)
-        key = f"lora_unet_{module.replace('.', '_')}.{ends.get(end, end)}"
-        out[key] = value.reshape(value.numel(), -1) if end == MAGNITUDE else value
+        if end != MAGNITUDE:
+            out[f"lora_unet_{module.replace('.', '_')}.{ends.get(end, end)}"] = value
     return out
 
 
@@ -67,10 +89,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata))
     try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, dict(metadata))
-        with open(temporary, "rb+") as file:  # on the disk before it has the name
-            os.fsync(file.fileno())
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # on the disk before it has the name
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -83,10 +83,10 @@ def build_optimizer(config: OptimizerConfig, parameters: Sequence[nn.Parameter])
         return torch.optim.Adafactor(parameters, **common)
     if config.name == "adamw8bit":
         optimizer = _imported("bitsandbytes.optim", "AdamW8bit", config.name)
-        return optimizer(parameters, betas=betas, **common)  # type: ignore[no-any-return]
+        return optimizer(parameters, betas=betas, **common)
     if config.name == "prodigy":
         optimizer = _imported("prodigyopt", "Prodigy", config.name)
-        return optimizer(parameters, betas=betas, safeguard_warmup=True, **common)  # type: ignore[no-any-return]
+        return optimizer(parameters, betas=betas, safeguard_warmup=True, **common)
     return torch.optim.AdamW(parameters, betas=betas, foreach=True, **common)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -110,7 +111,8 @@ class PipelineFolder:
             raise self.fault(f"{name} must come from {' or '.join(LIBRARIES)}, got {library}")
         try:
             loader = getattr(importlib.import_module(library), kind)
-            return loader.from_pretrained(str(folder), local_files_only=True, **options)
+            with _no_progress_bars():
+                return loader.from_pretrained(str(folder), local_files_only=True, **options)
         except Exception as err:  # the libraries raise anything from OSError to KeyError on a broken folder
             line = str(err).strip().partition("\n")[0]
             raise self.fault(f"{name} ({kind}) cannot be read: {line}") from err
@@ -124,6 +126,20 @@ class PipelineFolder:
             total.update(file.relative_to(self.path).as_posix().encode())
             total.update(_file_digest(str(file), stat.st_size, stat.st_mtime_ns))
         return total.hexdigest()[:16]
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Without this, transformers draws one for every network, across those of the host."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @lru_cache(maxsize=256)

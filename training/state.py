@@ -66,6 +66,10 @@ class History:
         for name in values.keys() | self.columns.keys():
             self.columns.setdefault(name, [float("nan")] * n).append(float(values.get(name, float("nan"))))
 
+    def note(self, name: str, value: float) -> None:
+        """Put `value` into the newest step's row."""
+        self.columns.setdefault(name, [float("nan")] * len(self))[-1] = float(value)
+
     def last(self, name: str) -> float:
         """The newest value of a column, NaN if there is none."""
         column = self.columns.get(name)
@@ -166,6 +170,7 @@ class RunFolder:
             self._prune(keep)
         return path
 
+    @torch.inference_mode(False)  # tensors that can be trained on, whatever mode the host is in
     def load(self, step: int) -> State:
         """Read the state after `step` optimiser steps.
 

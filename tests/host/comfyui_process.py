@@ -17,7 +17,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from websocket_listener import Events, listen
 
 ROOT = Path(__file__).resolve().parents[2]
 STUBS = Path(__file__).resolve().parent / "stubs"
+NODES_FOR_TESTS = Path(__file__).resolve().parent / "nodes_for_tests"
 # Dots and dashes on purpose: the pack must load whatever its folder is called.
 PACK_FOLDER = "rollout-trainer-1.0.x"
 START_TIMEOUT = 180.0  # seconds; 8 to 12 on two free cores
@@ -219,20 +220,28 @@ class ComfyUI:
 
 
 @contextmanager
-def running(installation: Installation, base: Path) -> Iterator[ComfyUI]:
-    """Start a ComfyUI with `base` as its base directory and the pack as its only pack; stop it at the end.
+def running(
+    installation: Installation, base: Path, arguments: Sequence[str] = (), others: Sequence[Path] = ()
+) -> Iterator[ComfyUI]:
+    """Start a ComfyUI with `base` as its base directory; stop it at the end.
+
+    Args:
+        arguments: more of its command line, such as ``--preview-method latent2rgb``.
+        others: packs to load beside this one.
 
     Raises:
         HostError: it stopped or did not answer in time; the end of its log is in the message.
     """
-    link_pack(base / "custom_nodes")
+    link_pack(ROOT, base / "custom_nodes" / PACK_FOLDER)
+    for other in others:
+        link_pack(other, base / "custom_nodes" / other.name)
     port = free_port()
     log_file = base / "comfyui.log"
     command = [
         str(installation.python), "main.py", "--cpu", "--disable-api-nodes", "--disable-auto-launch",
         "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base),
         # By default the database lies in the installation, where a running host may hold it.
-        "--database-url", "sqlite:///:memory:",
+        "--database-url", "sqlite:///:memory:", *arguments,
     ]  # fmt: skip
     with log_file.open("wb") as log:
         process = subprocess.Popen(
@@ -251,14 +260,13 @@ def running(installation: Installation, base: Path) -> Iterator[ComfyUI]:
         stop(process)
 
 
-def link_pack(custom_nodes: Path) -> None:
-    """Put the checkout into `custom_nodes`, as a link where the system allows one, else as a copy."""
-    custom_nodes.mkdir(parents=True)
-    place = custom_nodes / PACK_FOLDER
+def link_pack(folder: Path, place: Path) -> None:
+    """Put a pack to `place`, as a link where the system allows one, else as a copy."""
+    place.parent.mkdir(parents=True, exist_ok=True)
     try:
-        place.symlink_to(ROOT, target_is_directory=True)
+        place.symlink_to(folder, target_is_directory=True)
     except OSError:
-        shutil.copytree(ROOT, place, ignore=shutil.ignore_patterns(".*", "out", "runs", "build"))
+        shutil.copytree(folder, place, ignore=shutil.ignore_patterns(".*", "out", "runs", "build"))
 
 
 def environment() -> dict[str, str]:
@@ -308,10 +316,14 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture(scope="session")
 def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI]:
-    """Give a real ComfyUI with the pack, one for the whole session; skip where none is found."""
+    """Give a real ComfyUI with the pack, one for the whole session; skip where none is found.
+
+    It shows previews, which are off by default, and has the nodes of `nodes_for_tests` too.
+    """
     installation = find_installation()
     if installation is None:
         pytest.skip(f"no ComfyUI found: {HOW_TO}")
     print(f"host tests use {installation.folder}", file=sys.stderr)
-    with running(installation, tmp_path_factory.mktemp("comfyui")) as host:
+    base = tmp_path_factory.mktemp("comfyui")
+    with running(installation, base, ["--preview-method", "latent2rgb"], [NODES_FOR_TESTS]) as host:
         yield host

@@ -17,6 +17,10 @@ else:
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_PACKAGES = {"tests", "demo", "benchmarks", "build", "dist", "out", "runs"}
+# ComfyUI's own modules, and psutil, which host/report.py does without where it is missing.
+HOST_OR_OPTIONAL = {
+    "comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "nodes", "psutil", "server",
+}  # fmt: skip
 DATA_FOLDERS = ("web", "workflows", "locales")
 
 
@@ -61,6 +65,18 @@ def test_requirements_are_the_dependencies_without_torch(pyproject):
     assert dependencies.pop("torch")
     text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
     assert requirements(text.splitlines()) == dependencies
+
+
+def test_every_third_party_import_is_a_dependency(pyproject):
+    names = set()
+    for package in folders_with_code():
+        for path in folder_of(package).glob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            names |= set(re.findall(r"^ *(?:import|from) (\w+)", text, re.MULTILINE))
+    names = {
+        "pillow" if name == "PIL" else name for name in names - sys.stdlib_module_names - HOST_OR_OPTIONAL
+    }
+    assert names <= requirements(pyproject["project"]["dependencies"]).keys()
 
 
 def test_constraints_pin_every_direct_requirement_within_its_bounds():
