@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from .interface import Progress
-from .report import REPORT_VARIABLE, merge, write
+from .report import FOLDERS_VARIABLE, REPORT_VARIABLE, merge, write
 from .standalone import PACK, TerminalBar, first_existing
 
 if TYPE_CHECKING:
@@ -60,8 +60,10 @@ class ComfyHost:
 
     def resolve_path(self, text: str) -> Path:
         """Look for `text` in ComfyUI's input, output, models and base folders and in the pack."""
-        bases = [folder_paths.models_dir, folder_paths.base_path]
-        return first_existing(text, [self.input_dir(), self.output_dir(), *map(Path, bases), PACK])
+        given = filter(None, os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep))
+        bases = (folder_paths.models_dir, folder_paths.base_path)
+        folders = [*map(Path, given), self.input_dir(), self.output_dir(), *map(Path, bases), PACK]
+        return first_existing(text, folders)
 
     def device(self) -> torch.device:
         """Return the device that ComfyUI computes on."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..host import ComfyExtension, io
 from .data import RolloutDatasetFromFolder, RolloutEncodeDataset
-from .model import RolloutLoadDiffusers
+from .model import RolloutLoadDiffusers, RolloutLoadLoRA
 from .pictures import RolloutCompareImages, RolloutLossPlot, RolloutPreview, RolloutSample
 from .sampler import RolloutSampler, RolloutSigmas
 from .settings import (
@@ -28,6 +28,7 @@ from .train import (
 
 NODES: list[type[io.ComfyNode]] = [
     RolloutLoadDiffusers,
+    RolloutLoadLoRA,
     RolloutDatasetFromFolder,
     RolloutEncodeDataset,
     RolloutLoRASettings,

@@ -6,6 +6,7 @@ import torch
 
 from ..host import current, io
 from ..training.diffusers_model import load_diffusers
+from ..training.lora_reading import read_lora
 from ..training.model import LoadedModel
 from ..training.pipeline_folder import PipelineFolder
 from . import sockets
@@ -59,3 +60,33 @@ class RolloutLoadDiffusers(io.ComfyNode):
         return io.NodeOutput(
             LoadedModel(load_diffusers(host.resolve_path(folder), host.device(), DTYPES[dtype]))
         )
+
+
+class RolloutLoadLoRA(io.ComfyNode):
+    """A LoRA file on a base model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="RolloutLoadLoRA",
+            display_name="Load LoRA File",
+            category=sockets.CATEGORY,
+            description="Puts a LoRA file on a model, to sample with or to go on training from. For an exact "
+            "continuation of a run, with its optimizer, use Resume Training.",
+            inputs=[
+                sockets.Model.Input("model", tooltip="The base model; it stays as it is."),
+                io.String.Input(
+                    "file", default="", tooltip="The LoRA file; a bare name is looked for among LoRAs."
+                ),
+            ],
+            outputs=[sockets.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls, model: LoadedModel, file: str) -> io.NodeOutput:
+        """Read it."""
+        host = current()
+        path = host.loras_dir() / file
+        path = path if path.is_file() else host.resolve_path(file)
+        return io.NodeOutput(model.with_adapter(read_lora(path, model.source.denoiser().module)))

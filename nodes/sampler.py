@@ -78,7 +78,11 @@ class RolloutSampler(io.ComfyNode):
                     tooltip="unipc is accurate in few steps; euler is the plain one; rk4 costs four forwards a step.",
                 ),
                 io.Int.Input(
-                    "order", default=2, min=1, max=3, tooltip="Order of unipc and dpm; 2 is a good choice."
+                    "order",
+                    default=2,
+                    min=1,
+                    max=3,
+                    tooltip="Order of unipc and dpm; 2 is a good choice, 3 for parts of a trajectory.",
                 ),
             ],
             outputs=[io.Sampler.Output(display_name="sampler")],

@@ -21,7 +21,10 @@ from . import sockets
 def setup_inputs() -> list[io.Input]:
     """What starting a run takes; `RolloutTrainLoRA` and `RolloutInitTraining` share it."""
     return [
-        sockets.Model.Input("model", tooltip="The base model. It stays as it is."),
+        sockets.Model.Input(
+            "model",
+            tooltip="The base model; it stays as it is. With an adapter on it, training goes on from that.",
+        ),
         sockets.Data.Input("data", tooltip="What to train on."),
         io.Int.Input(
             "steps",
@@ -99,7 +102,11 @@ def setup_inputs() -> list[io.Input]:
             tooltip="Steps between validation losses on the validation data; 0 is off. Always the same pictures, "
             "noise and noise levels, never rolled out.",
         ),
-        sockets.LoRA.Input("lora", optional=True, tooltip="LoRA settings; without them: rank 16, alpha 16."),
+        sockets.LoRA.Input(
+            "lora",
+            optional=True,
+            tooltip="LoRA settings; without them rank 16, alpha 16, or those of the adapter that the model has.",
+        ),
         sockets.Optimizer.Input(
             "optimizer", optional=True, tooltip="Optimizer settings; without them: AdamW at 1e-4."
         ),
@@ -127,16 +134,15 @@ def begin(
     **own: Any,
 ) -> Run:
     """Start a run; `own` are the widgets that are fields of `TrainConfig`."""
+    own_lora = model.adapter.config if model.adapter is not None else LoRAConfig()
     config = TrainConfig(
-        lora=lora or LoRAConfig(),
+        lora=lora or own_lora,
         optimizer=optimizer or OptimizerConfig(),
         timesteps=timesteps or TimestepConfig(),
         loss=loss or LossConfig(),
         rollout=scheduled_sampling or RolloutConfig(),
         **own,
     )
-    if model.adapter is not None and lora is None:
-        raise ValueError("lora must be wired when training goes on from a model that already has an adapter")
     if config.validate_every and validation is None:
         raise ValueError(
             f"validate_every must be 0 without validation data, got {config.validate_every}; wire some"

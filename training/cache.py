@@ -51,7 +51,8 @@ class TensorCache:
             return None
         try:
             with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                # Cloned: what safetensors returns may be a view of the file, which may be replaced.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
                 digest = (file.metadata() or {}).get("digest")
         except (SafetensorError, OSError) as err:
             logger.warning("cache file %s is made anew: %s", path, err)

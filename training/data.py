@@ -117,6 +117,7 @@ class _Picture:
         return self.item.path.name + (" (mirrored)" if self.flipped else "")
 
 
+@torch.inference_mode(False)  # hosts run nodes under it; what it makes cannot be trained on
 def encode(
     dataset: ImageDataset,
     model: ModelSource,

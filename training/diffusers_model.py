@@ -372,7 +372,7 @@ class StableDiffusion(DiffusersModel):
         scaled = x * (1 + expand(sigma, x) ** 2).rsqrt()
         result: Tensor = self.module(
             scaled.to(self.dtype),
-            self.schedule.u(sigma.double()) * self.timesteps - 1,  # fractional between training timesteps
+            self.schedule.u(sigma) * self.timesteps - 1,  # fractional between training timesteps
             encoder_hidden_states=cond["context"],
             added_cond_kwargs=self.added_conditions(x, cond),
             return_dict=False,

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -180,7 +181,8 @@ def _pictures(folder: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _is_picture(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() in SUFFIXES and not path.name.lower().endswith(MASK)
+    name = path.name.lower()
+    return path.is_file() and name.endswith(SUFFIXES) and not name.endswith(MASK) and not name.startswith(".")
 
 
 def _strays(folder: Path) -> Iterator[str]:
@@ -221,6 +223,13 @@ def _caption(path: Path, default: str | None, trigger: str) -> str | None:
 
 def _upright_size(path: Path) -> tuple[int, int]:
     """Decode the picture to be sure that it can be, and return its width and height as it is looked at."""
+    stat = path.stat()
+    return _checked_size(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 16)
+def _checked_size(path: Path, size: int, modified: int) -> tuple[int, int]:
+    """`size` and `modified` (ns) make a changed file a new entry: a folder is read again before every run."""
     with Image.open(path) as image:
         width, height = image.size
         sideways = image.getexif().get(EXIF_ORIENTATION) in SIDEWAYS

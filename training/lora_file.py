@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .lora import AdapterState
@@ -89,10 +89,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata))
     try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, dict(metadata))
-        with open(temporary, "rb+") as file:  # on the disk before it has the name
-            os.fsync(file.fileno())
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # on the disk before it has the name
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -55,22 +55,21 @@ def loss_plot(history: Mapping[str, Values], size: tuple[int, int] = (900, 500))
         axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
-        figure.legend(frameon=False, loc="outside upper center", ncols=len(LOSSES))
+        columns = min(sum(drawn), max(1, size[0] // 170))
+        figure.legend(frameon=False, loc="outside upper center", ncols=columns, handlelength=1.4)
     else:
         axes.text(0.5, 0.5, "no finite loss yet", transform=axes.transAxes, ha="center", color=FAINT)
     return _render(figure)
 
 
 def smoothed(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Exponential mean over about `window` steps of the finite values so far; NaN before the first one."""
+    """Exponential mean over about the last `window` values, without a bias at the begin."""
     keep = 1 - 1 / max(window, 1)
-    out = np.full(len(values), np.nan)
+    out = np.empty(len(values))
     total = weight = 0.0
     for i, value in enumerate(values):
-        if np.isfinite(value):
-            total, weight = keep * total + value, keep * weight + 1
-        if weight:
-            out[i] = total / weight
+        total, weight = keep * total + value, keep * weight + 1
+        out[i] = total / weight
     return out
 
 
@@ -85,9 +84,7 @@ def drift_plot(sigmas: Values, drift: Values, floor: Values, size: tuple[int, in
     """
     figure, axes = _figure(size)
     axes.plot(sigmas, drift, "o-", color="#cf222e", ms=4, label="own states against clean ones")
-    axes.plot(
-        sigmas, floor, "--", color=FAINT, label="floor: a perfect model, estimated from this one's error"
-    )
+    axes.plot(sigmas, floor, "--", color=FAINT, label="of which a perfect model would have, at most")
     axes.fill_between(sigmas, 0, floor, color=FAINT, alpha=0.12, lw=0)
     axes.invert_xaxis()
     axes.set_ylim(bottom=0)
@@ -117,7 +114,10 @@ def filmstrip(
         f"{'source ' if i == 0 else 'target ' if i == count - 1 else ''}\N{GREEK SMALL LETTER SIGMA} = {sigmas[i]:.3f}"
         for i in chosen
     ]
-    feet = [f"drift {100 * drift[i]:.1f} %\nfloor {100 * floor[i]:.1f} %" for i in chosen]
+    feet = [
+        f"drift {100 * drift[i]:.1f} %\nfloor \N{LESS-THAN OR EQUAL TO} {100 * floor[i]:.1f} %"
+        for i in chosen
+    ]
     rows = [states[chosen] for states in (own, clean, denoised)]
     return sheet(rows, ["own steps", "clean", "model's x0"], heads, feet)
 
@@ -159,27 +159,24 @@ def sheet(
     height, width = height * scale, width * scale
     font = _font(max(11, min(20, width // 11)))
     gap = max(4, width // 32)
-    tops, bottoms = _wrapped(heads, font, width), _wrapped(feet, font, width)
+    tops, bottoms = _wrapped(heads, font, width), list(feet)
     left = max(_extent(label, font)[0] for label in labels) + 2 * gap
     top, bottom = (
         max((_extent(t, font)[1] for t in texts), default=0) + 2 * gap for texts in (tops, bottoms)
     )
-    columns = max(len(row) for row in rows)
-    size = (left + columns * (width + gap), top + len(rows) * (height + gap) + (bottom if feet else 0))
-    canvas = Image.new("RGB", size, PAPER)
+    lefts = [left + x * (width + gap) for x in range(max(len(row) for row in rows))]
+    uppers = [top + y * (height + gap) for y in range(len(rows))]
+    end = uppers[-1] + height + gap
+    canvas = Image.new("RGB", (lefts[-1] + width + gap, end + (bottom if feet else 0)), PAPER)
     draw = ImageDraw.Draw(canvas)
-    for y, (row, label) in enumerate(zip(rows, labels, strict=True)):
-        upper = top + y * (height + gap)
+    for upper, row, label in zip(uppers, rows, labels, strict=True):
         draw.text((left - gap, upper + height // 2), label, INK, font, anchor="rm")
-        for x, picture in enumerate(row):
-            canvas.paste(
-                _picture(picture).resize((width, height), Image.Resampling.NEAREST),
-                (left + x * (width + gap), upper),
-            )
-    for x, text in enumerate(tops):
-        _centred(draw, text, left + x * (width + gap) + width // 2, top - gap, "md", font)
-    for x, text in enumerate(bottoms):
-        _centred(draw, text, left + x * (width + gap) + width // 2, size[1] - bottom + gap, "ma", font)
+        for x, picture in zip(lefts, row, strict=False):
+            canvas.paste(_picture(picture).resize((width, height), Image.Resampling.NEAREST), (x, upper))
+    for texts, y, anchor in ((tops, top - gap, "md"), (bottoms, end + gap, "ma")):
+        for x, text in zip(lefts, texts, strict=False):
+            middle = (x + width // 2, y)
+            draw.multiline_text(middle, text, INK, font, anchor=anchor, align="center", spacing=4)
     return np.asarray(canvas)
 
 
@@ -210,12 +207,6 @@ def _extent(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:
     return int(max(font.getlength(line) for line in lines)), len(lines) * int(font.size + 4)
 
 
-def _centred(
-    draw: ImageDraw.ImageDraw, text: str, x: float, y: float, anchor: str, font: ImageFont.FreeTypeFont
-) -> None:
-    draw.multiline_text((x, y), text, INK, font, anchor=anchor, align="center", spacing=4)
-
-
 def _figure(size: tuple[int, int]) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100, layout="constrained", facecolor=PAPER)
     axes = figure.add_subplot()
@@ -233,23 +224,15 @@ def _render(figure: Figure) -> Picture:
 
 def _curve(axes: Axes, values: NDArray[np.float64], label: str, colour: str) -> bool:
     """Draw a loss column; False if nothing in it can be drawn on a logarithmic axis."""
-    values = np.where(values > 0, values, np.nan)
-    steps = np.arange(1, len(values) + 1)
-    points = np.isfinite(values)
-    if not points.any():
+    drawable = np.isfinite(values) & (values > 0)
+    if not drawable.any():
         return False
-    mean = smoothed(values, window=max(1, len(values) // 25))
-    few = points.sum() <= 30
-    axes.plot(
-        steps[points],
-        values[points],
-        "o" if few else "-",
-        color=colour,
-        alpha=0.5 if few else 0.15,
-        ms=3,
-        lw=0.8,
-    )
-    axes.plot(steps, mean, color=colour, lw=1.8, label=f"{label}  {mean[-1]:.4g}")
+    steps, values = np.flatnonzero(drawable) + 1, values[drawable]
+    mean = smoothed(values, window=len(values) // 25)
+    few = len(values) <= 30
+    style = {"marker": "o", "ls": "", "ms": 3, "alpha": 0.5} if few else {"lw": 0.8, "alpha": 0.15}
+    axes.plot(steps, values, color=colour, **style)
+    axes.plot(steps, mean, color=colour, lw=1.8, label=f"{label}  {mean[-1]:.3g}")
     return True
 
 

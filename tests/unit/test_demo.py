@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from rollout_trainer.demo.make import captions
 from rollout_trainer.demo.make.export_comfyui import comfyui_key, comfyui_vae
 from rollout_trainer.demo.style import style_probability, style_rate
@@ -18,6 +19,10 @@ def pictures(folder: str) -> torch.Tensor:
     files = sorted((DEMO / folder).glob("*.png"))
     arrays = [np.asarray(Image.open(file).convert("RGB")) for file in files]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
+
+
+def styles() -> list[str]:
+    return list(captions.STYLES.values())
 
 
 def shipped_files() -> list[Path]:
@@ -62,7 +67,8 @@ def test_the_host_reads_the_transformers_width_off_its_depth(pipeline):
 def test_every_word_of_the_captions_has_its_own_token(pipeline):
     names = captions.read_names("concepts.txt")
     lines = [captions.caption(name, captions.BLOB, "white") for name in names]
-    lines += [captions.caption("fox", *pair) for pair in zip(captions.STYLES.values(), captions.BACKGROUNDS)]
+    lines += [captions.caption("fox", style) for style in styles()]
+    lines += [captions.caption("fox", None, colour) for colour in captions.BACKGROUNDS]
     ids = pipeline.tokenizer(lines, padding=True).input_ids
     assert pipeline.tokenizer.unk_token_id not in np.unique(ids)
 
