@@ -10,7 +10,7 @@ from prompt_builder import Link, PromptBuilder
 from safetensors.torch import load_file
 
 STEPS = 40
-STOPPED = re.compile(r"stopped at step (\d+); saved (.+)")
+STOPPED = re.compile(r"stopped at step (\d+); saved (.*stopped-0001.*)")
 
 
 def add_data(graph: PromptBuilder) -> dict[str, Link]:
