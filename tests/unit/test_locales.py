@@ -63,3 +63,9 @@ def test_japanese_is_japanese(schemas):
         for path, text in sentences.items()
         if not any("\u3040" <= c <= "\u30ff" or "\u4e00" <= c <= "\u9fff" for c in text)
     ] == []
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_node_has_a_help_page(language):
+    pages = {path.parent.name for path in (ROOT / "web" / "docs").glob(f"*/{language}.md")}
+    assert pages == english().keys()
