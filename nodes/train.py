@@ -282,8 +282,10 @@ class RolloutResumeTraining(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, **inputs: Any) -> str:
-        """A folder that got another state since is another input."""
+    def fingerprint_inputs(cls, folder: str | None, **inputs: Any) -> str:
+        """A folder that got another state since is another input; None: its name comes through a link."""
+        if folder is None:
+            return ""
         path = current().resolve_path(folder)
         return ",".join(sorted(p.name for p in path.glob("state-*.safetensors")))
 
