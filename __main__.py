@@ -12,9 +12,8 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -22,28 +21,36 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from .host import Cancelled, io, report
 from .host.catalog import Catalog, InputSpec, NodeSpec, from_nodes
 from .host.core_nodes import CORE_NODES
-from .host.graph import Graph, GraphError, parse, read_file
+from .host.graph import Graph, GraphError
 from .host.override import override
+from .host.remote import HostError, Installation, find, started
 from .host.run import NodeError, run
 from .host.standalone import StandaloneHost, installed, interruptible
-from .host.validate import destination_problems, problems
+from .host.validate import destination_problems, problems, structure_problems
+from .host.workflow import parse, read_file
 
 FAILED, BAD_INPUT, CANCELLED = 1, 2, 130
 
+Nodes = Sequence[type[io.ComfyNode]] | None
+"""Node classes to run; None for the pack's own."""
 
-def main(arguments: Sequence[str] | None = None, nodes: Sequence[type[io.ComfyNode]] | None = None) -> int:
-    """Run one command and return its exit code; `nodes` are the pack's own if not given."""
+
+def main(arguments: Sequence[str] | None = None, nodes: Nodes = None) -> int:
+    """Run one command and return its exit code."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
     logging.getLogger(__package__).setLevel(logging.INFO)
-    command = {"run": _run, "validate": _validate, "nodes": _nodes}[options.command]
     try:
-        catalog = from_nodes([*CORE_NODES, *(_pack_nodes() if nodes is None else nodes)])
-        return command(options, catalog)
+        return {"run": _run, "validate": _validate, "nodes": _nodes}[options.command](options, nodes)
     except GraphError as err:
         for problem in err.problems:
             print(f"error: {problem}", file=sys.stderr)
         return BAD_INPUT
+    except (NodeError, HostError) as err:
+        print(f"error: {err}", file=sys.stderr)
+        if options.verbose:
+            traceback.print_exception(err)
+        return FAILED
     except ImportError as err:
         print(f"error: the pack must be importable, got {err}; install its requirements.txt", file=sys.stderr)
         return FAILED
@@ -56,63 +63,84 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rollout_trainer", description="Train LoRAs from a workflow file.")
     parser.set_defaults(verbose=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    graph = argparse.ArgumentParser(add_help=False)
-    graph.add_argument(
-        "graph", type=Path, help="workflow: JSON (saved or API format), or a PNG that carries one"
-    )
-    graph.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NODE.WIDGET=VALUE",
-        help="change a widget; NODE is an id, a title or a class (repeatable)",
-    )
-    graph.add_argument("-v", "--verbose", action="store_true", help="log more, and show tracebacks")
-    graph.add_argument("--device", help="where to compute, such as cuda:1 or cpu; default: the best one here")
-    execute = commands.add_parser("run", parents=[graph], help="check a workflow and run it")
-    execute.add_argument(
-        "--out", type=Path, default=Path("out"), help="folder for all results (default: out)"
-    )
-    commands.add_parser("validate", parents=[graph], help="check a workflow and run nothing")
+    shared = _graph_options()
+    execute = commands.add_parser("run", parents=[shared], help="check a workflow and run it")
+    out_help = "folder for all results (default: out)"
+    execute.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help=out_help)
+    commands.add_parser("validate", parents=[shared], help="check a workflow and run nothing")
     listing = commands.add_parser("nodes", help="list nodes with their inputs, defaults and ranges")
     listing.add_argument("name", nargs="?", help="only nodes with this text in their name")
     return parser
 
 
-def _pack_nodes() -> list[type[io.ComfyNode]]:
-    from .nodes import RolloutTrainerExtension
+def _graph_options() -> argparse.ArgumentParser:
+    """Return what `run` and `validate` share."""
+    shared = argparse.ArgumentParser(add_help=False)
+    graph_help = "workflow: JSON (saved or API format), or a PNG that carries one"
+    shared.add_argument("graph", type=Path, help=graph_help)
+    set_help = "change a widget; NODE is an id, a title or a class (repeatable)"
+    shared.add_argument("--set", action="append", default=[], metavar="NODE.WIDGET=VALUE", help=set_help)
+    shared.add_argument(
+        "--device", help="where to compute, such as cuda:1 or cpu; default: the best one here"
+    )
+    comfyui_help = "run in this ComfyUI installation, which has the nodes of other packs; it is not changed"
+    shared.add_argument("--comfyui", type=Path, metavar="DIR", help=comfyui_help)
+    python_help = "interpreter of that installation (default: the one in its venv)"
+    shared.add_argument("--comfyui-python", type=Path, metavar="PATH", help=python_help)
+    shared.add_argument("-v", "--verbose", action="store_true", help="log more, and show tracebacks")
+    return shared
 
-    nodes: list[type[io.ComfyNode]] = asyncio.run(RolloutTrainerExtension().get_node_list())
-    return nodes
 
-
-def _run(options: argparse.Namespace, catalog: Catalog) -> int:
+def _run(options: argparse.Namespace, nodes: Nodes) -> int:
     host = _host(options, options.out)
-    graph = _checked_graph(options, catalog, host, destination_problems(options.out))
-    started, code = time.perf_counter(), 0
+    unwritable = destination_problems(options.out)
+    begun = time.perf_counter()
     try:
-        with interruptible(host), logging_redirect_tqdm():
-            run(graph, catalog, host, _announce)
+        if options.comfyui is None:
+            graph = _checked_graph(options, host, nodes, unwritable)
+            with interruptible(host), logging_redirect_tqdm():
+                run(graph, _catalog(nodes), host, _announce)
+        else:
+            if unwritable:
+                raise GraphError(*unwritable)
+            with interruptible(host):
+                _run_in_comfyui(options, host)
     except Cancelled:
-        code = CANCELLED
-    except NodeError as err:
-        print(f"error: {err}", file=sys.stderr)
-        if options.verbose:
-            traceback.print_exception(err.__cause__)
-        return FAILED
-    facts = {"run_seconds": time.perf_counter() - started, "peak_memory_mb": report.peak_memory_mb()}
-    _finish(options, host, facts)
-    return code
+        pass
+    _finish(options, host, time.perf_counter() - begun)
+    return CANCELLED if host.cancel_requested() else 0
 
 
-def _validate(options: argparse.Namespace, catalog: Catalog) -> int:
-    graph = _checked_graph(options, catalog, _host(options, Path("out")), [])
+def _run_in_comfyui(options: argparse.Namespace, host: StandaloneHost) -> None:
+    installation = find(options.comfyui, options.comfyui_python)
+    read_file(options.graph)  # a file that is none needs no server to tell
+    print(f"Starting {installation.folder}", file=sys.stderr)
+    with started(installation, host, options.device) as server:
+        server.run(_foreign_graph(options, server.catalog(), installation), host)
+
+
+def _validate(options: argparse.Namespace, nodes: Nodes) -> int:
+    host = _host(options, Path("out"))
+    if options.comfyui is None:
+        graph = _checked_graph(options, host, nodes, [])
+    else:
+        installation = find(options.comfyui, options.comfyui_python)
+        with started(installation, host, options.device) as server:
+            graph = _foreign_graph(options, server.catalog(), installation)
     print(f"{options.graph} is valid: {len(graph.nodes)} nodes")
     return 0
 
 
+def _catalog(nodes: Nodes) -> Catalog:
+    if nodes is None:
+        from .nodes import RolloutTrainerExtension
+
+        nodes = asyncio.run(RolloutTrainerExtension().get_node_list())
+    return from_nodes([*CORE_NODES, *nodes])
+
+
 def _host(options: argparse.Namespace, out: Path) -> StandaloneHost:
-    if options.device is not None:
+    if options.device is not None and options.comfyui is None:
         try:
             torch.empty(0, device=options.device)
         except (RuntimeError, AssertionError) as err:
@@ -121,64 +149,85 @@ def _host(options: argparse.Namespace, out: Path) -> StandaloneHost:
 
 
 def _checked_graph(
-    options: argparse.Namespace, catalog: Catalog, host: StandaloneHost, found: Sequence[str]
+    options: argparse.Namespace, host: StandaloneHost, nodes: Nodes, found: Sequence[str]
 ) -> Graph:
     """Return the graph to run, with `--set` applied.
 
     Raises:
         GraphError: with everything that is wrong, the problems `found` elsewhere included.
     """
-    graph, wrong = parse(read_file(options.graph), catalog), list(found)
+    catalog = _catalog(nodes)
+    graph, wrong = _read(options, catalog)
+    with installed(host):
+        wrong = [*found, *wrong, *problems(graph, catalog)]
+    if wrong:
+        raise GraphError(*wrong)
+    return graph
+
+
+def _foreign_graph(options: argparse.Namespace, catalog: Catalog, installation: Installation) -> Graph:
+    """Return the graph to queue in a ComfyUI, which checks the values itself: it knows dynamic inputs and files.
+
+    Raises:
+        GraphError: with everything that is wrong.
+    """
+    graph, wrong = _read(options, catalog)
+    wrong += structure_problems(graph, catalog, f"install its pack in {installation.folder}")
+    if wrong:
+        raise GraphError(*wrong)
+    return graph
+
+
+def _read(options: argparse.Namespace, catalog: Catalog) -> tuple[Graph, list[str]]:
+    """Return the graph with all settings that fit, and what is wrong with the others."""
+    graph = parse(read_file(options.graph), catalog)
+    wrong: list[str] = []
     for setting in options.set:
         try:
             graph = override(graph, catalog, setting)
         except GraphError as err:
             wrong += err.problems
-    with installed(host):
-        wrong += problems(graph, catalog)
-    if wrong:
-        raise GraphError(*wrong)
-    return graph
+    return graph, wrong
 
 
 def _announce(number: int, count: int, title: str) -> None:
     print(f"[{number}/{count}] {title}", file=sys.stderr)
 
 
-def _finish(options: argparse.Namespace, host: StandaloneHost, facts: Mapping[str, Any]) -> None:
-    """Write the report and say what there is."""
-    own = {"workflow": str(options.graph), "images": host.images, "cancelled": host.cancel_requested()}
-    result = {**report.SECTIONS, **host.sections, **own, **facts}
-    report.write(host.out / "report.json", result)
-    if result["cancelled"]:
-        saved = result.get("saved")
+def _finish(options: argparse.Namespace, host: StandaloneHost, seconds: float) -> None:
+    """Write the report and say what there is; a run that was cancelled before it did anything leaves nothing."""
+    saved = host.sections.get("saved")
+    if host.cancel_requested():
         print(f"Cancelled; state saved in {saved}" if saved else "Cancelled")
-    for label, text in result.get("texts", {}).items():
+    if not host.sections and not host.images:
+        return
+    peak = report.peak_memory_mb(of_children=options.comfyui is not None)
+    own = {"workflow": str(options.graph), "images": host.images, "cancelled": host.cancel_requested()}
+    facts = {"run_seconds": round(seconds, 3), "peak_memory_mb": peak}
+    report.write(host.out / "report.json", {**report.SECTIONS, **host.sections, **own, **facts})
+    for label, text in host.sections.get("texts", {}).items():
         print(f"{label}: {text}")
-    if result["lora"]:
-        print(f"LoRA: {result['lora']}")
-    if result["images"]:
-        print(f"{len(result['images'])} images in {host.out}")
+    if host.sections.get("lora"):
+        print(f"LoRA: {host.sections['lora']}")
+    if host.images:
+        print(f"{len(host.images)} images in {host.out}")
     print(f"Report: {host.out / 'report.json'}")
 
 
-def _nodes(options: argparse.Namespace, catalog: Catalog) -> int:
+def _nodes(options: argparse.Namespace, nodes: Nodes) -> int:
     wanted = (options.name or "").lower()
-    for spec in catalog.values():
+    for spec in _catalog(nodes).values():
         if wanted in spec.class_type.lower():
             print("\n".join(_describe(spec)))
     return 0
 
 
 def _describe(spec: NodeSpec) -> list[str]:
-    inputs = [f"  {item.name}: {_describe_input(item)}" for item in spec.inputs]
-    outputs = [f"  -> {output.name}: {output.type}" for output in spec.outputs]
-    return [
-        f"{spec.class_type} ({spec.title})",
-        *([spec.description] if spec.description else []),
-        *inputs,
-        *outputs,
-    ]
+    lines = [f"{spec.class_type} ({spec.title})"]
+    if spec.description:
+        lines.append(spec.description)
+    lines += [f"  {item.name}: {_describe_input(item)}" for item in spec.inputs]
+    return lines + [f"  -> {output.name}: {output.type}" for output in spec.outputs]
 
 
 def _describe_input(spec: InputSpec) -> str:

@@ -11,13 +11,13 @@ import folder_paths
 import torch
 from comfy import model_management
 from comfy.utils import ProgressBar
-from comfy_api.latest import ui
+from comfy_api.latest import io, ui
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch import Tensor
 
 from .interface import Progress
-from .report import REPORT_VARIABLE, merge, write
+from .report import FOLDERS_VARIABLE, REPORT_VARIABLE, merge, write
 from .standalone import PACK, TerminalBar, first_existing
 
 if TYPE_CHECKING:
@@ -60,8 +60,10 @@ class ComfyHost:
 
     def resolve_path(self, text: str) -> Path:
         """Look for `text` in ComfyUI's input, output, models and base folders and in the pack."""
-        bases = [folder_paths.models_dir, folder_paths.base_path]
-        return first_existing(text, [self.input_dir(), self.output_dir(), *map(Path, bases), PACK])
+        given = filter(None, os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep))
+        bases = (folder_paths.models_dir, folder_paths.base_path)
+        folders = [*map(Path, given), self.input_dir(), self.output_dir(), *map(Path, bases), PACK]
+        return first_existing(text, folders)
 
     def device(self) -> torch.device:
         """Return the device that ComfyUI computes on."""
@@ -83,13 +85,14 @@ class ComfyHost:
     def save_images(self, images: Tensor, prefix: str, node: type | None = None) -> list[dict[str, str]]:
         """Save below the output folder, with the workflow inside when `node` is given."""
         saved: list[dict[str, str]] = ui.ImageSaveHelper.save_images(
-            images, filename_prefix=prefix, folder_type=_output_folder(), cls=node, compress_level=4
+            images, filename_prefix=prefix, folder_type=io.FolderType.output, cls=node, compress_level=4
         )
         return saved
 
     def report(self, section: Mapping[str, Any]) -> None:
-        """Write into the file that `--comfyui` names. A user's own ComfyUI has none: return the same facts in
-        `NodeOutput(ui=...)`.
+        """Write into the file that `--comfyui` names.
+
+        A user's own ComfyUI has none: return the same facts in `NodeOutput(ui=...)`.
         """
         path = os.environ.get(REPORT_VARIABLE)
         if path:
@@ -124,12 +127,6 @@ def _send_text(text: str, node_id: str) -> None:
     server = getattr(PromptServer, "instance", None)
     if server is not None:
         server.send_progress_text(text, node_id, server.client_id)
-
-
-def _output_folder() -> Any:
-    from comfy_api.latest import io
-
-    return io.FolderType.output
 
 
 _host = ComfyHost()

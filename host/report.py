@@ -34,6 +34,9 @@ SECTIONS: Mapping[str, Any] = {
 REPORT_VARIABLE = "ROLLOUT_TRAINER_REPORT"
 """Environment variable with which `--comfyui` tells the pack inside ComfyUI where to write what nodes report."""
 
+FOLDERS_VARIABLE = "ROLLOUT_TRAINER_FOLDERS"
+"""The same for the folders where relative paths are looked for first: the user's, and the workflow's."""
+
 
 def merge(target: dict[str, Any], section: Mapping[str, Any]) -> None:
     """Write `section` into `target`: mappings merge at every level, other values replace."""
@@ -78,15 +81,18 @@ def _plain(value: Any) -> str:
     raise TypeError(f"report values must be plain data, got {type(value).__name__}")
 
 
-def peak_memory_mb() -> float | None:
-    """Return the most memory that this process had so far, in MB; None on Windows without psutil."""
+def peak_memory_mb(of_children: bool = False) -> float | None:
+    """Return the most memory that this process, or one that it started and that has ended, had so far, in MB.
+
+    On Windows: of this process alone, and None without psutil.
+    """
     if sys.platform == "win32":
         try:
             import psutil
         except ImportError:
             return None
-        return round(psutil.Process().memory_info().peak_wset / 2**20, 1)
+        return None if of_children else round(psutil.Process().memory_info().peak_wset / 2**20, 1)
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN if of_children else resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)  # bytes on macOS, kB elsewhere

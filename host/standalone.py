@@ -190,18 +190,19 @@ def installed(host: StandaloneHost) -> Iterator[StandaloneHost]:
 
 @contextmanager
 def interruptible(host: StandaloneHost) -> Iterator[None]:
-    """Turn the first Ctrl-C into `host.cancel()`; a second one stops at once, by KeyboardInterrupt."""
+    """Turn the first Ctrl-C or SIGTERM into `host.cancel()`; a second one stops at once, by KeyboardInterrupt."""
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:
         if host.cancel_requested():
             raise KeyboardInterrupt
         host.cancel()
 
-    previous = signal.signal(signal.SIGINT, on_interrupt)
+    previous = {number: signal.signal(number, on_interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def best_device() -> str:

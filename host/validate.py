@@ -26,21 +26,27 @@ says so in its `validate_inputs`."""
 FOREIGN_NODE = "give --comfyui DIR, an installation that has it, to run nodes of other packs"
 
 
-def problems(graph: Graph, catalog: Catalog, foreign_hint: str = FOREIGN_NODE) -> list[str]:
+def problems(graph: Graph, catalog: Catalog) -> list[str]:
     """Return what is wrong with `graph`; an empty list means that it can run.
 
-    Structure first (unknown nodes, links, cycles), then the inputs of every node that an output needs, then
-    those nodes' own `validate_inputs`. A stage is reached only if the earlier ones are clean, so that no line
-    is the consequence of another.
+    Structure first, then the inputs of every node that an output needs, then those nodes' own
+    `validate_inputs`. A stage is reached only if the earlier ones are clean, so that no line is the consequence
+    of another.
     """
-    structural = [*_unknown(graph, catalog, foreign_hint), *_links(graph, catalog), *_cycle(graph)]
-    if structural or not any(catalog[node.class_type].is_output for node in graph.nodes.values()):
-        return structural or [
-            "graph must have an output node, got none; add Save Image or another that saves"
-        ]
+    wrong = structure_problems(graph, catalog)
+    if wrong:
+        return wrong
     needed = order(graph, catalog)
     wrong = [line for node in needed for line in _inputs(node, graph, catalog)]
     return wrong or [line for node in needed for line in _own_checks(node, catalog[node.class_type])]
+
+
+def structure_problems(graph: Graph, catalog: Catalog, foreign_hint: str = FOREIGN_NODE) -> list[str]:
+    """Return unknown nodes, links to nowhere and cycles, and whether there is nothing to run."""
+    wrong = [*_unknown(graph, catalog, foreign_hint), *_links(graph, catalog), *_cycle(graph)]
+    if wrong or any(catalog[node.class_type].is_output for node in graph.nodes.values()):
+        return wrong
+    return ["graph must have an output node, got none; add Save Image or another that saves"]
 
 
 def order(graph: Graph, catalog: Catalog) -> list[Node]:
@@ -97,7 +103,7 @@ def _inputs(node: Node, graph: Graph, catalog: Catalog) -> Iterator[str]:
     for name, spec in specs.items():
         if name in node.inputs:
             rule = _broken_rule(spec, node.inputs[name], graph, catalog)
-        elif spec.required and spec.default is None:
+        elif spec.required:
             given = "given" if spec.widget else f"linked to an output of type {spec.type}"
             rule = f"must be {given}, got nothing"
         else:
@@ -160,7 +166,7 @@ def _range_rule(spec: InputSpec, value: float) -> str:
 
 
 def _one_of(options: tuple[Any, ...]) -> str:
-    shown = ", ".join(map(str, options[:12]))
+    shown = ", ".join(map(str, options[:12])) or "its options, of which there are none"
     return f"one of {shown}{f' and {len(options) - 12} more' if len(options) > 12 else ''}"
 
 
@@ -170,15 +176,9 @@ def coerce(spec: InputSpec, value: Any) -> Any:
 
 
 def constants(node: Node, spec: NodeSpec) -> dict[str, Any]:
-    """Return the node's constants as it gets them: in their types, required ones with a default."""
-    values = {}
-    for item in spec.inputs:
-        value = node.inputs.get(item.name, item.default if item.required else None)
-        if item.widget and value is not None and not isinstance(value, Link):
-            values[item.name] = coerce(item, value)
-        elif not item.widget and item.name in node.inputs and not isinstance(value, Link):
-            values[item.name] = value
-    return values
+    """Return the node's constants as it gets them, in their types."""
+    given = [(item, node.inputs[item.name]) for item in spec.inputs if item.name in node.inputs]
+    return {item.name: coerce(item, value) for item, value in given if not isinstance(value, Link)}
 
 
 def _own_checks(node: Node, spec: NodeSpec) -> Iterator[str]:

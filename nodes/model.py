@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 
 from ..host import current, io
-from ..training.diffusers_model import load_diffusers
+from ..training.diffusers_model import check_diffusers, load_diffusers
 from ..training.lora_reading import read_lora
 from ..training.model import LoadedModel
-from ..training.pipeline_folder import PipelineFolder
 from . import sockets
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -45,10 +44,12 @@ class RolloutLoadDiffusers(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str) -> bool | str:
-        """Look for the folder and its index before anything runs."""
+    def validate_inputs(cls, folder: str | None) -> bool | str:
+        """Look at the folder before anything runs; None: its name comes through a link, not known yet."""
+        if folder is None:
+            return True
         try:
-            PipelineFolder.read(current().resolve_path(folder))
+            check_diffusers(current().resolve_path(folder))
         except ValueError as err:
             return str(err)
         return True

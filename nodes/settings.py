@@ -448,7 +448,7 @@ class RolloutScheduledSampling(io.ComfyNode):
                     default=default.order,
                     min=1,
                     max=3,
-                    tooltip="Order of unipc and dpm; 2 is a good choice, 3 for parts of a trajectory. euler is 1 and rk4 is 4 whatever stands here.",
+                    tooltip="Order of unipc and dpm; 2 is a good choice. euler is 1 and rk4 is 4 whatever stands here.",
                 ),
                 io.Combo.Input(
                     "strategy",

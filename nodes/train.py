@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from ..host import current, io
+from ..host import Cancelled, current, io
 from ..training.config import RolloutConfig
 from ..training.data import LatentDataset
 from ..training.export import save_lora
@@ -156,15 +156,21 @@ def train_watched(run: Run, steps: int) -> Run:
     extra = cost(run.config, run.source)
     if extra:
         progress.update(0, f"about {extra:.1f} extra forwards per sample")
-    first = run.step
+    first = reached = run.step
 
     def watch(now: Progress) -> None:
+        nonlocal reached
+        reached = now.step
         text = f"loss {now.loss:.4f}, {now.steps_per_second:.1f} steps/s"
         if now.probability:
             text += f", rollouts {now.probability:.0%}"
         progress.update(now.step - first, text)
 
-    run = train(run, steps, watch)
+    try:
+        run = train(run, steps, watch)
+    except Cancelled:
+        current().report({"saved": str(run.folder.state_path(reached))})
+        raise
     current().report(report(run))
     return run
 
@@ -282,8 +288,10 @@ class RolloutResumeTraining(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, **inputs: Any) -> str:
-        """A folder that got another state since is another input."""
+    def fingerprint_inputs(cls, folder: str | None, **inputs: Any) -> str:
+        """A folder that got another state since is another input; None: its name comes through a link."""
+        if folder is None:
+            return ""
         path = current().resolve_path(folder)
         return ",".join(sorted(p.name for p in path.glob("state-*.safetensors")))
 

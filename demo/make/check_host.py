@@ -37,7 +37,9 @@ def transformer_difference() -> float:
     hosted = patcher.model.diffusion_model.float()
     ours = SD3Transformer2DModel.from_pretrained(MODEL / "transformer", torch_dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
-    x, context, pooled = (torch.randn(s, generator=generator) for s in ((2, 16, 16, 16), (2, 16, 128), (2, 128)))
+    x, context, pooled = (
+        torch.randn(s, generator=generator) for s in ((2, 16, 16, 16), (2, 16, 128), (2, 128))
+    )
     timestep = torch.tensor([900.0, 200.0])
     theirs = hosted(x, timestep, context=context, y=pooled)
     expected = ours(x, context, pooled, timestep, return_dict=False)[0]

@@ -72,27 +72,35 @@ def as_bytes(pixels: Tensor) -> Tensor:
 
 
 def spoil(pixels: Tensor, code: PatchCode, generator: torch.Generator) -> Tensor:
-    """Pictures as a model might draw them: moved, tinted, blurred, with noisy latents; shape is kept."""
-    count = len(pixels)
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator)
-
-    turn = torch.eye(2, 3).repeat(count, 1, 1)
-    turn[:, 0, 0] = 0.9 + 0.25 * uniform(count)
-    turn[:, 1, 1] = 0.9 + 0.25 * uniform(count)
-    turn[:, 0, 0] *= (uniform(count) < 0.5) * 2 - 1  # mirrored
-    turn[:, :, 2] = 0.2 * uniform(count, 2) - 0.1
-    grid = F.affine_grid(turn, list(pixels.shape), align_corners=False)
-    moved = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
-    tinted = moved * (0.7 + 0.5 * uniform(count, 3, 1, 1))
-    grey = tinted.mean(1, keepdim=True).expand_as(tinted)
-    tinted = torch.where(uniform(count, 1, 1, 1) < 0.15, grey, tinted)
+    """Pictures as a model might draw them: moved, tinted, blurred, with noisy latents; the shape stays."""
+    tinted = tint(move(pixels, generator), generator)
     blurred = F.interpolate(F.avg_pool2d(tinted, 4), scale_factor=4, mode="bilinear")
-    blur = uniform(count, 1, 1, 1)
-    latents = code.encode(tinted * (1 - blur) + blurred * blur)
-    noise = torch.randn(latents.shape, generator=generator) * uniform(count, 1, 1, 1) * LATENT_NOISE
-    return code.decode(latents + noise).clamp(0, 1)
+    blur = torch.rand(len(pixels), 1, 1, 1, generator=generator)
+    latents = code.encode(tinted + blur * (blurred - tinted))
+    level = LATENT_NOISE * torch.rand(len(pixels), 1, 1, 1, generator=generator)
+    return code.decode(latents + level * torch.randn(latents.shape, generator=generator)).clamp(0, 1)
+
+
+def move(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Stretch and shift a little; mirror half of the pictures and turn a tenth upside down."""
+    count = len(pixels)
+    flipped = torch.rand(count, 2, generator=generator) < torch.tensor([0.5, 0.1])
+    scale = (0.9 + 0.25 * torch.rand(count, 2, generator=generator)) * torch.where(flipped, -1.0, 1.0)
+    shift = 0.2 * torch.rand(count, 2, generator=generator) - 0.1
+    affine = torch.cat([torch.diag_embed(scale), shift[..., None]], -1)  # [N, 2, 3]
+    grid = F.affine_grid(affine, list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+
+
+def tint(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Darken and tint; exchange or drop the colours of some pictures: a blob need not be yellow."""
+    light = 0.6 + 0.4 * torch.rand(len(pixels), 1, 1, 1, generator=generator)
+    balance = 0.7 + 0.5 * torch.rand(len(pixels), 3, 1, 1, generator=generator)
+    tinted = (pixels * light * balance).clamp(0, 1)
+    draw_kind = torch.rand(len(pixels), 1, 1, 1, generator=generator)
+    exchanged = tinted[:, torch.randperm(3, generator=generator)]
+    grey = tinted.mean(1, keepdim=True).expand_as(tinted)
+    return torch.where(draw_kind < 0.3, exchanged, torch.where(draw_kind < 0.4, grey, tinted))
 
 
 def train_style(found: Examples, code: PatchCode, seed: int = 0) -> StyleNet:

@@ -1,175 +1,37 @@
 """RolloutSampler and RolloutSigmas in a real ComfyUI, beside our own library and the host's own samplers.
 
-The MODEL is the demo transformer in the stock UNETLoader; the same file as a diffusers pipeline, stepped by
-`samplers.integrate` in this process, is the reference. Latents are compared as the model sees them: the host
-hands those of SD3 out as ``latent / 1.5305 + 0.0609``.
+`demo_model` says how the two are compared.
 """
 
 from __future__ import annotations
 
 import io
-import shutil
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from comfyui_process import ComfyUI
+from demo_model import (
+    Draw,
+    add_conditioning,
+    add_demo,
+    add_draw,
+    add_latents,
+    add_model,
+    add_right_half,
+    largest,
+    model_space,
+)
 from PIL import Image
 from prompt_builder import Link, PromptBuilder
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from rollout_trainer.samplers import integrate, trajectory
-from rollout_trainer.training.denoiser import Cond
-from rollout_trainer.training.diffusers_model import DiffusersModel, load_diffusers
-from rollout_trainer.training.sampling import Guided
-
-ROOT = Path(__file__).resolve().parents[2]
-SCALE, SHIFT = 1.5305, 0.0609  # comfy.latent_formats.SD3
-CAPTIONS = [
-    "grinning face, flat style, blue background",
-    "crying face, flat style, green background",
-    "red apple, flat style, white background",
-]
 SAMPLERS = ("unipc", "dpm", "euler", "rk4")
 PREVIEW, JPEG = 1, 1  # in the head of the host's binary messages
-
-
-@dataclass(frozen=True)
-class Draw:
-    """What to sample: some rows of the captions, each from its own noise."""
-
-    sampler: str = "unipc"
-    order: int = 2
-    steps: int = 6
-    start: float = 1.0
-    end: float = 0.0
-    cfg: float = 2.5
-    seed: int = 11
-    first: int = 0
-    rows: int = 1
-    picture: bool = False
-    """Start from the picture, noised to `start`, not from noise alone."""
-
-
-@dataclass(frozen=True)
-class Demo:
-    """The demo model, in a ComfyUI and here."""
-
-    host: ComfyUI
-    source: DiffusersModel
-    cond: Cond
-    uncond: Cond
-    picture: Tensor
-    """[1, 16, 16, 16] latent of a training picture, as the model sees it."""
-
-    def here(self, draw: Draw) -> Tensor:
-        """What our library samples, [rows, 16, 16, 16]."""
-        chosen = slice(draw.first, draw.first + draw.rows)
-        cond = {name: value[chosen] for name, value in self.cond.items()}
-        uncond = {name: value.expand(draw.rows, *value.shape[1:]) for name, value in self.uncond.items()}
-        sigmas = trajectory(self.source.schedule, draw.start, draw.end, draw.steps)[0]
-        sigma, noise = sigmas[0].float(), host_noise(draw)
-        x = sigma * noise + (1 - sigma) * (self.picture if draw.picture else torch.zeros_like(noise))
-        with torch.no_grad():
-            guided = Guided(self.source.denoiser(), cond, uncond, draw.cfg)
-            x = integrate(guided, x, sigmas, draw.sampler, draw.order)
-        return x / (1 - sigmas[-1].float())  # so the host hands out what still has noise in it
-
-    def there(self, draw: Draw, node: str = "SamplerCustomAdvanced") -> Tensor:
-        """What the host samples with our nodes."""
-        graph = PromptBuilder()
-        return model_space(self.run(add_draw(graph, draw, node), graph))
-
-    def run(self, drawn: Link, graph: PromptBuilder) -> Tensor:
-        """Run a graph and return the latent `drawn`, as the host hands it out."""
-        node, _ = graph.add("SaveLatent", samples=drawn, filename_prefix="tests/latent")
-        saved = self.host.queue(graph.prompt)["outputs"][node]["latents"][0]
-        place = self.host.base / "output" / saved["subfolder"] / saved["filename"]
-        return load_file(place)["latent_tensor"].float()
-
-
-def model_space(latent: Tensor) -> Tensor:
-    """The latent as SD3 sees it."""
-    return (latent - SHIFT) * SCALE
-
-
-def host_noise(draw: Draw) -> Tensor:
-    """The noise that the host's RandomNoise gives to the rows of a draw: those before them come first."""
-    generator = torch.Generator().manual_seed(draw.seed)
-    rows = [torch.randn(1, 16, 16, 16, generator=generator) for _ in range(draw.first + draw.rows)]
-    return torch.cat(rows[draw.first :])
-
-
-def largest(a: Tensor, b: Tensor) -> float:
-    """The largest difference of two tensors of one shape."""
-    assert a.shape == b.shape
-    return float((a - b).abs().max())
-
-
-# -- graphs ----------------------------------------------------------------------------------------
-
-
-def add_model(graph: PromptBuilder) -> Link:
-    """The demo transformer as the host takes it: shift 3."""
-    return graph.add("UNETLoader", unet_name="rollout_demo.safetensors", weight_dtype="default")
-
-
-def add_demo(graph: PromptBuilder) -> Link:
-    """The demo transformer with the shift it was trained with."""
-    return graph.add("ModelSamplingSD3", model=add_model(graph), shift=1.0)
-
-
-def add_conditioning(graph: PromptBuilder, file: str, first: int = 0, rows: int = 1) -> Link:
-    """Conditioning that the fixture has written."""
-    return graph.add("TestConditioning", file=file, first=first, rows=rows)
-
-
-def add_latents(graph: PromptBuilder, draw: Draw) -> Link:
-    """What is sampled from: the picture, or nothing, of a batch the rows from `first` on."""
-    if draw.picture:
-        return graph.add("LoadLatent", latent="picture.latent")
-    batch = graph.add("EmptySD3LatentImage", width=128, height=128, batch_size=draw.first + draw.rows)
-    return graph.add("LatentFromBatch", samples=batch, batch_index=draw.first, length=draw.rows)
-
-
-def add_draw(
-    graph: PromptBuilder,
-    draw: Draw,
-    node: str = "SamplerCustomAdvanced",
-    model: Link | None = None,
-    sampler: Link | None = None,
-    latent: Link | None = None,
-) -> Link:
-    """A draw of the demo model; links given take the place of what it would use."""
-    model = model or add_demo(graph)
-    shared = {
-        "sampler": sampler or graph.add("RolloutSampler", sampler=draw.sampler, order=draw.order),
-        "sigmas": graph.add("RolloutSigmas", model=model, steps=draw.steps, start=draw.start, end=draw.end),
-        "latent_image": latent or add_latents(graph, draw),
-    }
-    guidance = {
-        "model": model,
-        "positive": add_conditioning(graph, "captions.safetensors", draw.first, draw.rows),
-        "negative": add_conditioning(graph, "empty.safetensors"),
-        "cfg": draw.cfg,
-    }
-    if node == "SamplerCustom":
-        return graph.add(node, add_noise=True, noise_seed=draw.seed, **guidance, **shared)
-    noise, guider = graph.add("RandomNoise", noise_seed=draw.seed), graph.add("CFGGuider", **guidance)
-    return graph.add(node, noise=noise, guider=guider, **shared)
-
-
-def add_right_half(graph: PromptBuilder) -> Link:
-    """A mask of the right half of the picture."""
-    nothing = graph.add("SolidMask", value=0.0, width=128, height=128)
-    half = graph.add("SolidMask", value=1.0, width=64, height=128)
-    return graph.add("MaskComposite", destination=nothing, source=half, x=64, y=0, operation="add")
 
 
 def add_epsilon_model(graph: PromptBuilder, prediction: str) -> Link:
@@ -189,33 +51,18 @@ def add_epsilon_draw(graph: PromptBuilder, prediction: str, sampler: Link, steps
         add_noise=True,
         noise_seed=5,
         cfg=1.0,
-        positive=add_conditioning(graph, "epsilon.safetensors"),
-        negative=add_conditioning(graph, "epsilon.safetensors"),
+        positive=add_conditioning(graph, "epsilon"),
+        negative=add_conditioning(graph, "epsilon"),
         sampler=sampler,
         sigmas=graph.add("RolloutSigmas", model=model, steps=steps, start=1.0, end=0.0),
         latent_image=graph.add("EmptyLatentImage", width=64, height=64, batch_size=1),
     )
 
 
-@pytest.fixture(scope="module")
-def demo(comfyui: ComfyUI) -> Demo:
-    source = load_diffusers(ROOT / "demo" / "model")
-    models, inputs = comfyui.base / "models" / "diffusion_models", comfyui.base / "input"
-    models.mkdir(parents=True, exist_ok=True)
-    inputs.mkdir(exist_ok=True)
-    weights = ROOT / "demo" / "model" / "transformer" / "diffusion_pytorch_model.safetensors"
-    shutil.copy(weights, models / "rollout_demo.safetensors")
-    cond, uncond = source.encode_text(CAPTIONS), source.encode_text([""])
-    save_file(dict(cond), inputs / "captions.safetensors")
-    save_file(dict(uncond), inputs / "empty.safetensors")
+@pytest.fixture(scope="module", autouse=True)
+def epsilon_conditioning(comfyui):
     context = torch.randn(1, 8, 768, generator=torch.Generator().manual_seed(0))
-    save_file({"context": context}, inputs / "epsilon.safetensors")
-    with Image.open(ROOT / "demo" / "data" / "neutral-face.png") as image:
-        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None] / 255
-    picture = source.encode_images(pixels)
-    kept = {"latent_tensor": picture / SCALE + SHIFT, "latent_format_version_0": torch.tensor([])}
-    save_file(kept, inputs / "picture.latent")
-    return Demo(comfyui, source, cond, uncond, picture)
+    save_file({"context": context}, comfyui.base / "input" / "epsilon.safetensors")
 
 
 # -- the same numbers ------------------------------------------------------------------------------

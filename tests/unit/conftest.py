@@ -105,6 +105,17 @@ def toy_config(**changes: Any) -> TrainConfig:
     return TrainConfig(**{**values, **changes})
 
 
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one tiny random pipeline folder for each family, named as in `tiny_pipelines.BUILDERS`."""
+    from tiny_pipelines import BUILDERS
+
+    root = tmp_path_factory.mktemp("models")
+    for name, build in BUILDERS.items():
+        build(root / name)
+    return root
+
+
 @pytest.fixture
 def toy_source() -> ToySource:
     """A flow model."""

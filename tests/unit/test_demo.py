@@ -21,6 +21,10 @@ def pictures(folder: str) -> torch.Tensor:
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
 
 
+def styles() -> list[str]:
+    return list(captions.STYLES.values())
+
+
 def shipped_files() -> list[Path]:
     return [file for file in DEMO.rglob("*") if file.is_file() and ".work" not in file.parts]
 
@@ -63,7 +67,8 @@ def test_the_host_reads_the_transformers_width_off_its_depth(pipeline):
 def test_every_word_of_the_captions_has_its_own_token(pipeline):
     names = captions.read_names("concepts.txt")
     lines = [captions.caption(name, captions.BLOB, "white") for name in names]
-    lines += [captions.caption("fox", *pair) for pair in zip(captions.STYLES.values(), captions.BACKGROUNDS)]
+    lines += [captions.caption("fox", style) for style in styles()]
+    lines += [captions.caption("fox", None, colour) for colour in captions.BACKGROUNDS]
     ids = pipeline.tokenizer(lines, padding=True).input_ids
     assert pipeline.tokenizer.unk_token_id not in np.unique(ids)
 

@@ -5,7 +5,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from rollout_trainer.host.catalog import InputSpec, NodeSpec, from_object_info
-from rollout_trainer.host.graph import GraphError, Link, parse, read_file, widget_values
+from rollout_trainer.host.front_end import widget_values
+from rollout_trainer.host.graph import GraphError, Link
+from rollout_trainer.host.workflow import parse, read_file
 
 
 def png(path, **chunks):
@@ -24,6 +26,21 @@ def test_the_front_ends_format_means_what_the_front_end_would_queue(saved, catal
     assert train.inputs == {"settings": Link("1", 0), "seed": 41, "steps": Link("7", 0), "folder": "."}
     assert train.title == "Train it"
     assert graph.nodes["5"].inputs == {"images": Link("3", 1), "filename_prefix": "kept"}
+
+
+@pytest.mark.parametrize("names", [True, False], ids=["values by name too", "values by position"])
+def test_a_file_saved_by_the_front_end_gives_the_prompt_that_it_queued(saved, catalog, names):
+    content = saved("front_end.json")
+    if not names:
+        for level in [content, *content["definitions"]["subgraphs"]]:
+            for node in level["nodes"]:
+                node.pop("widgets_values_named", None)
+    queued = saved("front_end_prompt.json")
+    read = parse(content, catalog).to_api()
+    assert {id: (node["class_type"], node["inputs"]) for id, node in read.items()} == {
+        id: (node["class_type"], node["inputs"]) for id, node in queued.items()
+    }
+    assert read["3"]["_meta"]["title"] == "Save it"
 
 
 def test_a_muted_source_leaves_its_input_empty(saved, catalog):
@@ -50,6 +67,19 @@ def test_subgraphs_are_unpacked_with_the_values_of_each_instance(saved, catalog)
     assert graph.nodes["3:6"].inputs["seed"] == 11
     assert graph.nodes["1:6"].inputs["settings"] == Link("1:5:1", 0)
     assert graph.nodes["2"].inputs["images"] == Link("1:6", 1)
+
+
+def test_a_subgraph_without_own_values_gives_all_its_inner_inputs_the_first_widgets_value(saved, catalog):
+    content = saved("subgraphs.json")
+    outer = content["definitions"]["subgraphs"][0]
+    outer["inputs"][1]["linkIds"].append(9)
+    outer["links"].append({"id": 9, "origin_id": -10, "origin_slot": 1, "target_id": 7, "target_slot": 0})
+    outer["nodes"].append(
+        {"id": 7, "type": "PreviewAny", "inputs": [{"name": "source", "type": "*", "link": 9}], "outputs": []}
+    )
+    graph = parse(content, catalog)
+    assert graph.nodes["3:7"].inputs["source"] == graph.nodes["3:6"].inputs["steps"] == 5
+    assert graph.nodes["1:7"].inputs["source"] == Link("5", 0)
 
 
 def test_a_subgraph_that_contains_itself_is_refused(saved, catalog):

@@ -1,11 +1,13 @@
 import json
+import os
+import signal
 
 import pytest
 import torch
 from PIL import Image
 
 from rollout_trainer import host
-from rollout_trainer.host import io, standalone
+from rollout_trainer.host import io, report, standalone
 
 
 def test_outside_comfyui_the_stand_ins_are_chosen():
@@ -72,6 +74,24 @@ def test_a_cancel_is_raised_at_the_next_update_and_stays_pending(tmp_path):
     assert here.cancel_requested()
     with pytest.raises(host.Cancelled):
         here.check_cancelled()
+
+
+def test_a_second_interrupt_stops_at_once(tmp_path):
+    here = standalone.StandaloneHost(tmp_path)
+    with standalone.interruptible(here):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert here.cancel_requested()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_report_is_valid_json_whatever_the_loss_was(tmp_path):
+    path = tmp_path / "new" / "report.json"
+    report.write(path, {"loss": {"total": [1.0, float("nan"), float("inf")]}, "lora": tmp_path})
+    assert json.loads(path.read_text()) == {"loss": {"total": [1.0, None, None]}, "lora": str(tmp_path)}
+    with pytest.raises(TypeError, match="report values must be plain data, got Tensor"):
+        report.write(path, {"loss": torch.zeros(1)})
+    assert [item.name for item in path.parent.iterdir()] == ["report.json"]
 
 
 def test_the_current_host_is_restored(tmp_path):

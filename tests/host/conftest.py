@@ -1,0 +1,3 @@
+from demo_model import demo
+
+__all__ = ["demo"]
