@@ -29,8 +29,11 @@ class Panel:
 
     def __init__(self, prompt_id: str, node_id: str) -> None:
         self._server = prompt_server()
-        self._node_id = node_id
-        self._workflow = workflow_of(self._server, prompt_id)
+        self._place = {
+            "node": node_id,
+            "prompt_id": prompt_id,
+            "workflow": workflow_of(self._server, prompt_id),
+        }
         self._due = 0.0
 
     def show(self, facts: Facts, done: bool, stopped: bool) -> None:
@@ -40,8 +43,8 @@ class Panel:
             return
         self._due = now + INTERVAL
         state = "stopped" if stopped else "done" if done else "running"
-        data = {**facts(), "node": self._node_id, "workflow": self._workflow, "state": state}
-        remember(self._workflow, self._node_id, data)
+        data = {**facts(), **self._place, "state": state}
+        remember(data)
         self._server.send_sync(EVENT, data, self._server.client_id)
 
 
@@ -62,10 +65,11 @@ def workflow_of(server: Any, prompt_id: str) -> str:
     return ""
 
 
-def remember(workflow: str, node_id: str, data: dict[str, Any]) -> None:
+def remember(data: dict[str, Any]) -> None:
     """Keep the newest facts of a node, and forget those of the node that was silent longest."""
-    _newest[workflow, node_id] = data
-    _newest.move_to_end((workflow, node_id))
+    key = (data["workflow"], data["node"])
+    _newest[key] = data
+    _newest.move_to_end(key)
     while len(_newest) > REMEMBERED:
         _newest.popitem(last=False)
 
@@ -76,7 +80,10 @@ def serve() -> None:
     if server is None:
         return
 
-    @server.routes.get(ROUTE)
-    async def newest(request: web.Request) -> web.Response:
-        workflow = request.query.get("workflow", "")
-        return web.json_response({node: data for (own, node), data in _newest.items() if own == workflow})
+    server.routes.get(ROUTE)(newest)
+
+
+async def newest(request: web.Request) -> web.Response:
+    """Answer with the newest facts of the nodes of the workflow that is asked for, by node."""
+    workflow = request.query.get("workflow", "")
+    return web.json_response({node: data for (own, node), data in _newest.items() if own == workflow})
