@@ -1,4 +1,4 @@
-"""The host for ComfyUI, 0.3.64 and later: the only file that imports its modules. Registers nothing."""
+"""The host for ComfyUI, 0.3.64 and later."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch import Tensor
 
-from .interface import Progress
+from .events import Panel
+from .interface import Facts, Progress
 from .report import FOLDERS_VARIABLE, REPORT_VARIABLE, merge, write
 from .standalone import PACK, TerminalBar, first_existing
 
@@ -109,9 +110,14 @@ class _NodeProgress:
         self._total = total
         self._bar = ProgressBar(total, node_id=self._node_id)
         self._terminal = TerminalBar(total)
+        self._panel = None if context is None else Panel(context.prompt_id, context.node_id)
 
-    def update(self, done: int, text: str = "", image: Image.Image | None = None) -> None:
+    def update(
+        self, done: int, text: str = "", image: Image.Image | None = None, facts: Facts | None = None
+    ) -> None:
         self._terminal.show(done, text)
+        if facts is not None and self._panel is not None:
+            self._panel.show(facts, done >= self._total, model_management.processing_interrupted())
         # ProgressBar looks at the interrupt flag only when it sends, in newer hosts a few times a second.
         model_management.throw_exception_if_processing_interrupted()
         preview = None if image is None else ("JPEG", image, PREVIEW_SIZE)

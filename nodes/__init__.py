@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..host import ComfyExtension, io
+from ..host import ComfyExtension, io, serve
 from .data import RolloutDatasetFromFolder, RolloutEncodeDataset
 from .model import RolloutLoadDiffusers, RolloutLoadLoRA
 from .pictures import (
@@ -66,4 +66,5 @@ class RolloutTrainerExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All node classes; their ids are for ever."""
+        serve()  # not in `on_load`, which ComfyUI 0.3.64 does not call
         return NODES

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from ..host import Cancelled, current, io
 from ..training.config import RolloutConfig
 from ..training.data import LatentDataset
 from ..training.export import save_lora
+from ..training.live import Live
 from ..training.loop import Autocast, Progress, Run, TrainConfig, cost, reopen, start, train, validate
 from ..training.lora import LoRAConfig
 from ..training.losses import LossConfig
@@ -150,9 +152,9 @@ def begin(
     return start(current().runs_dir(), run_name, model.source, data, config, validation, model.adapter)
 
 
-def train_watched(run: Run, steps: int) -> Run:
-    """Train with the host's progress bar; tell first what rollouts will cost."""
-    progress = current().progress(steps)
+def train_watched(run: Run, steps: int) -> io.NodeOutput:
+    """Train with the host's progress bar and the node's panel; tell first what rollouts will cost."""
+    progress, live = current().progress(steps), Live(run, steps)
     extra = cost(run.config, run.source)
     if extra:
         progress.update(0, f"about {extra:.1f} extra forwards per sample")
@@ -161,10 +163,11 @@ def train_watched(run: Run, steps: int) -> Run:
     def watch(now: Progress) -> None:
         nonlocal reached
         reached = now.step
+        live.add(now)
         text = f"loss {now.loss:.4f}, {now.steps_per_second:.1f} steps/s"
         if now.probability:
             text += f", rollouts {now.probability:.0%}"
-        progress.update(now.step - first, text)
+        progress.update(now.step - first, text, facts=live.facts)
 
     try:
         run = train(run, steps, watch)
@@ -172,7 +175,7 @@ def train_watched(run: Run, steps: int) -> Run:
         current().report({"saved": str(run.folder.state_path(reached))})
         raise
     current().report(report(run))
-    return run
+    return outputs(run, live.facts())
 
 
 RUN_OUTPUTS = (
@@ -182,10 +185,11 @@ RUN_OUTPUTS = (
 )
 
 
-def outputs(run: Run) -> io.NodeOutput:
-    """What every training node gives: the handle, the model with its adapter, and a text."""
+def outputs(run: Run, facts: Mapping[str, Any] | None = None) -> io.NodeOutput:
+    """What every training node gives: the handle, the model with its adapter, a text, and facts for its panel."""
     text = describe(run)
-    return io.NodeOutput(run, run.model, text, ui={"text": (text,)})
+    shown = {"text": (text,)} | ({"rollout_trainer": (facts,)} if facts else {})
+    return io.NodeOutput(run, run.model, text, ui=shown)
 
 
 class RolloutTrainLoRA(io.ComfyNode):
@@ -207,7 +211,7 @@ class RolloutTrainLoRA(io.ComfyNode):
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         """Start and train."""
-        return outputs(train_watched(begin(**inputs), inputs["steps"]))
+        return train_watched(begin(**inputs), inputs["steps"])
 
 
 class RolloutInitTraining(io.ComfyNode):
@@ -255,7 +259,7 @@ class RolloutTrainSteps(io.ComfyNode):
     @classmethod
     def execute(cls, run: Run, steps: int) -> io.NodeOutput:
         """Train."""
-        return outputs(train_watched(run, steps))
+        return train_watched(run, steps)
 
 
 class RolloutResumeTraining(io.ComfyNode):

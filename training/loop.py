@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -137,6 +137,10 @@ class Progress:
     """Chance of a rollout in this step."""
     steps_per_second: float = 0.0
     """Over this stage so far."""
+    row: Mapping[str, float] = field(default_factory=dict)
+    """The step's row of the history."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Model time of the whole run so far, by kind."""
 
 
 Watch = Callable[[Progress], None]
@@ -516,7 +520,9 @@ def train(run: Run, steps: int, watch: Watch | None = None) -> Run:
                 if run.config.save_every and trainer.done % run.config.save_every == 0 and n < steps:
                     run.folder.save(trainer.state(), keep=run.config.keep)
                 if watch is not None:
-                    watch(replace(progress, steps_per_second=n / (now - begin)))
+                    rate, seconds = n / (now - begin), trainer.meter.seconds()
+                    row = trainer.history.newest()
+                    watch(replace(progress, steps_per_second=rate, row=row, seconds=seconds))
         except BaseException:
             path = run.folder.save(trainer.state(), pinned=True)
             logger.info("stopped at step %d; saved %s", trainer.done, path)

@@ -79,6 +79,10 @@ class History:
         column = self.columns.get(name)
         return column[-1] if column else float("nan")
 
+    def newest(self) -> dict[str, float]:
+        """The newest step's row."""
+        return {name: column[-1] for name, column in self.columns.items()}
+
     def tensors(self) -> dict[str, Tensor]:
         """The columns as float64 tensors."""
         return {name: torch.tensor(c, dtype=torch.float64) for name, c in self.columns.items()}
