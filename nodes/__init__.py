@@ -5,7 +5,13 @@ from __future__ import annotations
 from ..host import ComfyExtension, io, serve
 from .data import RolloutDatasetFromFolder, RolloutEncodeDataset
 from .model import RolloutLoadDiffusers, RolloutLoadLoRA
-from .pictures import RolloutCompareImages, RolloutLossPlot, RolloutPreview, RolloutSample
+from .pictures import (
+    RolloutCompareImages,
+    RolloutExposureBias,
+    RolloutLossPlot,
+    RolloutPreview,
+    RolloutSample,
+)
 from .sampler import RolloutSampler, RolloutSigmas
 from .settings import (
     RolloutLoRASettings,
@@ -47,6 +53,7 @@ NODES: list[type[io.ComfyNode]] = [
     RolloutSaveLoRA,
     RolloutSample,
     RolloutPreview,
+    RolloutExposureBias,
     RolloutLossPlot,
     RolloutCompareImages,
     RolloutSampler,

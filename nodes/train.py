@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from ..host import current, io
+from ..host import Cancelled, current, io
 from ..training.config import RolloutConfig
 from ..training.data import LatentDataset
 from ..training.export import save_lora
@@ -158,16 +158,22 @@ def train_watched(run: Run, steps: int) -> io.NodeOutput:
     extra = cost(run.config, run.source)
     if extra:
         progress.update(0, f"about {extra:.1f} extra forwards per sample")
-    first = run.step
+    first = reached = run.step
 
     def watch(now: Progress) -> None:
+        nonlocal reached
+        reached = now.step
         live.add(now)
         text = f"loss {now.loss:.4f}, {now.steps_per_second:.1f} steps/s"
         if now.probability:
             text += f", rollouts {now.probability:.0%}"
         progress.update(now.step - first, text, facts=live.facts)
 
-    run = train(run, steps, watch)
+    try:
+        run = train(run, steps, watch)
+    except Cancelled:
+        current().report({"saved": str(run.folder.state_path(reached))})
+        raise
     current().report(report(run))
     return outputs(run, live.facts())
 
