@@ -69,6 +69,7 @@ export class Panel {
     this.numbers.textContent = word("waiting");
     this.log = document.createElement("input");
     this.log.type = "checkbox";
+    this.log.checked = true; // ADR is often a hundredth of FC
     this.log.addEventListener("change", () => this.queueDraw());
     this.button = document.createElement("button");
     this.button.type = "button";
