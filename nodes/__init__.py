@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..host import ComfyExtension, io
+from .comfy import RolloutApplyLoRA, RolloutDatasetFromLatents, RolloutFromComfyModel
 from .data import RolloutDatasetFromFolder, RolloutEncodeDataset
 from .model import RolloutLoadDiffusers, RolloutLoadLoRA
 from .pictures import RolloutCompareImages, RolloutLossPlot, RolloutPreview, RolloutSample
@@ -51,6 +52,9 @@ NODES: list[type[io.ComfyNode]] = [
     RolloutCompareImages,
     RolloutSampler,
     RolloutSigmas,
+    RolloutFromComfyModel,
+    RolloutDatasetFromLatents,
+    RolloutApplyLoRA,
 ]
 
 
