@@ -18,13 +18,26 @@ if TYPE_CHECKING or "comfy_api" not in sys.modules:
     from .standalone import current, serve
 
     sampling: Any = None  # there is no MODEL to sample without ComfyUI
+    models: Any = None
 else:
     from comfy_api.latest import ComfyExtension, io, ui
 
+    from . import comfy_model as models
     from . import comfy_sampling as sampling
     from .comfyui import Cancelled, current
     from .events import serve
 
 from .interface import Host, Progress
 
-__all__ = ["Cancelled", "ComfyExtension", "Host", "Progress", "current", "io", "sampling", "serve", "ui"]
+__all__ = [
+    "Cancelled",
+    "ComfyExtension",
+    "Host",
+    "Progress",
+    "current",
+    "io",
+    "models",
+    "sampling",
+    "serve",
+    "ui",
+]

@@ -88,10 +88,9 @@ def from_nodes(nodes: Iterable[type[ComfyNode]]) -> dict[str, NodeSpec]:
 
 def _node_spec(node: type[ComfyNode]) -> NodeSpec:
     schema = node.GET_SCHEMA()
-    if schema.is_input_list or any(output.is_output_list for output in schema.outputs):
-        raise ValueError(
-            f"{schema.node_id} must not use list inputs or outputs, which only ComfyUI maps over"
-        )
+    # Nodes with list inputs take ComfyUI's own MODEL and the like, and say so themselves when they run here.
+    if any(output.is_output_list for output in schema.outputs):
+        raise ValueError(f"{schema.node_id} must not use list outputs, which only ComfyUI maps over")
     inputs = [_input_spec(item) for item in schema.inputs]
     return NodeSpec(
         class_type=schema.node_id,

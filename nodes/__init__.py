@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..host import ComfyExtension, io, serve
+from .comfy import RolloutApplyLoRA, RolloutDatasetFromLatents, RolloutFromComfyModel
 from .data import RolloutDatasetFromFolder, RolloutEncodeDataset
 from .model import RolloutLoadDiffusers, RolloutLoadLoRA
 from .pictures import (
@@ -58,6 +59,9 @@ NODES: list[type[io.ComfyNode]] = [
     RolloutCompareImages,
     RolloutSampler,
     RolloutSigmas,
+    RolloutFromComfyModel,
+    RolloutDatasetFromLatents,
+    RolloutApplyLoRA,
 ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from .images import ImageDataset as ImageDataset
 from .images import ImageItem, bucket_sizes, fitted, fitted_mask, nearest_bucket
 from .images import read_image_folder as read_image_folder
 from .model import ModelSource
+from .ragged import alike, joined
 
 CACHE_VERSION = 1
 """Part of every cache key: raised when the same file and settings would give other tensors."""
@@ -34,7 +35,7 @@ class Bucket:
     cond: Cond
     """Named tensors [N, ...]."""
     masks: Tensor | None
-    """[N, 1, h, w] in [0, 1]; None: every sample counts everywhere."""
+    """[N, 1, h, w] (with the latents' other axes as 1) in [0, 1]; None: every sample counts everywhere."""
     repeats: Tensor
     """LongTensor [N]: how often each is drawn in an epoch."""
     names: tuple[str, ...]
@@ -69,7 +70,7 @@ class LatentDataset:
 
     buckets: tuple[Bucket, ...]
     empty_cond: Cond
-    """Named tensors [1, ...], what caption dropout puts in place of a caption."""
+    """Named tensors [1, ...], what caption dropout puts in place of a caption; empty where there is none."""
     fingerprint: str
     """Hex digest of pictures, captions, masks, sizes and model: a run resumes on the same data only."""
 
@@ -158,7 +159,16 @@ def encode(
         if progress is not None:
             progress(i + 1, len(pictures))
     buckets = tuple(_bucket(encoded[size], encoder) for size in sorted(encoded))
-    return LatentDataset(buckets, encoder.caption(""), encoder.fingerprint())
+    return same_sizes(LatentDataset(buckets, encoder.caption(""), encoder.fingerprint()))
+
+
+def same_sizes(data: LatentDataset) -> LatentDataset:
+    """The same data, its conditioning of one size throughout, so that rows can take each other's place."""
+    *conds, empty = alike(
+        [bucket.cond for bucket in data.buckets] + [data.empty_cond or data.buckets[0].cond]
+    )
+    buckets = tuple(replace(b, cond=cond) for b, cond in zip(data.buckets, conds, strict=True))
+    return replace(data, buckets=buckets, empty_cond=empty if data.empty_cond else {})
 
 
 def _sizes(model: ModelSource, resolution: int, step: int, max_aspect: float) -> list[tuple[int, int]]:
@@ -186,8 +196,9 @@ class _Encoder:
     def __init__(self, model: ModelSource, cache_dir: Path | None, alpha_masks: bool) -> None:
         self.model = model
         self.alpha_masks = alpha_masks
-        self.base = [CACHE_VERSION, model.fingerprint, str(model.dtype)]
-        self.cache = TensorCache(None if cache_dir is None else Path(cache_dir) / model.fingerprint)
+        encoders = model.encoder_fingerprint
+        self.base = [CACHE_VERSION, encoders, str(model.dtype)]
+        self.cache = TensorCache(None if cache_dir is None else Path(cache_dir) / encoders)
         self.captions: dict[str, Cond] = {}
         self.keys: list[str] = []
 
@@ -245,9 +256,11 @@ def _bucket(encoded: list[tuple[_Picture, Mapping[str, Tensor]]], encoder: _Enco
     if any("mask" in tensors for _, tensors in encoded):
         everywhere = torch.ones(1, *latents.shape[-2:])
         masks = torch.stack([tensors.get("mask", everywhere) for _, tensors in encoded])
+        between = [1] * (latents.ndim - masks.ndim)  # the frames of a video model
+        masks = masks.reshape(len(masks), 1, *between, *masks.shape[-2:])
     return Bucket(
         latents=latents,
-        cond={name: torch.cat([cond[name] for cond in conds]).cpu() for name in conds[0]},
+        cond={name: value.cpu() for name, value in joined(conds).items()},
         masks=masks,
         repeats=torch.tensor([item.repeats for item in items]),
         names=tuple(picture.name for picture, _ in encoded),

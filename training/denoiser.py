@@ -12,6 +12,7 @@ In both, ``velocity = dx/dsigma = (x - denoised) / sigma``: flow ``noise - x0``,
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Literal, Protocol
 
 import torch
@@ -33,6 +34,15 @@ class Denoiser(Protocol):
     """Noise level along the trajectory, with the model's shift."""
     module: nn.Module
     """The network that gets adapters. Frozen, apart from the adapters."""
+
+    def opened(self, training: bool = False, checkpointing: bool = False) -> AbstractContextManager[None]:
+        """The network is ready to compute inside; what that took is undone after, also after an error.
+
+        Args:
+            training: gradients can flow through it.
+            checkpointing: its activations are recomputed in the backward pass.
+        """
+        ...
 
     def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """Return the raw prediction at `x: [B, ...]` (flow or VE state), `sigma: [B]`; same shape as `x`."""

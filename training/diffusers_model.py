@@ -136,6 +136,11 @@ class DiffusersModel(ABC):
         return self.folder.digest()
 
     @property
+    def encoder_fingerprint(self) -> str:
+        """Hex digest of the folder: its encoders are in it."""
+        return self.fingerprint
+
+    @property
     def scale_factor(self) -> int:
         """Pixels per latent position and axis."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
@@ -231,6 +236,27 @@ class DiffusersDenoiser:
         self.module: nn.Module = model.module
         self._model = model
         self._autocast = None if dtype == model.dtype else dtype
+
+    @contextmanager
+    def opened(self, training: bool = False, checkpointing: bool = False) -> Iterator[None]:
+        """The network is always ready; inside it checkpoints its activations where asked to.
+
+        Raises:
+            ValueError: `checkpointing` for a network that cannot do it.
+        """
+        if not checkpointing:
+            yield
+            return
+        module: Any = self.module
+        if not hasattr(module, "enable_gradient_checkpointing"):
+            raise ValueError(
+                f"gradient_checkpointing must be off for {type(module).__name__}, which does not support it"
+            )
+        module.enable_gradient_checkpointing()
+        try:
+            yield
+        finally:
+            module.disable_gradient_checkpointing()
 
     def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """Return the raw prediction at `x: [B, C, h, w]`, `sigma: [B]`, in the dtype of `x`."""

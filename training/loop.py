@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -156,6 +156,11 @@ class Trainer:
     def __init__(self, source: ModelSource, data: LatentDataset, config: TrainConfig) -> None:
         self.config = resolved(config, source)
         config = self.config
+        if config.caption_dropout and not data.empty_cond:
+            raise ValueError(
+                f"caption_dropout must be 0 for data without an empty caption, got {config.caption_dropout}; "
+                "wire the conditioning of an empty text to the dataset"
+            )
         self.data = data
         self.device = source.device
         self.denoiser = source.denoiser(_DTYPES[config.autocast])
@@ -171,19 +176,24 @@ class Trainer:
         self.done = 0
         self.nonfinite_in_a_row = 0
         self.seconds = 0.0  # spent in steps, over all stages
-        self.adapter = Adapter(self.denoiser.module, config.lora, config.seed)
+        self.opened = ExitStack()
+        self.opened.enter_context(self.denoiser.opened(True, config.gradient_checkpointing))
+        try:
+            self.adapter = Adapter(self.denoiser.module, config.lora, config.seed, self.device)
+        except BaseException:
+            self.opened.close()
+            raise
         self.parameters = self.adapter.parameters()
         self.optimizer = build_optimizer(config.optimizer, self.parameters)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.autocast == "fp16")
         self.ema = EMA(self.parameters, config.ema_decay) if config.ema_decay else None
-        set_checkpointing(self.denoiser.module, config.gradient_checkpointing)
 
     def __enter__(self) -> Trainer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        set_checkpointing(self.denoiser.module, False)
         self.adapter.detach()
+        self.opened.close()
 
     # --- one step -------------------------------------------------------------------------------
 
@@ -549,17 +559,6 @@ def streams(seed: int) -> dict[str, torch.Generator]:
     """The run's random streams, on the CPU so that a run is the same on any device."""
     states = np.random.SeedSequence(seed).generate_state(len(STREAMS), np.uint64)
     return {name: torch.Generator().manual_seed(int(s)) for name, s in zip(STREAMS, states, strict=True)}
-
-
-def set_checkpointing(module: torch.nn.Module, on: bool) -> None:
-    """Switch gradient checkpointing of a diffusers network."""
-    method = "enable_gradient_checkpointing" if on else "disable_gradient_checkpointing"
-    if hasattr(module, method):
-        getattr(module, method)()
-    elif on:
-        raise ValueError(
-            f"gradient_checkpointing must be off for {type(module).__name__}, which does not support it"
-        )
 
 
 @contextmanager

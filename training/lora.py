@@ -129,13 +129,16 @@ class Adapter:
         module: the network; its matching layers are wrapped in place until `detach`.
         config: the adapter; `config.targets` must not be empty.
         seed: seed of the initial weights (the global random state is left alone).
+        device: where the adapter computes; None: where its layers lie, which differs when a host offloads them.
 
     Raises:
         ValueError: the targets match nothing, or dora with dropout on half-precision convolutions.
         RuntimeError: the module carries an adapter already.
     """
 
-    def __init__(self, module: nn.Module, config: LoRAConfig, seed: int = 0) -> None:
+    def __init__(
+        self, module: nn.Module, config: LoRAConfig, seed: int = 0, device: torch.device | None = None
+    ) -> None:
         if any(isinstance(m, BaseTunerLayer) for m in module.modules()):
             raise RuntimeError("the model must carry no adapter, but it has one; detach that first")
         self.module = module
@@ -158,7 +161,7 @@ class Adapter:
         for layer in self._layers:
             layer.eval()
         for p in self.parameters():
-            p.data = p.data.float()
+            p.data = p.data.to(device or p.device, torch.float32)
 
     def parameters(self) -> list[nn.Parameter]:
         """The adapter's weights, in a fixed order."""
@@ -222,12 +225,14 @@ class Adapter:
 
 
 @contextmanager
-def attached(module: nn.Module, state: AdapterState | None) -> Iterator[None]:
+def attached(
+    module: nn.Module, state: AdapterState | None, device: torch.device | None = None
+) -> Iterator[None]:
     """`module` computes with the adapter `state` inside (with None, as the base)."""
     if state is None:
         yield
         return
-    adapter = Adapter(module, state.config)
+    adapter = Adapter(module, state.config, device=device)
     try:
         adapter.load(state)
         yield

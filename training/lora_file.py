@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from .lora import AdapterState
@@ -67,6 +68,17 @@ def peft_names(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": value for name, value in tensors.items()}
 
 
+def comfy_names(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Name adapter tensors by ComfyUI's own modules, ``<prefix>.<module>.lora_down.weight``: so it reads any family."""
+    ends = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight"}
+    out = {}
+    for name, value in tensors.items():
+        module, end = split_adapter_name(name)
+        if end != MAGNITUDE:
+            out[f"{prefix}.{module}.{ends.get(end, end)}"] = value
+    return out
+
+
 def kohya_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Name adapter tensors ``lora_unet_<module with underscores>.lora_down.weight`` and so on.
 
@@ -79,6 +91,18 @@ def kohya_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if end != MAGNITUDE:
             out[f"lora_unet_{module.replace('.', '_')}.{ends.get(end, end)}"] = value
     return out
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as err:
+        raise ValueError(f"LoRA file {path} must be a readable safetensors file, got: {err}") from err
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

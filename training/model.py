@@ -30,7 +30,12 @@ class ModelSource(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of the weights and their settings; caches and checkpoints are tied to it."""
+        """Hex digest of the network's weights and settings; checkpoints are tied to it."""
+        ...
+
+    @property
+    def encoder_fingerprint(self) -> str:
+        """Hex digest of all that `encode_text` and `encode_images` depend on; caches are tied to it."""
         ...
 
     @property
@@ -92,8 +97,12 @@ class ModelSource(Protocol):
         """Inverse of `encode_images`, as far as the autoencoder goes."""
         ...
 
+    def lora_tensors(self, adapter: AdapterState) -> dict[str, Tensor]:
+        """The tensors of a LoRA file, with the key names that loaders of this family understand, at scale 1."""
+        ...
+
     def save_lora(self, adapter: AdapterState, metadata: Mapping[str, str], path: Path) -> None:
-        """Write `adapter` to `path` with the key names that loaders of this family understand."""
+        """Write `lora_tensors` to `path`."""
         ...
 
 
@@ -108,7 +117,7 @@ class LoadedModel:
     def denoiser(self, dtype: torch.dtype | None = None) -> Iterator[Denoiser]:
         """The network with the adapter on it inside; after, also after an error, the base is as it was."""
         denoiser = self.source.denoiser(dtype)
-        with attached(denoiser.module, self.adapter):
+        with denoiser.opened(), attached(denoiser.module, self.adapter, self.source.device):
             yield denoiser
 
     def with_adapter(self, adapter: AdapterState | None) -> LoadedModel:

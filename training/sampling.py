@@ -11,6 +11,7 @@ from torch import Tensor
 from ..samplers import Frame, integrate, trajectory
 from .denoiser import Cond, Denoiser, add_noise, select, to_denoised
 from .model import LoadedModel
+from .ragged import alike
 
 Watch = Callable[[int, int, Tensor], None]
 """``watch(done, steps, denoised)``: `denoised` [N, C, h, w] estimates x0; may raise to cancel."""
@@ -94,11 +95,8 @@ def sample(
         raise ValueError(f"steps must be at least 1, got {steps}")
     source = model.source
     shape = source.latent_shape(height or source.default_resolution, width or source.default_resolution)
-    cond = source.encode_text(prompts)
-    uncond = {
-        name: value.expand(len(prompts), *value.shape[1:])
-        for name, value in source.encode_text([negative]).items()
-    }
+    cond, free = alike([source.encode_text(prompts), source.encode_text([negative])])
+    uncond = {name: value.expand(len(prompts), *value.shape[1:]) for name, value in free.items()}
     sigmas = trajectory(source.schedule, 1.0, 0.0, steps)[0]  # [T + 1]
     noise = seeded_noise(shape, range(seed, seed + len(prompts))).to(source.device)
     start = add_noise(source.prediction, torch.zeros_like(noise), noise, sigmas[:1].to(noise))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ class ToyDenoiser:
         self.module = source.module
         self.source = source
 
+    def opened(self, training: bool = False, checkpointing: bool = False) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def predict(self, x: Tensor, sigma: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         assert len(x) == len(sigma) == len(cond["context"])
         self.source.calls.append(len(x))
@@ -52,7 +56,7 @@ class ToySource:
     """A `ModelSource` on the toy network; `calls` lists the rows of every model call."""
 
     name = "toy"
-    fingerprint = "toy"
+    fingerprint = encoder_fingerprint = "toy"
     device = torch.device("cpu")
     dtype = torch.float32
     default_resolution = 8

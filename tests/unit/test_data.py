@@ -26,7 +26,7 @@ class Model:
     size_multiple = 8
 
     def __init__(self, fingerprint: str = "f") -> None:
-        self.fingerprint = fingerprint
+        self.fingerprint = self.encoder_fingerprint = fingerprint
         self.images = 0
         self.captions: list[str] = []
 

@@ -1,5 +1,7 @@
 """What travels on a socket: a base and an adapter that is on it only while it is used."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,8 @@ from rollout_trainer.training.model import LoadedModel
 
 
 class Source:
+    device = torch.device("cpu")
+
     def __init__(self):
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -18,6 +22,9 @@ class Source:
 
     def denoiser(self, dtype=None):
         return self
+
+    def opened(self, training=False, checkpointing=False):
+        return nullcontext()
 
     def predict(self, x, sigma, cond):
         return self.module(x)

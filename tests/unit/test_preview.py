@@ -1,5 +1,7 @@
 """Rollout previews on Gaussian data, where drift, posterior spread and floor are known in closed form."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -34,6 +36,9 @@ class Source:
 
     def denoiser(self, dtype=None):
         return self
+
+    def opened(self, training=False, checkpointing=False):
+        return nullcontext()
 
     def decode_latents(self, latents):
         return latents[:, :1].repeat(1, 3, 1, 1)

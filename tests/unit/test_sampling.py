@@ -1,5 +1,7 @@
 """Sampling on a model whose exact denoiser is known: Gaussian data, one mean per caption (FACTS.md section 5)."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -35,6 +37,9 @@ class Source:
 
     def denoiser(self, dtype=None):
         return self
+
+    def opened(self, training=False, checkpointing=False):
+        return nullcontext()
 
     def encode_text(self, captions):
         return {"mean": torch.tensor([[MEANS[c]] for c in captions])}

@@ -1,0 +1,197 @@
+"""ComfyUI's own MODEL, LATENT and CONDITIONING: what training needs of them, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..host import current, io, models
+from ..training.host_model import HostModel
+from ..training.latents import Latents, dataset_from_latents
+from ..training.loop import Run
+from ..training.lora_file import read_tensors
+from ..training.model import LoadedModel
+from . import sockets
+
+
+def require_comfyui() -> None:
+    """Raise where there is no MODEL.
+
+    Raises:
+        RuntimeError: the graph runs on the standalone host.
+    """
+    if models is None:
+        raise RuntimeError(
+            "this node must run in ComfyUI, whose MODEL it takes; run the graph with --comfyui DIR, or use "
+            "Load Diffusers Model"
+        )
+
+
+class RolloutFromComfyModel(io.ComfyNode):
+    """A MODEL of any loader, to train."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="RolloutFromComfyModel",
+            display_name="Model from ComfyUI",
+            category=sockets.CATEGORY,
+            description="Takes any MODEL for training: any family, any loader, with its patches and its shift. The "
+            "MODEL itself stays as it is. CLIP and VAE are needed for captions and pictures only.",
+            inputs=[
+                io.Model.Input("model", tooltip="The base model."),
+                io.Clip.Input("clip", optional=True, tooltip="Encodes captions and prompts."),
+                io.Vae.Input("vae", optional=True, tooltip="Encodes pictures and decodes previews."),
+            ],
+            outputs=[sockets.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any = None, vae: Any = None) -> io.NodeOutput:
+        """Wrap it."""
+        require_comfyui()
+        return io.NodeOutput(LoadedModel(HostModel(models.ComfyModel(model, clip, vae))))
+
+
+class RolloutDatasetFromLatents(io.ComfyNode):
+    """LATENT and CONDITIONING as data."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="RolloutDatasetFromLatents",
+            display_name="Dataset from Latents",
+            category=sockets.CATEGORY,
+            description="Makes data of latents and conditioning, as batches or as lists. Latents of several sizes "
+            "train in buckets. One caption serves all pictures; else there is one for each, in the same order. A "
+            "latent's noise mask says where it is trained.",
+            is_input_list=True,
+            inputs=[
+                sockets.Model.Input(
+                    "model", tooltip="The model that will be trained; from Model from ComfyUI."
+                ),
+                io.Latent.Input("latents", tooltip="Pictures, encoded by the model's VAE."),
+                io.Conditioning.Input(
+                    "conditioning", tooltip="Their captions: one for all, or one for each."
+                ),
+                io.Conditioning.Input(
+                    "empty",
+                    optional=True,
+                    tooltip="The empty caption, for caption dropout; without it the model's CLIP encodes one if it has "
+                    "one.",
+                ),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="Where each picture is trained; one for all, or one for each.",
+                ),
+                io.Int.Input(
+                    "repeats", default=1, min=1, max=10000, tooltip="How often each comes in an epoch."
+                ),
+            ],
+            outputs=[sockets.Data.Output(display_name="data"), io.String.Output(display_name="summary")],
+        )
+
+    @classmethod
+    @torch.inference_mode(False)
+    def execute(
+        cls,
+        model: list[LoadedModel],
+        latents: list[Mapping[str, Any]],
+        conditioning: list[Sequence[Any]],
+        repeats: list[int],
+        empty: list[Sequence[Any]] | None = None,
+        masks: list[Tensor] | None = None,
+    ) -> io.NodeOutput:
+        """Collect, check, and bring to the model's space."""
+        require_comfyui()
+        source = host_model(model[0])
+        with torch.no_grad():
+            data = dataset_from_latents(
+                [latent(source, given) for given in latents],
+                [row for given in conditioning for row in models.conditioning_rows(given)],
+                empty_caption(source, empty),
+                None if masks is None else [row for given in masks for row in given.clone().split(1)],
+                repeats[0],
+                source.name,
+            )
+        return io.NodeOutput(data, data.summary(), ui={"text": (data.summary(),)})
+
+
+class RolloutApplyLoRA(io.ComfyNode):
+    """A trained LoRA on a MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="RolloutApplyLoRA",
+            display_name="Apply Trained LoRA",
+            category=sockets.CATEGORY,
+            description="Puts a run's LoRA, or a LoRA file, on a MODEL through ComfyUI's own patching: to sample with "
+            "the stock nodes in the graph that trains.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to sample with; it stays as it is."),
+                io.Float.Input(
+                    "strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip="1 is as it was trained."
+                ),
+                io.String.Input(
+                    "file",
+                    default="",
+                    tooltip="LoRA file, where no run is wired; a bare name is looked for among LoRAs.",
+                ),
+                sockets.Run.Input("run", optional=True, tooltip="The state whose LoRA is applied."),
+            ],
+            outputs=[io.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, strength: float, file: str, run: Run | None = None) -> io.NodeOutput:
+        """Patch a clone."""
+        require_comfyui()
+        if (run is None) == (not file.strip()):
+            raise ValueError("either run must be wired or file named, not both and not neither")
+        return io.NodeOutput(models.with_lora(model, lora_of(run, file.strip()), strength))
+
+
+def lora_of(run: Run | None, file: str) -> dict[str, Tensor]:
+    """Tensors of a run's LoRA, or of a file."""
+    if run is not None:
+        return run.source.lora_tensors(run.adapter)
+    host = current()
+    path = host.loras_dir() / file
+    return read_tensors(path if path.is_file() else host.resolve_path(file))
+
+
+def host_model(model: LoadedModel) -> HostModel:
+    """The host's model behind a ROLLOUT_MODEL.
+
+    Raises:
+        ValueError: it is another backend's.
+    """
+    if not isinstance(model.source, HostModel):
+        raise ValueError(
+            f"model must come from Model from ComfyUI, got {model.source.name}; encode its data instead"
+        )
+    return model.source
+
+
+def latent(source: HostModel, given: Mapping[str, Any]) -> Latents:
+    """A LATENT as the network sees it, with its noise mask."""
+    samples = source.network.latent_in(given["samples"].clone()).float()
+    mask = given.get("noise_mask")
+    return Latents(samples, None if mask is None else mask.clone())
+
+
+def empty_caption(source: HostModel, empty: list[Sequence[Any]] | None) -> Mapping[str, Tensor] | None:
+    """Conditioning of the empty caption, wired or encoded; None where there is neither."""
+    if empty is not None:
+        (row, *_) = models.conditioning_rows(empty[0])
+        return dict(row)
+    clip = getattr(source.network, "clip", None)
+    return None if clip is None else source.network.encode_caption("")

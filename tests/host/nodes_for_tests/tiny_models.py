@@ -1,0 +1,121 @@
+"""Tiny networks of many families with random weights, which the host's own detection takes for the real thing.
+
+Built from the host's classes, so that the names of the weights are those of the version that runs.
+"""
+
+from contextlib import contextmanager
+
+import torch
+from comfy import model_detection, ops, sd
+
+FLUX = {
+    "in_channels": 16, "out_channels": 16, "vec_in_dim": 32, "context_in_dim": 48, "hidden_size": 128,
+    "mlp_ratio": 4.0, "num_heads": 1, "depth": 1, "depth_single_blocks": 2, "axes_dim": [16, 56, 56],
+    "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [],
+}  # fmt: skip
+HUNYUAN = {
+    "in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 48, "hidden_size": 128,
+    "mlp_ratio": 4.0, "num_heads": 1, "depth": 1, "depth_single_blocks": 2, "axes_dim": [16, 56, 56],
+    "theta": 256, "patch_size": [1, 2, 2], "qkv_bias": True, "guidance_embed": True, "byt5": False,
+    "meanflow": False, "use_cond_type_embedding": False, "vision_in_dim": None, "meanflow_sum": False,
+}  # fmt: skip
+
+
+def network(family):
+    """An uninitialised network."""
+    common = {"dtype": torch.float32, "operations": ops.disable_weight_init}
+    if family in ("sd3", "sd3_bench"):
+        from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
+
+        depth = {"sd3": 2, "sd3_bench": 3}[family]
+        context = {"target": "torch.nn.Linear", "params": {"in_features": 48, "out_features": 64 * depth}}
+        return MMDiT(
+            input_size=None, in_channels=16, depth=depth, adm_in_channels=32, context_embedder_config=context,
+            num_patches=256, pos_embed_max_size=16, pos_embed_scaling_factor=None, **common,
+        )  # fmt: skip
+    if family == "flux":
+        from comfy.ldm.flux.model import Flux
+
+        return Flux(image_model="flux", **known(FLUX, Flux), **common)
+    if family == "hunyuan_video":
+        from comfy.ldm.hunyuan_video.model import HunyuanVideo
+
+        return HunyuanVideo(image_model="hunyuan_video", **known(HUNYUAN, HunyuanVideo), **common)
+    if family == "wan":
+        from comfy.ldm.wan.model import WanModel
+
+        return WanModel(
+            model_type="t2v", in_dim=16, dim=128, ffn_dim=128, num_heads=1, num_layers=2, out_dim=16, **common
+        )
+    if family == "cogvideox":
+        from comfy.ldm.cogvideo.model import CogVideoXTransformer3DModel
+
+        return CogVideoXTransformer3DModel(
+            num_attention_heads=1, time_embed_dim=64, text_embed_dim=48, num_layers=2,
+            use_rotary_positional_embeddings=True, **common,
+        )  # fmt: skip
+    if family == "sd15":
+        from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+        return UNetModel(
+            image_size=32, in_channels=4, out_channels=4, model_channels=320, channel_mult=[1],
+            num_res_blocks=[1], transformer_depth=[1], transformer_depth_output=[1, 1],
+            transformer_depth_middle=-1, context_dim=768, num_heads=8, use_spatial_transformer=True,
+            legacy=False, **common,
+        )  # fmt: skip
+    raise ValueError(family)
+
+
+def known(options, cls):
+    """Those of `options` that this version's parameters have."""
+    import dataclasses
+    import sys
+
+    module = sys.modules[cls.__module__]
+    params = getattr(module, f"{cls.__name__}Params")
+    names = {field.name for field in dataclasses.fields(params)}
+    return {name: value for name, value in options.items() if name in names}
+
+
+def state_dict(family, seed):
+    """Random weights of a family."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: random_like(name, w, generator) for name, w in network(family).state_dict().items()}
+
+
+def load(family, seed, dtype=None):
+    """A MODEL of a family through the host's loading of weights, but of no loader that could load it again."""
+    weights = state_dict(family, seed)
+    options = {} if dtype is None else {"dtype": dtype}
+    with detected(family):
+        return sd.load_diffusion_model_state_dict(weights, model_options=options)
+
+
+@contextmanager
+def detected(family):
+    """Older hosts know Flux of its one size only; tell them this one's."""
+    original = model_detection.detect_unet_config
+
+    def detect(*args, **kwargs):
+        config = original(*args, **kwargs)
+        if family == "flux":
+            sizes = ("in_channels", "vec_in_dim", "context_in_dim", "hidden_size", "num_heads")
+            config |= {name: FLUX[name] for name in sizes}
+        return config
+
+    model_detection.detect_unet_config = detect
+    try:
+        yield
+    finally:
+        model_detection.detect_unet_config = original
+
+
+def random_like(name, weight, generator):
+    """Weights that keep the size of what goes through: norms near one, the rest drawn by its fan-in."""
+    if not weight.is_floating_point():
+        return torch.zeros_like(weight)
+    noise = torch.randn(weight.shape, generator=generator)
+    if weight.ndim == 1:
+        norm = "norm" in name or "ln_" in name
+        return 0.02 * noise + (1.0 if norm and not name.endswith("bias") else 0.0)
+    return noise / max(weight[0].numel(), 1) ** 0.5

@@ -1,0 +1,114 @@
+"""Networks that were written for inference, made fit for training: recomputation, and writes in place.
+
+Two things are needed, and neither may change what the network computes. Blocks can be recomputed in the backward
+pass (gradient checkpointing). And a layer's input may be overwritten after the layer has read it (``x += ...`` in a
+residual stream), which autograd refuses when the layer has kept it, and which recomputation would even get wrong in
+silence (an input that is kept as an alias changes under it). Such layers are found by watching one forward pass, and
+are then given a copy to keep: as much memory as ``x = x + ...`` would take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils.checkpoint import checkpoint
+
+CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+
+
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """The repeated parts of a network that are worth recomputing: the outermost members of its lists of modules.
+
+    Members that are lists themselves are looked into, as UNets have lists of lists.
+    """
+    found: list[nn.Module] = []
+
+    def visit(parent: nn.Module) -> None:
+        for child in parent.children():
+            member = isinstance(parent, CONTAINERS) and not isinstance(child, CONTAINERS)
+            if member and next(child.children(), None) is not None:
+                found.append(child)
+            else:
+                visit(child)
+
+    visit(module)
+    return found
+
+
+@contextmanager
+def recomputed(module: nn.Module) -> Iterator[None]:
+    """The blocks of `module` keep only their inputs for the backward pass inside, and compute the rest again."""
+    own = blocks(module)
+    for block in own:
+        block.forward = _checkpointed(block, block.forward)
+    try:
+        yield
+    finally:
+        for block in own:
+            del block.forward  # what hides the class's
+
+
+def _checkpointed(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    # The reentrant form: its second forward builds a usual graph, in which autograd notices what was overwritten.
+    # It sees only tensors that are arguments of its own, so all that the block is called with is laid out flat; and
+    # it gives gradients only where an argument asks for one, hence the anchor.
+    def call(*args: Any, **kwargs: Any) -> Any:
+        flat, layout = tree_flatten((args, kwargs))
+        trained = any(v.requires_grad for v in (*flat, *block.parameters()) if isinstance(v, Tensor))
+        if not trained or not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+
+        def run(_anchor: Tensor, *given: Any) -> Any:
+            # A block may write into its inputs; what is kept for the second time must not change.
+            own = tree_map(
+                lambda v: v.clone() if isinstance(v, Tensor) and v.is_floating_point() else v, given
+            )
+            args, kwargs = tree_unflatten(list(own), layout)
+            return forward(*args, **kwargs)
+
+        return checkpoint(run, torch.zeros((), requires_grad=True), *flat, use_reentrant=True)
+
+    return call
+
+
+@torch.no_grad()
+def overwritten(module: nn.Module, run: Callable[[], object]) -> list[nn.Module]:
+    """The layers of `module` whose input is changed in place after they have read it, in one ``run()``."""
+    seen: list[tuple[nn.Module, Tensor, int]] = []
+
+    def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        seen.extend((layer, a, a._version) for a in args if isinstance(a, Tensor))
+
+    hooks = [layer.register_forward_pre_hook(note) for layer in _leaves(module)]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list({layer: None for layer, tensor, version in seen if tensor._version != version})
+
+
+@contextmanager
+def given_copies(layers: list[nn.Module]) -> Iterator[None]:
+    """These layers read copies of their inputs inside, while gradients are on."""
+
+    def copied(_layer: nn.Module, args: tuple[Any, ...]) -> Any:
+        if not torch.is_grad_enabled():
+            return None
+        return tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
+
+    hooks = [layer.register_forward_pre_hook(copied) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _leaves(module: nn.Module) -> Iterator[nn.Module]:
+    return (m for m in module.modules() if next(m.children(), None) is None)
