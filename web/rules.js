@@ -25,6 +25,7 @@ const RULES = {
   },
   RolloutSample: (v) => order(v.sampler),
   RolloutSampler: (v) => order(v.sampler),
+  RolloutExposureBias: (v) => order(v.sampler),
   RolloutTimestepSettings: (v) => ({
     ...(["uniform", "shifted"].includes(v.distribution) ? all(["mean", "std"], "onlyLogitNormal") : {}),
     ...(["uniform", "logit_normal"].includes(v.distribution) ? { shift: "onlyShifted" } : {}),

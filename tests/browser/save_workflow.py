@@ -60,7 +60,8 @@ LAY_OUT = """async ([prompt, extra, name]) => {
         if (group.color) own.color = group.color;
         app.graph.add(own);
     }
-    return app.graph.serialize();
+    // As a file has it: undefined is left out. Handed over as it is, it would come out as null.
+    return JSON.parse(JSON.stringify(app.graph.serialize()));
 }"""
 
 FIT = """() => {
