@@ -14,7 +14,7 @@ from . import tiny_models
 
 CATEGORY = "tests"
 CONTEXT = {"sd15": 768, "wan": 4096}
-POOLED = {"sd3": 32, "sd3_bench": 32, "flux": 32, "hunyuan_video": 768}
+POOLED = {"sd3": 32, "flux": 32, "hunyuan_video": 768}
 DTYPES = {"float32": None, "float8": torch.float8_e4m3fn, "bfloat16": torch.bfloat16}
 
 
