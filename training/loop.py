@@ -252,10 +252,10 @@ class Trainer:
             predict = partial(self.predict, "rollout")
             with torch.no_grad():
                 schedule = self.denoiser.schedule
-                states, worth_keeping = roll_out(
+                states, trail = roll_out(
                     plan, self.config.rollout, predict, self.prediction, schedule, inputs
                 )
-            self.pool.add(self.done, worth_keeping)
+            self.pool.add(self.done, trail)
         return states
 
     @torch.no_grad()
@@ -382,11 +382,11 @@ class Trainer:
     def mark(self) -> None:
         """Remember where the random streams, the data order and the pool stand as a step begins."""
         rng = {name: g.get_state() for name, g in self.generators.items()}
-        self._marked = rng, self.order.state_dict(), (self.pool.states, self.pool.born)
+        self._marked = rng, self.order.state_dict(), (self.pool.trail, self.pool.born)
 
     def rewind(self) -> None:
         """Go back to the begin of a step that did not end, so that its state can be saved."""
-        rng, order, (self.pool.states, self.pool.born) = self._marked
+        rng, order, (self.pool.trail, self.pool.born) = self._marked
         for name, saved in rng.items():
             self.generators[name].set_state(saved)
         self.order.load_state_dict(order)

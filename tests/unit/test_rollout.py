@@ -298,8 +298,9 @@ def test_reuse_gives_every_state_on_the_way():
     config = RolloutConfig(max_step_offset=5, probability=1.0, reuse=3, reflexflow=ReflexFlowConfig("off"))
     plan = draw_plan(config, 0, u, seeded(2))
     model, batch = Gaussian("flow"), inputs(u)
-    states, along = roll_out(plan, config, model, "flow", FlowSchedule(3.0), batch)
-    assert len(along) == int(plan.steps.sum())
+    states, trail = roll_out(plan, config, model, "flow", FlowSchedule(3.0), batch)
+    assert len(trail) == int(plan.steps.sum())
+    along = trail.states(torch.arange(len(trail)))
     for r in range(len(plan.rows)):  # every row's last state on the way is its state at its target
         own = (along.cond["row"] == states.cond["row"][r]).nonzero().squeeze(1)
         assert len(own) == plan.steps[r]
