@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from comfyui_process import ComfyUI, HostError
+from PIL import Image
 from prompt_builder import Link, PromptBuilder
 from safetensors.torch import load_file
 
@@ -392,6 +393,52 @@ def test_an_error_leaves_the_model_as_it_was(host: Host) -> None:
     later = host.run(t.graph)
     assert outputs[before]["digest"] == later[after]["digest"]
     assert later[after]["left"] == ["0 hooks"]
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_with_clip_and_vae_folders_are_encoded_and_pictures_drawn(host: Host, family: str) -> None:
+    """Folder -> encode -> train -> preview -> sample, with captions of different lengths."""
+    graph = PromptBuilder()
+    base = graph.add("TestTinyModel", family=family, dtype="float32")
+    source = graph.add(
+        "RolloutFromComfyModel",
+        model=base,
+        clip=graph.add("TestTinyClip", family=family),
+        vae=graph.add("TestTinyVae", channels=16),
+    )
+    folder = graph.add("RolloutDatasetFromFolder", folder=str(pictures(host)))
+    data = graph.add("RolloutEncodeDataset", model=source, dataset=folder, resolution=64)
+    rollouts = graph.add("RolloutScheduledSampling", max_step_offset=3, probability=1.0)
+    done = graph.add(
+        "RolloutTrainLoRA",
+        model=source,
+        data=data,
+        steps=3,
+        batch_size=3,
+        caption_dropout=0.3,
+        scheduled_sampling=rollouts,
+        lora=graph.add("RolloutLoRASettings", rank=2, alpha=2.0),
+    )
+    model = [done[0], 1]
+    images = graph.add(
+        "RolloutSample", model=model, prompts="one\nmore of them", width=64, height=64, steps=3
+    )
+    drawn, _ = graph.add("PreviewImage", images=images)
+    strip = graph.add("RolloutPreview", model=model, data=data, scheduled_sampling=rollouts)
+    film, _ = graph.add("PreviewImage", images=strip)
+    outputs = host.run(graph)
+    assert len(outputs[drawn]["images"]) == 2
+    assert len(outputs[film]["images"]) == 2
+
+
+def pictures(host: Host) -> Path:
+    """A folder of pictures with captions of one to three words."""
+    folder = host.comfyui.base / "input" / "tiny_pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(3):
+        Image.new("RGB", (64, 64), (40 * i, 90, 200)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(" ".join(["word"] * (i + 1)))
+    return folder
 
 
 def test_captions_that_do_not_match_are_one_clear_line(host: Host) -> None:
