@@ -88,6 +88,6 @@ class RolloutLoadLoRA(io.ComfyNode):
     def execute(cls, model: LoadedModel, file: str) -> io.NodeOutput:
         """Read it."""
         host = current()
-        path = host.loras_dir() / file
-        path = path if path.is_file() else host.resolve_path(file)
+        places = [host.loras_dir() / file, host.resolve_path(file), host.resolve_path(f"loras/{file}")]
+        path = next((place for place in places if place.is_file()), places[1])
         return io.NodeOutput(model.with_adapter(read_lora(path, model.source.denoiser().module)))

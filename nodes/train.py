@@ -252,13 +252,25 @@ class RolloutTrainSteps(io.ComfyNode):
                 io.Int.Input(
                     "steps", default=100, min=1, max=10_000_000, tooltip="Training steps of this stage."
                 ),
+                io.Int.Input(
+                    "until_step",
+                    default=0,
+                    min=0,
+                    max=10_000_000,
+                    tooltip="Above 0: train until the run has so many steps instead, nothing if it has them; for use "
+                    "after Resume Training, which may open a later state each time.",
+                ),
             ],
             outputs=list(RUN_OUTPUTS),
         )
 
     @classmethod
-    def execute(cls, run: Run, steps: int) -> io.NodeOutput:
+    def execute(cls, run: Run, steps: int, until_step: int = 0) -> io.NodeOutput:
         """Train."""
+        if until_step:
+            steps = until_step - run.step
+            if steps <= 0:
+                return outputs(run)
         return train_watched(run, steps)
 
 

@@ -38,6 +38,8 @@ ATTENTION = (
 """Attention projections by the names that families give them; those that a network has are its default targets."""
 SAMPLE = 1024
 """Values of each tensor that a fingerprint looks at, evenly spread: the whole of a large model takes minutes."""
+SMALLEST_SIGMA = 1e-4
+"""Below it, x and the estimate of x0 are too near to tell the velocity in float32."""
 
 
 class HostNetwork(Protocol):
@@ -127,7 +129,7 @@ class HostModel:
 
     @property
     def default_resolution(self) -> int:
-        """Side in pixels of a square picture: 512 for latents of four channels and half a megapixel of frames."""
+        """Side in pixels of a square picture: 512 for video models and latents of four channels, else 1024."""
         return 512 if self.network.frames or self.network.latent_channels == 4 else 1024
 
     @property
@@ -233,15 +235,10 @@ class HostDenoiser:
 
     def _velocity(self, x: Tensor, sigma: Tensor, own: Sequence[Mapping[str, Tensor]]) -> Tensor:
         """dx/dsigma, from the host's estimate of x0; at sigma = 0, where that says nothing, nearly so."""
-        sigma = sigma.clamp(min=self.smallest_sigma)
+        sigma = sigma.clamp(min=SMALLEST_SIGMA)
         with nullcontext() if self._autocast is None else torch.autocast(x.device.type, self._autocast):
             denoised = self._network.denoised(x, sigma, own)
         return (x - denoised) / expand(sigma, x)
-
-    @property
-    def smallest_sigma(self) -> float:
-        """Below it, x and the estimate of x0 are too near to tell the velocity in float32."""
-        return 1e-4
 
 
 def flow_schedule(network: HostNetwork) -> FlowSchedule:

@@ -10,6 +10,8 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from safetensors.torch import load_file
 
+from .model_nodes import NODES as MODEL_NODES
+
 CATEGORY = "tests"
 
 
@@ -124,5 +126,5 @@ class TestShowSigmas:
 
 NODE_CLASS_MAPPINGS = {
     cls.__name__: cls
-    for cls in (TestConditioning, TestEpsilonModel, TestSlowModel, TestCalls, TestShowSigmas)
+    for cls in (TestConditioning, TestEpsilonModel, TestSlowModel, TestCalls, TestShowSigmas, *MODEL_NODES)
 }

@@ -24,10 +24,10 @@ HUNYUAN = {
 def network(family):
     """An uninitialised network."""
     common = {"dtype": torch.float32, "operations": ops.disable_weight_init}
-    if family in ("sd3", "sd3_bench"):
+    if family == "sd3":
         from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 
-        depth = {"sd3": 2, "sd3_bench": 3}[family]
+        depth = 2
         context = {"target": "torch.nn.Linear", "params": {"in_features": 48, "out_features": 64 * depth}}
         return MMDiT(
             input_size=None, in_channels=16, depth=depth, adm_in_channels=32, context_embedder_config=context,

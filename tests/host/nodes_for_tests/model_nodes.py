@@ -1,0 +1,190 @@
+"""Tiny MODELs, data for them, and what a test wants to know of a MODEL."""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import comfy.sample
+import comfy.samplers
+import folder_paths
+import torch
+from safetensors.torch import save_file
+
+from . import tiny_models
+
+CATEGORY = "tests"
+CONTEXT = {"sd15": 768, "wan": 4096}
+POOLED = {"sd3": 32, "flux": 32, "hunyuan_video": 768}
+DTYPES = {"float32": None, "float8": torch.float8_e4m3fn, "bfloat16": torch.bfloat16}
+
+
+class TestTinyModel:
+    """A MODEL of a family, of a loader that cannot load it again."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = CATEGORY, "make", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        return {"required": {"family": ("STRING", {}), "dtype": (list(DTYPES), {})}}
+
+    def make(self, family, dtype):
+        return (tiny_models.load(family, 0, DTYPES[dtype]),)
+
+
+class TestSaveTinyModel:
+    """A file of a family, for the stock loader."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = CATEGORY, "make", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        return {"required": {"family": ("STRING", {})}}
+
+    def make(self, family):
+        folder = Path(folder_paths.models_dir) / "diffusion_models"
+        folder.mkdir(parents=True, exist_ok=True)
+        with torch.inference_mode(False):
+            save_file(tiny_models.state_dict(family, 0), folder / f"tiny_{family}.safetensors")
+        return {}
+
+
+class TestTinyData:
+    """LATENT and CONDITIONING with a caption for each picture; `ragged`: of different lengths."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = CATEGORY, "make", ("LATENT", "CONDITIONING", "CONDITIONING")
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        return {
+            "required": {
+                "family": ("STRING", {}),
+                "n": ("INT", {}),
+                "side": ("INT", {"default": 8}),
+                "ragged": ("BOOLEAN", {"default": False}),
+            }
+        }
+
+    def make(self, family, n, side, ragged):
+        g = torch.Generator().manual_seed(1)
+        channels = 4 if family == "sd15" else 16
+        frames = [1] if family in ("wan", "hunyuan_video", "cogvideox") else []
+        latents = torch.randn(n, channels, *frames, side, side, generator=g)
+        captions = [caption(family, 3 + (i % 3 if ragged else 0), g) for i in range(n)]
+        return {"samples": latents}, captions, [caption(family, 2 if ragged else 3, g)]
+
+
+def caption(family, length, generator):
+    options = {}
+    if family in POOLED:
+        options["pooled_output"] = torch.randn(1, POOLED[family], generator=generator)
+    if family == "flux":
+        options["guidance"] = 2.5
+    return [torch.randn(1, length, CONTEXT.get(family, 48), generator=generator), options]
+
+
+class TestSample:
+    """A digest of what the host samples with a MODEL, computed anew each time."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = CATEGORY, "sample", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        return {"required": {"model": ("MODEL",), "latents": ("LATENT",), "conditioning": ("CONDITIONING",)}}
+
+    @classmethod
+    def IS_CHANGED(cls, **inputs):  # noqa: N802
+        return float("nan")
+
+    def sample(self, model, latents, conditioning):
+        start = latents["samples"][:1]
+        noise = comfy.sample.prepare_noise(start, 7)
+        drawn = comfy.sample.sample(
+            model, noise, 3, 1.5, "euler", "simple", conditioning[:1], conditioning[1:2], start, seed=7
+        )
+        left = {name for name in vars(model.model.diffusion_model) if "peft" in name}
+        hooks = sum(len(m._forward_pre_hooks) + ("forward" in vars(m)) for m in model.model.modules())
+        digest = hashlib.sha256(drawn.float().numpy().tobytes()).hexdigest()
+        return {"ui": {"digest": [digest], "left": [*sorted(left), f"{hooks} hooks"]}}
+
+
+class TestCompare:
+    """How far the host's estimates with a LoRA are from those of the trained adapter, and from the base's."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = CATEGORY, "compare", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        return {
+            "required": {
+                "patched": ("MODEL",),
+                "base": ("MODEL",),
+                "run": ("ROLLOUT_RUN",),
+                "latents": ("LATENT",),
+                "conditioning": ("CONDITIONING",),
+            }
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, **inputs):  # noqa: N802
+        return float("nan")
+
+    def compare(self, patched, base, run, latents, conditioning):
+        training = type(run).__module__.rpartition(".")[0]
+        denoiser_module = sys.modules[f"{training}.denoiser"]
+        batch = run.data.batch(torch.arange(1))
+        sigma = run.source.schedule.sigma(torch.full((1,), 0.6)).float()
+        x = denoiser_module.add_noise(run.source.prediction, batch.x0, torch.randn(batch.x0.shape), sigma)
+        with torch.no_grad(), run.model.denoiser() as denoiser:
+            ours = denoiser.predict(x, sigma, batch.cond)
+            ours = denoiser_module.to_denoised(denoiser.prediction, x, sigma, ours)
+        with_lora, without = (estimate(m, x, sigma, conditioning[:1]) for m in (patched, base))
+        return {
+            "ui": {
+                "difference": [float((ours - with_lora).abs().max())],
+                "effect": [float((with_lora - without).abs().max())],
+            }
+        }
+
+
+def estimate(model, x, sigma, conditioning):
+    """The host's estimate of x0, by its own sampler's means."""
+    import comfy.model_management
+    from comfy.sampler_helpers import convert_cond
+
+    comfy.model_management.load_models_gpu([model])
+    conds = {"positive": convert_cond(conditioning)}
+    conds = comfy.samplers.process_conds(model.model, x, conds, x.device)
+    model.pre_run()
+    try:
+        (out,) = comfy.samplers.calc_cond_batch(
+            model.model, [conds["positive"]], x, sigma, model.model_options
+        )
+    finally:
+        model.cleanup()
+    return out
+
+
+class TestFaultyModel:
+    """A MODEL that fails in its call number `after`."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = CATEGORY, "make", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        return {"required": {"model": ("MODEL",), "after": ("INT", {})}}
+
+    def make(self, model, after):
+        calls = []
+
+        def call(apply_model, options):
+            calls.append(1)
+            if len(calls) == after:
+                raise RuntimeError("a fault on purpose")
+            return apply_model(options["input"], options["timestep"], **options["c"])
+
+        model = model.clone()
+        model.set_model_unet_function_wrapper(call)
+        return (model,)
+
+
+NODES = (TestTinyModel, TestSaveTinyModel, TestTinyData, TestSample, TestCompare, TestFaultyModel)
