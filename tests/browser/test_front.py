@@ -43,7 +43,7 @@ MODES = ["classic", "nodes2"]
 
 
 @pytest.fixture(scope="module")
-def browser(comfyui):
+def browser():
     if not CHROMIUM.exists():
         pytest.skip(f"no browser: set CHROMIUM to a Chromium, {CHROMIUM} is none")
     with sync_api.sync_playwright() as playwright:
