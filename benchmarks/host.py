@@ -2,10 +2,11 @@
 
     python benchmarks/host.py --comfyui DIR [--steps 240] [--rounds 2]
 
-The same tiny SD3 (1.1 M parameters, latents 16 x 16 x 16, 4 text tokens), float32, rank 8, AdamW, no checkpointing, one
-thread. The host's node trains every layer, norms and biases too; ours every linear and convolution layer ("all"), and
-the attention projections, which are its preset. A figure is the best of the rounds; each is the time between two lengths
-of a run, so that what happens once is not counted. Memory is the process's highest resident size in the longer run.
+The same tiny SD3 (1.1 M parameters, latents 16 x 16 x 16, 3 text tokens), float32, rank 8, AdamW, no checkpointing,
+one thread. The host's node trains every layer, norms and biases too; ours every linear and convolution layer ("all"),
+and the attention projections, which are its preset. A figure is the best of the rounds; each is the time between two
+lengths of a run, so that what happens once is not counted. Memory is the process's highest resident size in the longer
+run, in the order of the trainers.
 """
 
 from __future__ import annotations

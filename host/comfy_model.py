@@ -133,8 +133,8 @@ class ComfyModel:
         with ExitStack() as stack:
             self.patcher.pre_run()
             stack.callback(self.patcher.cleanup)
+            stack.callback(setattr, self, "_options", self._options)
             self._options = self._transformer_options()
-            stack.callback(self._options.clear)
             if training:
                 self._options["optimized_attention_override"] = differentiable_attention
                 stack.enter_context(in_training())
@@ -391,8 +391,10 @@ class Recast(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Callable[[Tensor], Tensor]) -> Tensor:
         """``layer(x)``, keeping nothing of its weight."""
+        kind = x.device.type
         ctx.save_for_backward(x)
         ctx.layer = layer
+        ctx.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
         with torch.no_grad():
             return layer(x)
 
@@ -400,7 +402,7 @@ class Recast(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """The gradient of the input; the layer has no other."""
         (x,) = ctx.saved_tensors
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.autocast(*ctx.autocast):
             own = x.detach().requires_grad_(True)
             y = ctx.layer(own)
         return torch.autograd.grad(y, own, grad)[0], None

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from typing import Any
-
-from aiohttp import web
+from typing import TYPE_CHECKING, Any
 
 from .interface import Facts
+
+if TYPE_CHECKING:
+    from aiohttp import web
 
 EVENT = "rollout_trainer.progress"
 ROUTE = "/rollout_trainer/facts"
@@ -85,5 +86,7 @@ def serve() -> None:
 
 async def newest(request: web.Request) -> web.Response:
     """Answer with the newest facts of the nodes of the workflow that is asked for, by node."""
+    from aiohttp import web
+
     workflow = request.query.get("workflow", "")
     return web.json_response({node: data for (own, node), data in _newest.items() if own == workflow})

@@ -75,7 +75,7 @@ def _with_hidden(spec: NodeSpec, node: Node, graph: Graph) -> Any:
     assert spec.node is not None
     schema = spec.node.GET_SCHEMA()
     asked = {*schema.hidden, *((Hidden.prompt, Hidden.extra_pnginfo) if spec.is_output else ())}
-    given = {
+    given: dict[Hidden, Any] = {
         Hidden.unique_id: node.id,
         Hidden.prompt: graph.to_api(),
         Hidden.extra_pnginfo: {"workflow": graph.workflow} if graph.workflow else None,

@@ -2,7 +2,7 @@
 
 A model that draws meets states x_hat of its own making; in training it met x_t. Exposure bias is the difference of
 the two *distributions* at each noise level, p(x_hat_t) against p(x_t). The distance of a rolled state to its own
-clean interpolant is not: it is above zero for a perfect model (FACTS.md section 11), and averaging lowers it.
+clean interpolant is not: it is above zero for a perfect model (docs/theory.md), and averaging lowers it.
 Everything here therefore compares two sets of states, and says what two draws of the forward process itself give
 (the floor), so that chance is not taken for bias.
 """

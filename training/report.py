@@ -60,7 +60,7 @@ def describe(run: Run) -> str:
         lines.append(f"{facts['steps_per_second']} steps/s, {facts['seconds']:.0f} s")
     rows = facts["row_evaluations"]
     if rows["rollout"]:
-        extra = (rows["rollout"] + rows["clean"]) / rows["train"]
+        extra = (rows["rollout"] + rows["clean"]) / max(rows["train"], 1)
         lines.append(
             f"rollouts: {extra:.2f} extra forwards per sample, mean length {facts['rollout']['mean_length']:.1f}"
         )

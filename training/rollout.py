@@ -1,4 +1,4 @@
-"""Scheduled sampling: who is rolled out and how far, and the rollout itself (DESIGN.md section 5)."""
+"""Scheduled sampling: who is rolled out and how far, and the rollout itself."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def along(ends: States, sigmas: Tensor, steps: Tensor, path: list[Tensor] | None
 
 
 def row_evaluations(config: RolloutConfig, steps: Tensor, reflexflow: bool) -> int:
-    """No-grad model evaluations that rows rolled over `steps: LongTensor [R]` cost (DESIGN.md section 6)."""
+    """No-grad model evaluations that rows rolled over `steps: LongTensor [R]` cost."""
     target = TARGETS[config.target]
     own = sum(int(target.row_evaluations(config.sampler, k)) for k in steps.tolist())
     return own + (len(steps) if reflexflow else 0)

@@ -32,7 +32,7 @@ export function draw(svg, curve, { width, height, log, label }) {
   const y = axis(low, high, height - MARGIN.bottom, MARGIN.top, log);
   svg.replaceChildren(frame(width, height));
   svg.append(grid(ticks(low, high, log), y, width), steps(ticks(0, last, false, 4), x, height));
-  const lines = element("g", { "clip-path": "inset(0)" });
+  const lines = inside(width, height);
   const xs = curve.step.map(x);
   /** @param {(number | null)[]} values */
   const place = (values) => values.map((value) => (value === null ? null : y(value)));
@@ -50,6 +50,17 @@ export function draw(svg, curve, { width, height, log, label }) {
 function frame(width, height) {
   const [x, y] = [MARGIN.left, MARGIN.top];
   return element("rect", { class: "frame", x, y, width: width - x - MARGIN.right, height: height - y - MARGIN.bottom });
+}
+
+/**
+ * What is drawn in it ends at the frame: the raw line may leave the range of the smoothed ones.
+ * @param {number} width
+ * @param {number} height
+ */
+function inside(width, height) {
+  const box = [MARGIN.left, MARGIN.top, width - MARGIN.left - MARGIN.right, height - MARGIN.top - MARGIN.bottom];
+  const [x, y, w, h] = box;
+  return element("svg", { x, y, width: w, height: h, viewBox: box.join(" ") });
 }
 
 /**

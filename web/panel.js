@@ -32,7 +32,7 @@ const STYLE = `
 .name::before { content: ""; width: 10px; height: 3px; border-radius: 2px; background: var(--own); }
 .base { --own: #3f8efc; } .fc { --own: #e08a1e; } .adr { --own: #c153d6; } .validation { --own: #22a565; }
 .plot { flex: 1 1 0; min-height: 80px; position: relative; }
-svg { position: absolute; inset: 0; width: 100%; height: 100%; }
+.plot > svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 path { fill: none; stroke: var(--own); stroke-width: 1.6; }
 path.raw { stroke-width: 1; opacity: 0.3; }
 circle { fill: var(--own); }

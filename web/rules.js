@@ -37,6 +37,7 @@ const RULES = {
   }),
   RolloutReflexFlow: (v) => (v.enabled === "off" ? all(["alpha", "beta1", "beta2", "fc_norm"], "reflexFlowOff") : {}),
   RolloutTrainLoRA: (v) => (v.save_every === 0 ? { keep: "noSaves" } : {}),
+  RolloutTrainSteps: (v) => (v.until_step > 0 ? { steps: "noStepsUntil" } : {}),
   RolloutInitTraining: (v) => (v.save_every === 0 ? { keep: "noSaves" } : {}),
 };
 

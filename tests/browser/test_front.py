@@ -43,7 +43,7 @@ MODES = ["classic", "nodes2"]
 
 
 @pytest.fixture(scope="module")
-def browser(comfyui):
+def browser():
     if not CHROMIUM.exists():
         pytest.skip(f"no browser: set CHROMIUM to a Chromium, {CHROMIUM} is none")
     with sync_api.sync_playwright() as playwright:
@@ -62,10 +62,10 @@ def shots(tmp_path_factory):
 
 @pytest.fixture
 def open_page(browser, comfyui):
-    """``open_page(mode, locale)``: a page that shows the quick start; at the end, that our scripts were silent."""
+    """``open_page(mode, locale, workflow)``: a page that shows it; at the end, that our scripts were silent."""
     said, contexts = [], []
 
-    def opened(mode, locale="en"):
+    def opened(mode, locale="en", workflow=None):
         context = browser.new_context(viewport={"width": 1500, "height": 950})
         contexts.append(context)
         page = context.new_page()
@@ -74,9 +74,9 @@ def open_page(browser, comfyui):
         visit(page, comfyui.url)
         page.evaluate(PREPARE, [mode == "nodes2", locale])
         visit(page, comfyui.url)  # both settings are read when the page is loaded
-        if mode == "nodes2" and not page.evaluate("!!LiteGraph.vueNodesMode"):
-            pytest.skip("this front end has no Nodes 2.0")
-        page.evaluate("workflow => app.loadGraphData(workflow)", quickstart())
+        if mode == "nodes2" and not page.evaluate("!!LiteGraph.vueNodesMode && !!app.rootGraph"):
+            pytest.skip("this front end has no Nodes 2.0 that draws the widgets of packs")
+        page.evaluate("workflow => app.loadGraphData(workflow)", workflow or quickstart())
         page.wait_for_timeout(1000)
         return page
 
@@ -93,9 +93,13 @@ def visit(page, url):
     page.keyboard.press("Escape")  # new users are shown the templates
 
 
+def shipped(name):
+    return json.loads((ROOT / "workflows" / name).read_text(encoding="utf-8"))
+
+
 def quickstart():
     """The shipped workflow, with small and so many steps that there is time to press a button."""
-    workflow = json.loads((ROOT / "workflows" / "quickstart.json").read_text(encoding="utf-8"))
+    workflow = shipped("quickstart.json")
     train = next(node for node in workflow["nodes"] if node["id"] == TRAIN)
     train["widgets_values"][:2] = [5000, 1]
     return workflow
@@ -171,6 +175,61 @@ def test_a_training_is_watched_stopped_and_seen_again_after_a_reload(mode, open_
     page.evaluate("id => app.graph.remove(app.graph.getNodeById(id))", TRAIN)
     page.wait_for_timeout(500)
     assert page.locator(PANEL).count() == 0
+
+
+def staged():
+    """The shipped staged training, with four small steps a stage and next to no sampling."""
+    workflow = shipped("staged-training.json")
+    for node in workflow["nodes"]:
+        values = node.get("widgets_values")
+        if node["type"] == "RolloutTrainSteps":
+            values[0] = 4
+        elif node["type"] == "RolloutInitTraining":
+            values[:2] = [12, 1]
+        elif node["type"] == "RolloutSample":
+            values[4] = 1
+    return workflow
+
+
+def test_every_stage_has_a_panel_of_the_whole_run_so_far(open_page, comfyui, shots):
+    page = open_page("classic", workflow=staged())
+    page.evaluate("app.queuePrompt(0, 1)")
+    deadline = time.monotonic() + 120
+    while page.locator(f"{PANEL}[data-state=done]").count() < 3:
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(300)
+    assert steps_shown(page) == {9: "4", 10: "8", 11: "12"}
+    visit(page, comfyui.url)
+    page.wait_for_timeout(1500)
+    assert steps_shown(page) == {9: "4", 10: "8", 11: "12"}
+    look_at(page, 9, 0.8)
+    page.screenshot(path=shots / "staged.png")
+
+
+def steps_shown(page):
+    """The step that the panel of each node shows, by node."""
+    script = f"""() => app.graph.nodes.flatMap((node) => (node.widgets ?? [])
+        .filter((w) => w.element?.matches("{PANEL}")).map((w) => [node.id, w.element.dataset.step ?? null]))"""
+    return {int(node): step for node, step in page.evaluate(script)}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "workflows").glob("*.json")))
+def test_a_workflow_opens_without_a_complaint_and_nothing_overlaps(name, open_page, shots):
+    page = open_page("classic", workflow=shipped(name))
+    page.wait_for_timeout(500)
+    page.keyboard.press(".")
+    page.wait_for_timeout(700)
+    page.screenshot(path=shots / f"{name}.png")
+    assert page.locator(".p-toast-message").all_inner_texts() == []
+    boxes = page.evaluate("app.graph.nodes.map((n) => [n.title, ...n.pos, ...n.size])")
+    titles = 30  # pixels above a node's position
+    overlapping = [
+        (a, b)
+        for i, (a, ax, ay, aw, ah) in enumerate(boxes)
+        for b, bx, by, bw, bh in boxes[:i]
+        if ax < bx + bw and bx < ax + aw and ay - titles < by + bh and by - titles < ay + ah
+    ]
+    assert overlapping == []
 
 
 GREYED = "id => app.graph.getNodeById(id).widgets.filter((w) => w.disabled).map((w) => [w.name, w.tooltip])"

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from comfyui_process import ComfyUI, HostError
+from PIL import Image
 from prompt_builder import Link, PromptBuilder
 from safetensors.torch import load_file
 
@@ -110,6 +111,7 @@ def training(
     rollouts: bool = True,
     n: int = 4,
     lr: float = 0.01,
+    kind: str = "lora",
     **settings: Any,
 ) -> Training:
     """A graph up to the begin of a run."""
@@ -149,7 +151,7 @@ def training(
         "RolloutInitTraining",
         model=source,
         data=data,
-        lora=graph.add("RolloutLoRASettings", rank=4, alpha=4.0),
+        lora=graph.add("RolloutLoRASettings", kind=kind, rank=4, alpha=4.0),
         optimizer=graph.add("RolloutOptimizerSettings", learning_rate=lr),
         **options,
     )
@@ -313,9 +315,11 @@ def model_calls(host: Host) -> list[int]:
     return calls
 
 
-@pytest.mark.parametrize("dtype", ["float8", "bfloat16"])
-def test_a_base_of_low_precision_trains(host: Host, dtype: str) -> None:
-    t = training("sd3", dtype=dtype)
+@pytest.mark.parametrize(
+    ("dtype", "autocast"), [("float8", "off"), ("float8", "bf16"), ("bfloat16", "off"), ("float32", "bf16")]
+)
+def test_low_precision_trains(host: Host, dtype: str, autocast: str) -> None:
+    t = training("sd3", dtype=dtype, autocast=autocast)
     before = t.sample()
     outputs = host.run(t.graph)
     run = t.steps(8)
@@ -323,7 +327,7 @@ def test_a_base_of_low_precision_trains(host: Host, dtype: str) -> None:
     later = host.run(t.graph)
     assert shown_loss(later, last) < shown_loss(later, first)
     assert outputs[before]["digest"] == later[after]["digest"]
-    lora = lora_after(host, t, run, dtype)
+    lora = lora_after(host, t, run, f"{dtype}-{autocast}")
     assert all(v.dtype == torch.float32 and v.isfinite().all() for v in lora.values())
 
 
@@ -394,6 +398,69 @@ def test_an_error_leaves_the_model_as_it_was(host: Host) -> None:
     assert later[after]["left"] == ["0 hooks"]
 
 
+@pytest.mark.parametrize("kind", ["dora", "loha", "lokr"])
+def test_other_adapters_act_in_the_stock_loader_as_they_were_trained(host: Host, kind: str) -> None:
+    t = training("sd3", kind=kind)
+    run = t.steps(6)
+    saved, _ = t.graph.add("RolloutSaveLoRA", run=run, filename=f"tests/{kind}")
+    name = saved_lora(host.run(t.graph), saved).relative_to(host.comfyui.base / "output" / "loras")
+    patched = t.graph.add("LoraLoaderModelOnly", model=t.base, lora_name=name.as_posix(), strength_model=1.0)
+    node = compare(t, patched, run)
+    log = len(host.comfyui.log())
+    outputs = host.run(t.graph)
+    assert "lora key not loaded" not in host.comfyui.log()[log:]
+    (difference,), (effect,) = (outputs[node][k] for k in ("difference", "effect"))
+    print(f"{kind}: loaded file differs by {difference:.1e} where it changes {effect:.1e}")
+    assert difference < 1e-4 * max(1, effect)
+    assert effect > 100 * difference
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_with_clip_and_vae_folders_are_encoded_and_pictures_drawn(host: Host, family: str) -> None:
+    """Folder -> encode -> train -> preview -> sample, with captions of different lengths."""
+    graph = PromptBuilder()
+    base = graph.add("TestTinyModel", family=family, dtype="float32")
+    source = graph.add(
+        "RolloutFromComfyModel",
+        model=base,
+        clip=graph.add("TestTinyClip", family=family),
+        vae=graph.add("TestTinyVae", channels=16),
+    )
+    folder = graph.add("RolloutDatasetFromFolder", folder=str(pictures(host)))
+    data = graph.add("RolloutEncodeDataset", model=source, dataset=folder, resolution=64)
+    rollouts = graph.add("RolloutScheduledSampling", max_step_offset=3, probability=1.0)
+    done = graph.add(
+        "RolloutTrainLoRA",
+        model=source,
+        data=data,
+        steps=3,
+        batch_size=3,
+        caption_dropout=0.3,
+        scheduled_sampling=rollouts,
+        lora=graph.add("RolloutLoRASettings", rank=2, alpha=2.0),
+    )
+    model = [done[0], 1]
+    images = graph.add(
+        "RolloutSample", model=model, prompts="one\nmore of them", width=64, height=64, steps=3
+    )
+    drawn, _ = graph.add("PreviewImage", images=images)
+    strip = graph.add("RolloutPreview", model=model, data=data, scheduled_sampling=rollouts)
+    film, _ = graph.add("PreviewImage", images=strip)
+    outputs = host.run(graph)
+    assert len(outputs[drawn]["images"]) == 2
+    assert len(outputs[film]["images"]) == 2
+
+
+def pictures(host: Host) -> Path:
+    """A folder of pictures with captions of one to three words."""
+    folder = host.comfyui.base / "input" / "tiny_pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(3):
+        Image.new("RGB", (64, 64), (40 * i, 90, 200)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(" ".join(["word"] * (i + 1)))
+    return folder
+
+
 def test_captions_that_do_not_match_are_one_clear_line(host: Host) -> None:
     graph = PromptBuilder()
     source = graph.add(
@@ -413,10 +480,12 @@ def test_one_caption_serves_all_and_sizes_are_buckets(host: Host) -> None:
     )
     one = graph.add("TestTinyData", family="sd3", n=1, ragged=False)
     many = graph.add("TestTinyData", family="sd3", n=5, ragged=False, side=12)
-    data = graph.add("RolloutDatasetFromLatents", model=source, latents=many, conditioning=[one[0], 1])
-    node, _ = graph.add("PreviewAny", source=[data[0], 1])
-    (text,) = host.run(graph)[node]["text"]
-    assert "5 latents 16x12x12" in text
+    listed = graph.add("RebatchLatents", latents=many, batch_size=2)  # a list of batches of 2, 2 and 1
+    for latents in (many, listed):
+        data = graph.add("RolloutDatasetFromLatents", model=source, latents=latents, conditioning=[one[0], 1])
+        node, _ = graph.add("PreviewAny", source=[data[0], 1])
+        (text,) = host.run(graph)[node]["text"]
+        assert text == "5 latents 16x12x12, 5 samples an epoch"
 
 
 def test_without_an_empty_caption_dropout_is_refused(host: Host) -> None:

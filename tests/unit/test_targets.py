@@ -147,7 +147,7 @@ def point_mass(prediction: Prediction) -> Predict:
 
 
 def output_for(prediction: Prediction, x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
-    """The output that means `denoised` at x, from the definition of each form (DESIGN.md section 3)."""
+    """The output that means `denoised` at x, from the definition of each form (README, glossary)."""
     s = expand(sigma, x)
     if prediction == "flow":
         return (x - (1 - s) * denoised) / s - denoised

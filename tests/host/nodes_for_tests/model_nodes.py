@@ -2,12 +2,15 @@
 
 import hashlib
 import sys
+import types
 from pathlib import Path
 
 import comfy.sample
 import comfy.samplers
+import comfy.sd
 import folder_paths
 import torch
+from comfy.taesd.taesd import TAESD
 from safetensors.torch import save_file
 
 from . import tiny_models
@@ -80,6 +83,46 @@ def caption(family, length, generator):
     if family == "flux":
         options["guidance"] = 2.5
     return [torch.randn(1, length, CONTEXT.get(family, 48), generator=generator), options]
+
+
+class TestTinyClip:
+    """A CLIP that gives a token for each word, so that captions differ in length, and a summary."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = CATEGORY, "make", ("CLIP",)
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        return {"required": {"family": ("STRING", {})}}
+
+    def make(self, family):
+        self.family = family
+        self.patcher = types.SimpleNamespace(model=torch.nn.Linear(1, 1))
+        return (self,)
+
+    def tokenize(self, text):
+        return ["begin", *text.split()]
+
+    def encode_from_tokens_scheduled(self, tokens):
+        seeds = [int(hashlib.sha256(token.encode()).hexdigest()[:8], 16) for token in tokens]
+        width = CONTEXT.get(self.family, 48)
+        rows = [torch.randn(width, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        pooled = torch.full((1, POOLED.get(self.family, 1)), len(tokens) / 10)
+        return [[torch.stack(rows)[None], {"pooled_output": pooled}]]
+
+
+class TestTinyVae:
+    """A VAE of random weights: the tiny autoencoder, which the host takes in place of a family's own."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = CATEGORY, "make", ("VAE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        return {"required": {"channels": ("INT", {"default": 16})}}
+
+    def make(self, channels):
+        weights = TAESD(latent_channels=channels).state_dict()
+        g = torch.Generator().manual_seed(0)
+        return (comfy.sd.VAE(sd={k: tiny_models.random_like(k, w, g) for k, w in weights.items()}),)
 
 
 class TestSample:
@@ -187,4 +230,13 @@ class TestFaultyModel:
         return (model,)
 
 
-NODES = (TestTinyModel, TestSaveTinyModel, TestTinyData, TestSample, TestCompare, TestFaultyModel)
+NODES = (
+    TestTinyModel,
+    TestSaveTinyModel,
+    TestTinyData,
+    TestTinyClip,
+    TestTinyVae,
+    TestSample,
+    TestCompare,
+    TestFaultyModel,
+)

@@ -114,6 +114,8 @@ def random_like(name, weight, generator):
     """Weights that keep the size of what goes through: norms near one, the rest drawn by its fan-in."""
     if not weight.is_floating_point():
         return torch.zeros_like(weight)
+    if weight.ndim == 0:
+        return weight
     noise = torch.randn(weight.shape, generator=generator)
     if weight.ndim == 1:
         norm = "norm" in name or "ln_" in name
