@@ -199,6 +199,7 @@ class Trainer:
 
     def step(self) -> Progress:
         """Train one optimiser step."""
+        self.pool.forget(self.done)
         self.mark()
         config = self.config.optimizer
         lr = config.lr_at(self.done, self.config.steps)

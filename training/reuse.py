@@ -33,6 +33,11 @@ class StatePool:
         self.born = 0
         """Optimiser step of the rollout."""
 
+    def forget(self, step: int) -> None:
+        """Let go of states that are too old to be drawn at optimiser step `step`."""
+        if step - self.born >= self.reuse:
+            self.trail = None
+
     def draw(self, step: int, n: int, inputs: Inputs, generator: torch.Generator) -> States | None:
         """Draw `n` states; None when a rollout is due.
 

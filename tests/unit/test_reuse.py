@@ -66,6 +66,17 @@ def test_states_are_used_for_so_many_steps_and_no_longer():
     assert pool.draw(6, 1, a_batch(side=6), g) is None  # a batch of another size
 
 
+def test_states_that_are_too_old_are_let_go():
+    """Before the next rollout, so that a step never holds two of them."""
+    pool = StatePool(3)
+    pool.add(5, a_trail(2, [1, 1]))
+    for step in (6, 7):
+        pool.forget(step)
+        assert pool.trail is not None
+    pool.forget(8)
+    assert pool.tensors() == {}
+
+
 def test_all_batches_of_a_step_are_joined_and_older_ones_go():
     pool, g = StatePool(2), torch.Generator().manual_seed(0)
     pool.add(1, a_trail(2, [3, 3], offset=100))
