@@ -251,7 +251,9 @@ def reuse(bench: Bench) -> None:
 def peak(options: argparse.Namespace) -> None:
     """Train in this process and print the most memory that it took, in MiB."""
     bench = make_bench(options)
-    with bench.trainer(RolloutConfig(**json.loads(options.peak)), batch=options.batch) as trainer:
+    with bench.trainer(
+        RolloutConfig.from_config_json(json.loads(options.peak)), batch=options.batch
+    ) as trainer:
         cuda = bench.source.device.type == "cuda"
         tensors = peak_on_device(trainer) if cuda else 0.0
         for _ in range(8):
@@ -283,26 +285,26 @@ def peak_on_cpu(trainer: Trainer) -> float:
 
 def memories(options: argparse.Namespace) -> None:
     """Part (d). Each figure comes from a process of its own; the median of three."""
-    rollout = {"max_step_offset": LONG.max_step_offset, "probability": 1.0}
     rows = []
     for batch in (BATCH, 4 * BATCH):
-        plain = measured_peak(options, {}, batch)
-        for reused in (1, 4):
-            ours = measured_peak(options, {**rollout, "reuse": reused}, batch)
+        plain = measured_peak(options, RolloutConfig(), batch)
+        for name, config in (("(b)", LONG), ("(c)", SHORT), ("(b), reuse 4", replace(LONG, reuse=4))):
+            ours = measured_peak(options, config, batch)
             cells = [f"{peaks[kind]:.1f}" for kind in ("process", "tensors") for peaks in (plain, ours)]
             ratios = [ours[kind] / plain[kind] for kind in ("process", "tensors")]
-            rows.append([str(batch), str(reused), *cells, *(f"{ratio:.3f}" for ratio in ratios)])
+            rows.append([name, str(batch), *cells, *(f"{ratio:.3f}" for ratio in ratios)])
     print(
-        f"(d) Peak memory, MiB, with unipc rollouts of 0..{LONG.max_step_offset} steps: of the whole process "
-        "(ru_maxrss; CPU only), and of the tensors that the steps allocate; the goal is a ratio of at most 1.05\n"
+        "(d) Peak memory, MiB, of the whole process (ru_maxrss; on the CPU only), and of the tensors that the steps "
+        "allocate; the goal is a ratio of at most 1.05\n"
     )
     head = ["process, plain", "process, rollout", "tensors, plain", "tensors, rollout"]
-    print_table(["batch", "reuse", *head, "ratio, process", "ratio, tensors"], rows)
+    print_table(["rollouts as in", "batch", *head, "ratio, process", "ratio, tensors"], rows)
 
 
-def measured_peak(options: argparse.Namespace, rollout: dict[str, object], batch: int) -> dict[str, float]:
+def measured_peak(options: argparse.Namespace, rollout: RolloutConfig, batch: int) -> dict[str, float]:
     """Medians over three processes of what `peak` prints."""
-    command = [sys.executable, __file__, "--peak", json.dumps(rollout), "--batch", str(batch)]
+    command = [sys.executable, __file__, "--peak", json.dumps(rollout.to_config_json())]
+    command += ["--batch", str(batch)]
     command += ["--model", str(options.model), "--device", options.device, "--threads", str(options.threads)]
     found = []
     for _ in range(3):
