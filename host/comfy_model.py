@@ -99,16 +99,21 @@ class ComfyModel:
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The network's weights as they were loaded, and after them the tensors of every patch on them."""
-        for name, entries in self.patcher.get_key_patches(PREFIX + ".").items():
-            yield name, entries[0][0] if isinstance(entries[0], tuple) else entries[0]
-            for i, patch in enumerate(entries[1:]):
-                yield from tensors_in(patch, f"{name}.patch{i}")
+        for name, weight in self.module.state_dict().items():
+            own = self._unpatched(f"{PREFIX}.{name}", weight)
+            yield name, getattr(own, "_qdata", own)  # of a weight with a layout of its own, what is stored
+        for name, patches in self.patcher.patches.items():
+            yield from tensors_in(patches, f"{name}.patches")
 
     def weight(self, module: str) -> Tensor:
         """The weight of a module as it was loaded, patches not included."""
-        key = f"{PREFIX}.{module}.weight"
-        entry = self.patcher.get_key_patches(key)[key][0]
-        return cast(Tensor, entry[0] if isinstance(entry, tuple) else entry)
+        weight = self._unpatched(f"{PREFIX}.{module}.weight", self.module.get_submodule(module).weight)
+        return weight if is_plain(weight) else cast(Any, weight).dequantize()
+
+    def _unpatched(self, key: str, weight: Any) -> Tensor:
+        """A weight before the host merged patches into it."""
+        backup = self.patcher.backup.get(key)
+        return cast(Tensor, weight if backup is None else backup.weight)
 
     def encoder_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Weights of the text encoders and the autoencoder."""
@@ -415,9 +420,9 @@ def recast_in_backward(module: nn.Module, dtype: torch.dtype, device: torch.devi
     Kept, they would be a second copy of the model; and the host fetches offloaded weights into buffers that serve the
     next layers too.
     """
-    layers = [m for m in module.modules() if isinstance(m, nn.Linear) and is_cast(m, dtype, device)]
+    layers: list[Any] = [m for m in module.modules() if is_cast(m, dtype, device)]
     for layer in layers:
-        layer.forward = recast(layer.forward)  # type: ignore[method-assign,assignment]
+        layer.forward = recast(layer.forward)
     try:
         yield
     finally:
@@ -425,10 +430,13 @@ def recast_in_backward(module: nn.Module, dtype: torch.dtype, device: torch.devi
             del layer.forward  # what hides the class's
 
 
-def is_cast(layer: nn.Linear, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the host makes another tensor of the weight for each use."""
-    moved = layer.weight.device.type != device.type or layer.weight.dtype != dtype
-    return hasattr(layer, "comfy_cast_weights") and (moved or bool(getattr(layer, "weight_function", None)))
+def is_cast(layer: Any, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether it is a linear layer for each use of whose weight the host makes another tensor."""
+    if not (hasattr(layer, "comfy_cast_weights") and hasattr(layer, "in_features")):
+        return False
+    weight = layer.weight
+    stored = not is_plain(weight) or weight.dtype != dtype or weight.device.type != device.type
+    return stored or bool(layer.weight_function)
 
 
 def recast(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
