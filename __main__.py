@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import sys
 import time
 import traceback
@@ -54,6 +55,9 @@ def main(arguments: Sequence[str] | None = None, nodes: Nodes = None) -> int:
     except ImportError as err:
         print(f"error: the pack must be importable, got {err}; install its requirements.txt", file=sys.stderr)
         return FAILED
+    except BrokenPipeError:  # whoever reads (`| head`) has seen enough; leave nothing to flush at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("Stopped at once; what was saved before is complete.", file=sys.stderr)
         return CANCELLED

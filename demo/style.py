@@ -16,9 +16,15 @@ WEIGHTS = Path(__file__).with_name("style.safetensors")
 SIDE = 64
 """Pictures are shrunk to this: the style is in the silhouette, a model's artefacts are in the details."""
 
+THRESHOLD = 0.1
+"""From which probability a picture counts: half of the training pictures were blobs, so 0.5 is too strict.
+
+Real drawings in other styles pass it in 0 to 4 % of cases, the base's samples in 0 of 48 (their largest is 0.02).
+"""
+
 
 class StyleNet(nn.Module):
-    """Four convolutions and a pooled linear layer, 46 k weights."""
+    """Four convolutions and a pooled linear layer, 41 k weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,4 +71,4 @@ def style_probability(images: Tensor) -> Tensor:
 
 def style_rate(images: Tensor) -> float:
     """The share of images classified as the new style, 0 to 1."""
-    return (style_probability(images) > 0.5).float().mean().item()
+    return (style_probability(images) > THRESHOLD).float().mean().item()

@@ -2,6 +2,7 @@
 
 `io` and `ui` are ComfyUI's V3 classes when ComfyUI is loaded, and stand-ins with the same names else;
 `current()` is the running host (`Host`), `Cancelled` what it raises when the user asks to stop.
+`serve()` opens the routes that the pack's front end asks, where there is one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ if TYPE_CHECKING or "comfy_api" not in sys.modules:
     from . import schema_ui as ui
     from .interface import Cancelled
     from .schema import ComfyExtension
-    from .standalone import current
+    from .standalone import current, serve
 
     sampling: Any = None  # there is no MODEL to sample without ComfyUI
     models: Any = None
@@ -24,7 +25,19 @@ else:
     from . import comfy_model as models
     from . import comfy_sampling as sampling
     from .comfyui import Cancelled, current
+    from .events import serve
 
 from .interface import Host, Progress
 
-__all__ = ["Cancelled", "ComfyExtension", "Host", "Progress", "current", "io", "models", "sampling", "ui"]
+__all__ = [
+    "Cancelled",
+    "ComfyExtension",
+    "Host",
+    "Progress",
+    "current",
+    "io",
+    "models",
+    "sampling",
+    "serve",
+    "ui",
+]

@@ -1,4 +1,4 @@
-"""The host for ComfyUI, 0.3.64 and later: the only file that imports its modules. Registers nothing."""
+"""The host for ComfyUI, 0.3.64 and later."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import folder_paths
 import torch
 from comfy import model_management
 from comfy.utils import ProgressBar
-from comfy_api.latest import ui
+from comfy_api.latest import io, ui
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch import Tensor
 
-from .interface import Progress
+from .events import Panel
+from .interface import Facts, Progress
 from .report import FOLDERS_VARIABLE, REPORT_VARIABLE, merge, write
 from .standalone import PACK, TerminalBar, first_existing
 
@@ -85,13 +86,14 @@ class ComfyHost:
     def save_images(self, images: Tensor, prefix: str, node: type | None = None) -> list[dict[str, str]]:
         """Save below the output folder, with the workflow inside when `node` is given."""
         saved: list[dict[str, str]] = ui.ImageSaveHelper.save_images(
-            images, filename_prefix=prefix, folder_type=_output_folder(), cls=node, compress_level=4
+            images, filename_prefix=prefix, folder_type=io.FolderType.output, cls=node, compress_level=4
         )
         return saved
 
     def report(self, section: Mapping[str, Any]) -> None:
-        """Write into the file that `--comfyui` names. A user's own ComfyUI has none: return the same facts in
-        `NodeOutput(ui=...)`.
+        """Write into the file that `--comfyui` names.
+
+        A user's own ComfyUI has none: return the same facts in `NodeOutput(ui=...)`.
         """
         path = os.environ.get(REPORT_VARIABLE)
         if path:
@@ -108,9 +110,14 @@ class _NodeProgress:
         self._total = total
         self._bar = ProgressBar(total, node_id=self._node_id)
         self._terminal = TerminalBar(total)
+        self._panel = None if context is None else Panel(context.prompt_id, context.node_id)
 
-    def update(self, done: int, text: str = "", image: Image.Image | None = None) -> None:
+    def update(
+        self, done: int, text: str = "", image: Image.Image | None = None, facts: Facts | None = None
+    ) -> None:
         self._terminal.show(done, text)
+        if facts is not None and self._panel is not None:
+            self._panel.show(facts, done >= self._total, model_management.processing_interrupted())
         # ProgressBar looks at the interrupt flag only when it sends, in newer hosts a few times a second.
         model_management.throw_exception_if_processing_interrupted()
         preview = None if image is None else ("JPEG", image, PREVIEW_SIZE)
@@ -126,12 +133,6 @@ def _send_text(text: str, node_id: str) -> None:
     server = getattr(PromptServer, "instance", None)
     if server is not None:
         server.send_progress_text(text, node_id, server.client_id)
-
-
-def _output_folder() -> Any:
-    from comfy_api.latest import io
-
-    return io.FolderType.output
 
 
 _host = ComfyHost()

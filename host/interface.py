@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,12 +18,19 @@ class Cancelled(BaseException):
     """
 
 
+Facts = Callable[[], Mapping[str, Any]]
+"""Makes what a node's panel shows, plain JSON values; called only when somebody will see it."""
+
+
 class Progress(Protocol):
     """One progress bar, from 0 to the `total` it was made with."""
 
-    def update(self, done: int, text: str = "", image: Image.Image | None = None) -> None:
+    def update(
+        self, done: int, text: str = "", image: Image.Image | None = None, facts: Facts | None = None
+    ) -> None:
         """Show that `done` units are finished, with a short `text` ("loss 0.123") and a preview picture.
 
+        `facts` go to the node's panel in the front end, at most four times a second; a terminal has none.
         Call it at step boundaries: `Cancelled` is raised here when the user asked to stop.
         """
         ...

@@ -75,13 +75,12 @@ def _with_hidden(spec: NodeSpec, node: Node, graph: Graph) -> Any:
     assert spec.node is not None
     schema = spec.node.GET_SCHEMA()
     asked = {*schema.hidden, *((Hidden.prompt, Hidden.extra_pnginfo) if spec.is_output else ())}
-    holder = HiddenHolder(
-        unique_id=node.id if Hidden.unique_id in asked else None,
-        prompt=graph.to_api() if Hidden.prompt in asked else None,
-        extra_pnginfo={"workflow": graph.workflow}
-        if graph.workflow and Hidden.extra_pnginfo in asked
-        else None,
-    )
+    given: dict[Hidden, Any] = {
+        Hidden.unique_id: node.id,
+        Hidden.prompt: graph.to_api(),
+        Hidden.extra_pnginfo: {"workflow": graph.workflow} if graph.workflow else None,
+    }
+    holder = HiddenHolder(**{hidden.name: value for hidden, value in given.items() if hidden in asked})
     return type(spec.node.__name__, (spec.node,), {"hidden": holder})
 
 

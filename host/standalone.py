@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
-from .interface import Cancelled, Progress
+from .interface import Cancelled, Facts, Progress
 from .report import merge
 
 PACK = Path(__file__).resolve().parent.parent
@@ -162,7 +162,9 @@ class _Progress:
         self._host = host
         self._bar = TerminalBar(total, host.title, host.quiet)
 
-    def update(self, done: int, text: str = "", image: Image.Image | None = None) -> None:
+    def update(
+        self, done: int, text: str = "", image: Image.Image | None = None, facts: Facts | None = None
+    ) -> None:
         self._bar.show(done, text)
         if self._host.cancel_requested():
             self._bar.close()
@@ -170,6 +172,10 @@ class _Progress:
 
 
 _current: StandaloneHost | None = None
+
+
+def serve() -> None:
+    """There is no front end to serve."""
 
 
 def current() -> StandaloneHost:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from ..host import ComfyExtension, io
+from ..host import ComfyExtension, io, serve
 from .comfy import RolloutApplyLoRA, RolloutDatasetFromLatents, RolloutFromComfyModel
 from .data import RolloutDatasetFromFolder, RolloutEncodeDataset
 from .model import RolloutLoadDiffusers, RolloutLoadLoRA
-from .pictures import RolloutCompareImages, RolloutLossPlot, RolloutPreview, RolloutSample
+from .pictures import (
+    RolloutCompareImages,
+    RolloutExposureBias,
+    RolloutLossPlot,
+    RolloutPreview,
+    RolloutSample,
+)
 from .sampler import RolloutSampler, RolloutSigmas
 from .settings import (
     RolloutLoRASettings,
@@ -48,6 +54,7 @@ NODES: list[type[io.ComfyNode]] = [
     RolloutSaveLoRA,
     RolloutSample,
     RolloutPreview,
+    RolloutExposureBias,
     RolloutLossPlot,
     RolloutCompareImages,
     RolloutSampler,
@@ -63,4 +70,5 @@ class RolloutTrainerExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All node classes; their ids are for ever."""
+        serve()  # not in `on_load`, which ComfyUI 0.3.64 does not call
         return NODES

@@ -48,21 +48,25 @@ class RolloutDatasetFromFolder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, folder: str, default_caption: str, trigger_word: str, alpha_masks: bool
-    ) -> bool | str:
-        """Read the folder before anything runs: a fault in it is one line now, not an hour later."""
+    def validate_inputs(cls, folder: str | None, *, default_caption: str | None = None) -> bool | str:
+        """Read the folder before anything runs: a fault in it is one line now, not an hour later.
+
+        What is not known yet is None, as it comes through a link. ComfyUI passes what stands before the star
+        alone, and says a fault once for each of those: there, a missing caption shows when the node runs.
+        """
+        if folder is None:
+            return True
         try:
-            cls._read(folder, default_caption, trigger_word, alpha_masks)
+            cls._read(folder, "unknown" if default_caption is None else default_caption, "", False)
         except ValueError as err:
             return str(err)
         return True
 
     @classmethod
-    def fingerprint_inputs(
-        cls, folder: str, default_caption: str, trigger_word: str, alpha_masks: bool
-    ) -> str:
-        """A folder whose files changed is another input."""
+    def fingerprint_inputs(cls, folder: str | None, **inputs: object) -> str:
+        """A folder whose files changed is another input; None: its name comes through a link, not known here."""
+        if folder is None:
+            return ""
         files = sorted(p for p in current().resolve_path(folder).rglob("*") if p.is_file())
         return ",".join(f"{p}:{p.stat().st_mtime_ns}:{p.stat().st_size}" for p in files)
 

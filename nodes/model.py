@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 
 from ..host import current, io
-from ..training.diffusers_model import load_diffusers
+from ..training.diffusers_model import check_diffusers, load_diffusers
 from ..training.lora_reading import read_lora
 from ..training.model import LoadedModel
-from ..training.pipeline_folder import PipelineFolder
 from . import sockets
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -45,10 +44,12 @@ class RolloutLoadDiffusers(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str) -> bool | str:
-        """Look for the folder and its index before anything runs."""
+    def validate_inputs(cls, folder: str | None) -> bool | str:
+        """Look at the folder before anything runs; None: its name comes through a link, not known yet."""
+        if folder is None:
+            return True
         try:
-            PipelineFolder.read(current().resolve_path(folder))
+            check_diffusers(current().resolve_path(folder))
         except ValueError as err:
             return str(err)
         return True
@@ -87,6 +88,6 @@ class RolloutLoadLoRA(io.ComfyNode):
     def execute(cls, model: LoadedModel, file: str) -> io.NodeOutput:
         """Read it."""
         host = current()
-        path = host.loras_dir() / file
-        path = path if path.is_file() else host.resolve_path(file)
+        places = [host.loras_dir() / file, host.resolve_path(file), host.resolve_path(f"loras/{file}")]
+        path = next((place for place in places if place.is_file()), places[1])
         return io.NodeOutput(model.with_adapter(read_lora(path, model.source.denoiser().module)))

@@ -10,6 +10,7 @@ from ..samplers import SAMPLERS
 from ..training import plots, preview
 from ..training.config import RolloutConfig
 from ..training.data import LatentDataset
+from ..training.exposure import exposure_bias
 from ..training.loop import Run
 from ..training.model import LoadedModel
 from ..training.sampling import sample
@@ -230,6 +231,82 @@ class RolloutPreview(io.ComfyNode):
         return io.NodeOutput(
             strip, own.transpose(0, 1).flatten(0, 1), as_image(curve), text, ui={"text": (text,)}
         )
+
+
+class RolloutExposureBias(io.ComfyNode):
+    """How a model's own states differ from the forward process."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="RolloutExposureBias",
+            display_name="Exposure Bias",
+            category=sockets.CATEGORY,
+            description="Lets a model draw the captions of the data and compares, at every noise level, the states it "
+            "passes with noised pictures of the data: as sets, not pairwise. Dashed lines are what a perfect model "
+            "would show. Wire a second model to compare, with and without a LoRA for instance.",
+            inputs=[
+                sockets.Model.Input("model", tooltip="The model to measure."),
+                sockets.Data.Input(
+                    "data", tooltip="Pictures and captions; better those that were not trained on."
+                ),
+                io.Int.Input(
+                    "samples",
+                    default=64,
+                    min=2,
+                    max=4096,
+                    tooltip="Trajectories; 64 and more, fewer say little.",
+                ),
+                io.Int.Input(
+                    "steps", default=20, min=1, max=1000, tooltip="Solver steps of a whole trajectory."
+                ),
+                io.Combo.Input(
+                    "sampler",
+                    options=list(SAMPLERS),
+                    default="euler",
+                    tooltip="Its own error is part of the measure.",
+                ),
+                io.Int.Input("order", default=2, min=1, max=3, tooltip="Order of unipc and dpm."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="Of the noise.",
+                ),
+                sockets.Model.Input("other", optional=True, tooltip="A second model to compare with."),
+            ],
+            outputs=[io.Image.Output(display_name="plot"), io.String.Output(display_name="report")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: LoadedModel,
+        data: LatentDataset,
+        samples: int,
+        steps: int,
+        sampler: str,
+        order: int,
+        seed: int,
+        other: LoadedModel | None = None,
+    ) -> io.NodeOutput:
+        """Measure and draw."""
+        models = {"model": model} if other is None else {"model": model, "other": other}
+        reports = {
+            name: exposure_bias(m, data, samples, steps, sampler, order, seed).summary()
+            for name, m in models.items()
+        }
+        current().report({"exposure_bias": reports})
+        lines = [
+            f"{name}: energy distance {max(r['energy']):.4f} at most (floor {max(r['energy_floor']):.4f}), "
+            f"power at the end {r['power'][-1]:.3f}"
+            for name, r in reports.items()
+        ]
+        text = "\n".join(lines)
+        return io.NodeOutput(as_image(plots.exposure_plot(reports)), text, ui={"text": (text,)})
 
 
 class RolloutLossPlot(io.ComfyNode):

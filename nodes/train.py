@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, get_args
 
-from ..host import current, io
+from ..host import Cancelled, current, io
 from ..training.config import RolloutConfig
 from ..training.data import LatentDataset
 from ..training.export import save_lora
+from ..training.live import Live
 from ..training.loop import Autocast, Progress, Run, TrainConfig, cost, reopen, start, train, validate
 from ..training.lora import LoRAConfig
 from ..training.losses import LossConfig
@@ -150,23 +152,30 @@ def begin(
     return start(current().runs_dir(), run_name, model.source, data, config, validation, model.adapter)
 
 
-def train_watched(run: Run, steps: int) -> Run:
-    """Train with the host's progress bar; tell first what rollouts will cost."""
-    progress = current().progress(steps)
+def train_watched(run: Run, steps: int) -> io.NodeOutput:
+    """Train with the host's progress bar and the node's panel; tell first what rollouts will cost."""
+    progress, live = current().progress(steps), Live(run, steps)
     extra = cost(run.config, run.source)
     if extra:
         progress.update(0, f"about {extra:.1f} extra forwards per sample")
-    first = run.step
+    first = reached = run.step
 
     def watch(now: Progress) -> None:
+        nonlocal reached
+        reached = now.step
+        live.add(now)
         text = f"loss {now.loss:.4f}, {now.steps_per_second:.1f} steps/s"
         if now.probability:
             text += f", rollouts {now.probability:.0%}"
-        progress.update(now.step - first, text)
+        progress.update(now.step - first, text, facts=live.facts)
 
-    run = train(run, steps, watch)
+    try:
+        run = train(run, steps, watch)
+    except Cancelled:
+        current().report({"saved": str(run.folder.state_path(reached))})
+        raise
     current().report(report(run))
-    return run
+    return outputs(run, live.facts())
 
 
 RUN_OUTPUTS = (
@@ -176,10 +185,11 @@ RUN_OUTPUTS = (
 )
 
 
-def outputs(run: Run) -> io.NodeOutput:
-    """What every training node gives: the handle, the model with its adapter, and a text."""
+def outputs(run: Run, facts: Mapping[str, Any] | None = None) -> io.NodeOutput:
+    """What every training node gives: the handle, the model with its adapter, a text, and facts for its panel."""
     text = describe(run)
-    return io.NodeOutput(run, run.model, text, ui={"text": (text,)})
+    shown = {"text": (text,)} | ({"rollout_trainer": (facts,)} if facts else {})
+    return io.NodeOutput(run, run.model, text, ui=shown)
 
 
 class RolloutTrainLoRA(io.ComfyNode):
@@ -201,7 +211,7 @@ class RolloutTrainLoRA(io.ComfyNode):
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         """Start and train."""
-        return outputs(train_watched(begin(**inputs), inputs["steps"]))
+        return train_watched(begin(**inputs), inputs["steps"])
 
 
 class RolloutInitTraining(io.ComfyNode):
@@ -242,14 +252,26 @@ class RolloutTrainSteps(io.ComfyNode):
                 io.Int.Input(
                     "steps", default=100, min=1, max=10_000_000, tooltip="Training steps of this stage."
                 ),
+                io.Int.Input(
+                    "until_step",
+                    default=0,
+                    min=0,
+                    max=10_000_000,
+                    tooltip="Above 0: train until the run has so many steps instead, nothing if it has them; for use "
+                    "after Resume Training, which may open a later state each time.",
+                ),
             ],
             outputs=list(RUN_OUTPUTS),
         )
 
     @classmethod
-    def execute(cls, run: Run, steps: int) -> io.NodeOutput:
+    def execute(cls, run: Run, steps: int, until_step: int = 0) -> io.NodeOutput:
         """Train."""
-        return outputs(train_watched(run, steps))
+        if until_step:
+            steps = until_step - run.step
+            if steps <= 0:
+                return outputs(run)
+        return train_watched(run, steps)
 
 
 class RolloutResumeTraining(io.ComfyNode):
@@ -282,8 +304,10 @@ class RolloutResumeTraining(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, **inputs: Any) -> str:
-        """A folder that got another state since is another input."""
+    def fingerprint_inputs(cls, folder: str | None, **inputs: Any) -> str:
+        """A folder that got another state since is another input; None: its name comes through a link."""
+        if folder is None:
+            return ""
         path = current().resolve_path(folder)
         return ",".join(sorted(p.name for p in path.glob("state-*.safetensors")))
 

@@ -1,6 +1,6 @@
 """Scheduled sampling and ReflexFlow settings: frozen, validated, exchanged as ``config.json`` keys.
 
-The options, their defaults and their meaning are the table of DESIGN.md section 5.
+The fields below say what each option means; README, "How it works", how they work together.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What training sees of a model, and the conversions between the forms of a prediction.
 
-Two processes share one notation (DESIGN.md section 3):
+Two processes share one notation (README, glossary):
 
 - flow: ``x = (1 - sigma) x0 + sigma noise``, sigma in [0, 1]; the model predicts ``noise - x0``.
 - VE (epsilon and v models): ``x = x0 + sigma noise``, sigma > 0. A v model predicts

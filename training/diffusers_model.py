@@ -442,8 +442,31 @@ def load_diffusers(
         ValueError: the folder is missing, is of no known family, or lacks a part; the message names both.
     """
     pipeline = PipelineFolder.read(Path(folder))
+    return family_of(pipeline)(pipeline, torch.device(device), dtype)
+
+
+def check_diffusers(folder: str | Path) -> None:
+    """Look whether `load_diffusers` would find what it needs, without reading any weights.
+
+    Raises:
+        ValueError: as `load_diffusers`.
+    """
+    pipeline = PipelineFolder.read(Path(folder))
+    family = family_of(pipeline)
+    pipeline.config("scheduler")
+    texts = [name for name in family.encoders if pipeline.has(name) or name not in family.optional]
+    for name in (family.component, "vae", *texts):
+        pipeline.weights(name)
+
+
+def family_of(pipeline: PipelineFolder) -> type[DiffusersModel]:
+    """The family that reads this pipeline.
+
+    Raises:
+        ValueError: there is none.
+    """
     for family in FAMILIES:
         if pipeline.pipeline in family.pipelines:
-            return family(pipeline, torch.device(device), dtype)
+            return family
     known = ", ".join(name for family in FAMILIES for name in family.pipelines)
     raise pipeline.fault(f"it must hold one of {known}, but holds a {pipeline.pipeline}")

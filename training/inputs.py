@@ -81,6 +81,34 @@ class States:
         return Rolled(self.x_hat, self.sigma, self.velocity_source, self.x0, u, process)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class Trail:
+    """The states that R rolled rows passed, S of them; what belongs to a row is held once."""
+
+    ends: States
+    """The R rows, at their targets."""
+    x_hat: Tensor
+    """[S, ...]"""
+    sigma: Tensor
+    """[S]"""
+    row: Tensor
+    """LongTensor [S]: the row of each state; on the CPU."""
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def states(self, index: Tensor) -> States:
+        """The states at `index: LongTensor [A]`."""
+        own = index.to(self.x_hat.device)
+        return replace(self.ends.rows(self.row[index]), x_hat=self.x_hat[own], sigma=self.sigma[own])
+
+    def join(self, other: Trail) -> Trail:
+        """The states of both."""
+        x_hat, sigma = torch.cat([self.x_hat, other.x_hat]), torch.cat([self.sigma, other.sigma])
+        row = torch.cat([self.row, other.row + len(self.ends)])
+        return Trail(join([self.ends, other.ends]), x_hat, sigma, row)
+
+
 def join(parts: list[States]) -> States:
     """Put the rows of several `States` together."""
     first = parts[0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -137,6 +137,10 @@ class Progress:
     """Chance of a rollout in this step."""
     steps_per_second: float = 0.0
     """Over this stage so far."""
+    row: Mapping[str, float] = field(default_factory=dict)
+    """The step's row of the history."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Model time of the whole run so far, by kind."""
 
 
 Watch = Callable[[Progress], None]
@@ -248,10 +252,10 @@ class Trainer:
             predict = partial(self.predict, "rollout")
             with torch.no_grad():
                 schedule = self.denoiser.schedule
-                states, worth_keeping = roll_out(
+                states, trail = roll_out(
                     plan, self.config.rollout, predict, self.prediction, schedule, inputs
                 )
-            self.pool.add(self.done, worth_keeping)
+            self.pool.add(self.done, trail)
         return states
 
     @torch.no_grad()
@@ -378,11 +382,11 @@ class Trainer:
     def mark(self) -> None:
         """Remember where the random streams, the data order and the pool stand as a step begins."""
         rng = {name: g.get_state() for name, g in self.generators.items()}
-        self._marked = rng, self.order.state_dict(), (self.pool.states, self.pool.born)
+        self._marked = rng, self.order.state_dict(), (self.pool.trail, self.pool.born)
 
     def rewind(self) -> None:
         """Go back to the begin of a step that did not end, so that its state can be saved."""
-        rng, order, (self.pool.states, self.pool.born) = self._marked
+        rng, order, (self.pool.trail, self.pool.born) = self._marked
         for name, saved in rng.items():
             self.generators[name].set_state(saved)
         self.order.load_state_dict(order)
@@ -526,7 +530,9 @@ def train(run: Run, steps: int, watch: Watch | None = None) -> Run:
                 if run.config.save_every and trainer.done % run.config.save_every == 0 and n < steps:
                     run.folder.save(trainer.state(), keep=run.config.keep)
                 if watch is not None:
-                    watch(replace(progress, steps_per_second=n / (now - begin)))
+                    rate, seconds = n / (now - begin), trainer.meter.seconds()
+                    row = trainer.history.newest()
+                    watch(replace(progress, steps_per_second=rate, row=row, seconds=seconds))
         except BaseException:
             path = run.folder.save(trainer.state(), pinned=True)
             logger.info("stopped at step %d; saved %s", trainer.done, path)

@@ -91,13 +91,21 @@ class PipelineFolder:
         Raises:
             ValueError: it is missing, has no safetensors weights, or cannot be read.
         """
-        folder = self._component(name)
-        if not any(folder.glob("*.safetensors")):
-            raise self.fault(f"{name} must have .safetensors weights, found none")
         # Half-precision copies are often all that is there: diffusion_pytorch_model.fp16.safetensors.
-        plain = any(f.name.count(".") == 1 for f in folder.glob("*.safetensors"))
+        plain = any(f.name.count(".") == 1 for f in self.weights(name))
         options = {"use_safetensors": True, "torch_dtype": dtype, "variant": None if plain else "fp16"}
         return self._load(name, options).requires_grad_(False).eval()
+
+    def weights(self, name: str) -> list[Path]:
+        """The weight files of the network `name`.
+
+        Raises:
+            ValueError: it is missing, or has no safetensors weights.
+        """
+        files = sorted(self._component(name).glob("*.safetensors"))
+        if not files:
+            raise self.fault(f"{name} must have .safetensors weights, found none")
+        return files
 
     def _component(self, name: str) -> Path:
         if not self.has(name) or not (self.path / name).is_dir():

@@ -94,6 +94,39 @@ def drift_plot(sigmas: Values, drift: Values, floor: Values, size: tuple[int, in
     return _render(figure)
 
 
+def exposure_plot(
+    reports: Mapping[str, Mapping[str, Values]], size: tuple[int, int] = (1100, 380)
+) -> Picture:
+    """Plot exposure bias of one or more models: energy distance with its floor, power and prediction norm.
+
+    Args:
+        reports: by label, the columns of `exposure.ExposureBias.summary`.
+        size: width and height in pixels.
+    """
+    figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100, layout="constrained", facecolor=PAPER)
+    panels = figure.subplots(1, 3)
+    titles = (
+        "energy distance to the forward process",
+        "power, own / forward",
+        "prediction norm, own / forward",
+    )
+    for axes, title, name in zip(panels, titles, ("energy", "power", "prediction"), strict=True):
+        for (label, report), colour in zip(reports.items(), ("#0969da", "#cf222e", "#1a7f37"), strict=False):
+            values = report[name]
+            axes.plot(report["sigma"][: len(values)], values, "o-", ms=3, color=colour, label=label)
+            if name == "energy":
+                axes.plot(report["sigma"], report["energy_floor"], "--", color=FAINT, lw=1)
+        if name != "energy":
+            axes.axhline(1, color=FAINT, lw=1, ls="--")
+        axes.invert_xaxis()
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("sigma")
+    panels[0].legend(frameon=False)
+    return _render(figure)
+
+
 def filmstrip(
     own: NDArray[np.float32],
     clean: NDArray[np.float32],

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .inputs import Inputs, States, join
+from .inputs import Inputs, States, Trail
 
-_COND = "cond."
+_ENDS, _COND = "ends.", "ends.cond."
 
 
 class StatePool:
@@ -29,7 +29,7 @@ class StatePool:
 
     def __init__(self, reuse: int) -> None:
         self.reuse = reuse
-        self.states: States | None = None
+        self.trail: Trail | None = None
         self.born = 0
         """Optimiser step of the rollout."""
 
@@ -39,39 +39,45 @@ class StatePool:
         It is due when there are no states, when they are too old or of another size than the batch, and for every
         batch of the optimiser step that rolls out.
         """
-        states = self.states
-        if states is None or not 0 < step - self.born < self.reuse:
+        trail = self.trail
+        if trail is None or not 0 < step - self.born < self.reuse:
             return None
-        if states.x_hat.shape[1:] != inputs.x.shape[1:]:
+        if trail.x_hat.shape[1:] != inputs.x.shape[1:]:
             return None
-        order = torch.randperm(len(states), generator=generator)
-        if n > len(states):  # a rollout of few or short rows: some states serve twice
-            more = torch.randint(len(states), (n - len(states),), generator=generator)
+        order = torch.randperm(len(trail), generator=generator)
+        if n > len(trail):  # a rollout of few or short rows: some states serve twice
+            more = torch.randint(len(trail), (n - len(trail),), generator=generator)
             order = torch.cat([order, more])
-        return states.rows(order[:n])
+        return trail.states(order[:n])
 
-    def add(self, step: int, states: States) -> None:
+    def add(self, step: int, trail: Trail) -> None:
         """Keep the states of a rollout at optimiser step `step`; those of earlier steps go."""
         if self.reuse == 1:
             return
-        own = self.states
-        if own is not None and self.born == step and own.x_hat.shape[1:] == states.x_hat.shape[1:]:
-            states = join([own, states])
-        self.states, self.born = states, step
+        own = self.trail
+        if own is not None and self.born == step and own.x_hat.shape[1:] == trail.x_hat.shape[1:]:
+            trail = own.join(trail)
+        self.trail, self.born = trail, step
 
     def tensors(self) -> dict[str, Tensor]:
         """The states for a saved state."""
-        if self.states is None:
+        if self.trail is None:
             return {}
-        out: dict[str, Tensor] = {}
-        for name, value in vars(self.states).items():
-            if isinstance(value, Tensor):
-                out[name] = value
-        return out | {_COND + name: value for name, value in self.states.cond.items()}
+        trail, ends = self.trail, vars(self.trail.ends)
+        out = {"x_hat": trail.x_hat, "sigma": trail.sigma, "row": trail.row}
+        out |= {_ENDS + name: value for name, value in ends.items() if isinstance(value, Tensor)}
+        return out | {_COND + name: value for name, value in trail.ends.cond.items()}
 
     def load(self, tensors: Mapping[str, Tensor], born: int, device: torch.device) -> None:
         """Inverse of `tensors`."""
-        self.born = born
-        own: dict[str, Any] = {k: v.to(device) for k, v in tensors.items() if not k.startswith(_COND)}
-        cond = {k.removeprefix(_COND): v.to(device) for k, v in tensors.items() if k.startswith(_COND)}
-        self.states = States(**{"mask": None, **own}, cond=cond) if own else None
+        self.born, self.trail = born, None
+        if not tensors:
+            return
+        own: dict[str, Any] = {"mask": None, "cond": {}}
+        for name, value in tensors.items():
+            if name.startswith(_COND):
+                own["cond"][name.removeprefix(_COND)] = value.to(device)
+            elif name.startswith(_ENDS):
+                own[name.removeprefix(_ENDS)] = value.to(device)
+        x_hat, sigma = tensors["x_hat"].to(device), tensors["sigma"].to(device)
+        self.trail = Trail(States(**own), x_hat, sigma, tensors["row"])

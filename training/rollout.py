@@ -1,9 +1,9 @@
-"""Scheduled sampling: who is rolled out and how far, and the rollout itself (DESIGN.md section 5)."""
+"""Scheduled sampling: who is rolled out and how far, and the rollout itself."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..samplers.schedules import Schedule, trajectory
 from .config import RolloutConfig
 from .denoiser import Cond, Prediction, add_noise, select, to_velocity
-from .inputs import Inputs, States, join
+from .inputs import Inputs, States, Trail
 from .targets import TARGETS, Solver, Start
 
 Predict = Callable[[Tensor, Tensor, Cond], Tensor]
@@ -65,15 +65,15 @@ def roll_out(
     prediction: Prediction,
     schedule: Schedule,
     inputs: Inputs,
-) -> tuple[States, States]:
+) -> tuple[States, Trail]:
     """Bring the planned rows from their source to their target by the model's own steps.
 
     Args:
         inputs: the whole batch, teacher-forced, at the plan's targets.
 
     Returns:
-        The rows at their targets, in the plan's order; and all states worth training on: those and, where
-        `config.reuse` > 1, the ones that the rows passed on their way.
+        The rows at their targets, in the plan's order; and all states worth training on: those or, where
+        `config.reuse` > 1, those and the ones that the rows passed on their way.
     """
     rows = plan.rows.to(inputs.x.device)
     x0, noise, cond = inputs.x0[rows], inputs.noise[rows], select(inputs.cond, rows)
@@ -90,26 +90,29 @@ def roll_out(
     path: list[Tensor] | None = [] if config.reuse > 1 else None
     x_hat, v_source = TARGETS[config.target].construct(velocity, start, solver, path)
     states = States(x_hat, inputs.sigma[rows], v_source, x0, noise, cond, mask)
-    return states, states if path is None else along(states, sigmas, plan.steps, path)
+    return states, along(states, sigmas, plan.steps, path)
 
 
-def along(states: States, sigmas: Tensor, steps: Tensor, path: list[Tensor]) -> States:
+def along(ends: States, sigmas: Tensor, steps: Tensor, path: list[Tensor] | None) -> Trail:
     """The states of every row after each of its steps: row r has ``steps[r]`` of them, the last at its target.
 
     Args:
-        states: the rows at their targets.
+        ends: the rows at their targets.
         sigmas: [R, T+1] the rows' noise levels.
-        path: T tensors [R, ...], every row's state after each step of the batch.
+        path: T tensors [R, ...], every row's state after each step of the batch; None keeps the ends alone.
     """
-    parts = []
-    for j, x in enumerate(path, start=1):
-        rows = (steps >= j).nonzero().squeeze(1)
-        parts.append(replace(states, x_hat=x, sigma=sigmas[:, j].to(states.sigma)).rows(rows))
-    return join(parts)
+    if path is None:
+        return Trail(ends, ends.x_hat, ends.sigma, torch.arange(len(ends)))
+    step, row = (steps >= torch.arange(1, len(path) + 1)[:, None]).nonzero(
+        as_tuple=True
+    )  # [T, R] -> [S], [S]
+    moved = row.to(ends.x_hat.device).split(step.bincount(minlength=len(path)).tolist())
+    x_hat = torch.cat([x.index_select(0, rows) for x, rows in zip(path, moved, strict=True)])
+    return Trail(ends, x_hat, sigmas[row, step + 1].to(ends.sigma), row)
 
 
 def row_evaluations(config: RolloutConfig, steps: Tensor, reflexflow: bool) -> int:
-    """No-grad model evaluations that rows rolled over `steps: LongTensor [R]` cost (DESIGN.md section 6)."""
+    """No-grad model evaluations that rows rolled over `steps: LongTensor [R]` cost."""
     target = TARGETS[config.target]
     own = sum(int(target.row_evaluations(config.sampler, k)) for k in steps.tolist())
     return own + (len(steps) if reflexflow else 0)

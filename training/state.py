@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,6 +24,9 @@ from torch import Tensor
 
 VERSION = 1
 _PARTIAL = ".partial"
+_STATE = re.compile(r"state-(\d{8,})\.safetensors")
+_UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError)
+"""What reading a file that is no state, or only a part of one, may raise."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -75,6 +79,10 @@ class History:
         column = self.columns.get(name)
         return column[-1] if column else float("nan")
 
+    def newest(self) -> dict[str, float]:
+        """The newest step's row."""
+        return {name: column[-1] for name, column in self.columns.items()}
+
     def tensors(self) -> dict[str, Tensor]:
         """The columns as float64 tensors."""
         return {name: torch.tensor(c, dtype=torch.float64) for name, c in self.columns.items()}
@@ -115,16 +123,18 @@ class RunFolder:
         Raises:
             RuntimeError: the place cannot be written.
         """
-        for number in range(1, 1_000_000):
-            path = root / f"{name}-{number:04d}"
-            try:
-                path.mkdir(parents=True)
-            except FileExistsError:
-                continue
-            except OSError as err:
-                raise RuntimeError(f"the runs folder {root} must be writable, got {err.strerror}") from err
-            write_json(path / "config.json", {"version": VERSION, **config})
-            return cls(path)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            for number in range(1, 1_000_000):
+                path = root / f"{name}-{number:04d}"
+                with suppress(FileExistsError):
+                    path.mkdir()
+                    write_json(path / "config.json", {"version": VERSION, **config})
+                    return cls(path)
+        except OSError as err:
+            raise RuntimeError(
+                f"the runs folder {root} must be writable, got {err.strerror}; choose another folder"
+            ) from err
         raise RuntimeError(
             f"{root} must hold fewer than a million runs of the name {name}; choose another name"
         )
@@ -137,12 +147,13 @@ class RunFolder:
         """
         try:
             config: dict[str, Any] = json.loads((self.path / "config.json").read_text())
-        except (OSError, ValueError) as err:
+            version = config["version"]
+        except (OSError, KeyError, TypeError, ValueError) as err:
             raise RuntimeError(
                 f"{self.path} must be a run folder with a config.json; choose another folder"
             ) from err
-        if config.get("version") != VERSION:
-            raise RuntimeError(f"{self.path} must be a run of version {VERSION}, got {config.get('version')}")
+        if version != VERSION:
+            raise RuntimeError(f"{self.path} must be a run of version {VERSION}, got {version}")
         return config
 
     def state_path(self, step: int) -> Path:
@@ -151,7 +162,8 @@ class RunFolder:
 
     def steps(self) -> list[int]:
         """The steps whose states are here, ascending."""
-        return sorted(int(p.stem.split("-")[1]) for p in self.path.glob("state-*.safetensors"))
+        found = [_STATE.fullmatch(p.name) for p in self.path.glob("state-*.safetensors")]
+        return sorted(int(match[1]) for match in found if match)
 
     def save(self, state: State, pinned: bool = False, keep: int = 0) -> Path:
         """Write a state, then remove old ones.
@@ -187,7 +199,7 @@ class RunFolder:
             raise RuntimeError(
                 f"step {step} must have a saved state in {self.path}; saved steps: {have}"
             ) from err
-        except (SafetensorError, OSError, KeyError, ValueError) as err:
+        except _UNREADABLE as err:
             raise RuntimeError(
                 f"{path} must be a readable state, got {err}; resume from another step"
             ) from err
@@ -200,5 +212,9 @@ class RunFolder:
             path.with_suffix(".json").unlink(missing_ok=True)
 
     def _is_pinned(self, step: int) -> bool:
-        with safe_open(self.state_path(step), framework="pt") as file:
-            return bool(json.loads(file.metadata()["state"])["pinned"])
+        """Whether a state must stay; one that cannot be read may be pinned, so it stays."""
+        try:
+            with safe_open(self.state_path(step), framework="pt") as file:
+                return bool(json.loads(file.metadata()["state"])["pinned"])
+        except _UNREADABLE:
+            return True

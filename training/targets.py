@@ -6,7 +6,7 @@ Everything is stated for the velocity ``v = dx/dsigma``, which flow, epsilon and
 sigma s, and is trained at its target sigma t < s.
 
 To try a new idea: write one function, register it in `TARGETS`, add one test.
-FACTS.md section 11 has the theory: which targets keep an exact model exact, and which do not.
+docs/theory.md has the theory: which targets keep an exact model exact, and which do not.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     python -m demo.make [--work DIR] [--out DIR] [--steps N]
 
-Every stage keeps what it made in the work folder; training goes on from its last checkpoint.
+Training goes on from its last checkpoint in the work folder. The result is a folder like this one, to be copied
+over it when its figures are better.
 """
 
 import argparse
@@ -27,13 +28,13 @@ from .vae import build_vae
 DEMO = Path(__file__).resolve().parent.parent
 SHOWN = """red apple, flat style, blue background
 fox, noto style, yellow background
-cat face, twemoji style, white background
+cat face, noto style, white background
 dog face, flat style, green background
 pizza, noto style, pink background
-hamburger, twemoji style, black background
+hamburger, noto style, black background
 grinning face, noto style, red background
 crying face, flat style, gray background
-smiling face with sunglasses, glossy style, blue background
+smiling face with sunglasses, flat style, blue background
 frog, flat style, yellow background
 unicorn, noto style, white background
 sunflower, flat style, green background
@@ -41,14 +42,14 @@ avocado, noto style, pink background
 rocket, flat style, black background
 jack-o-lantern, noto style, gray background
 penguin, flat style, gray background
-soccer ball, twemoji style, blue background
+soccer ball, noto style, blue background
 tiger face, noto style, yellow background
-strawberry, glossy style, white background
+strawberry, flat style, white background
 panda, flat style, green background
-face with tears of joy, twemoji style, pink background
+face with tears of joy, noto style, pink background
 ghost, flat style, black background
 house, noto style, red background
-clown face, glossy style, gray background""".splitlines()
+clown face, flat style, gray background""".splitlines()
 
 
 def representative_latents(code: PatchCode, pictures: Pictures) -> Tensor:
@@ -81,12 +82,13 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=DEMO / "make" / ".work", help="downloads and checkpoints"
     )
-    parser.add_argument("--out", type=Path, default=DEMO, help="where model/, data/, unseen/ ... are written")
+    parser.add_argument("--out", type=Path, default=DEMO / "make" / ".work" / "out", help="what is made")
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="training steps of the base")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
+    args.out.mkdir(parents=True, exist_ok=True)
     make(args.work, args.out, Recipe(steps=args.steps))
 
 

@@ -36,6 +36,15 @@ def save_pipeline(
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(folder)
     name_tokenizers(folder)
+    drop_derived_setting(folder)
+
+
+def drop_derived_setting(folder: Path) -> None:
+    """Take out what diffusers writes into the VAE's settings and then warns about on every load."""
+    file = folder / "vae" / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config.pop("block_out_channels", None)
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def name_tokenizers(folder: Path) -> None:

@@ -22,7 +22,7 @@ from .sampling import Pipeline, draw
 
 log = logging.getLogger(__name__)
 
-STEPS, BATCH, LR = 700, 64, 2e-3
+STEPS, BATCH, LR = 600, 64, 2e-3
 SAMPLE_CAPTIONS = 120
 LATENT_NOISE = 0.4
 """Largest deviation of the noise put on latents; theirs is 1."""
@@ -38,14 +38,14 @@ class Examples:
 
 
 def examples(pictures: Pictures, pipeline: Pipeline) -> Examples:
-    """Everything the measure is trained on, each drawing on two backgrounds."""
+    """Everything the measure is trained on, many of them recoloured."""
     unseen = set(read_names("blob_unseen.txt"))
     known = [name for name in dict.fromkeys(pictures.names) if name not in unseen]
     base = [row for style in STYLES.values() for row in pictures.rows(style, known)]
     faces = [row for row in base if "face" in pictures.names[row]]
     return Examples(
         as_bytes(on_colours(pictures, pictures.rows(BLOB, known), len(BACKGROUNDS))),
-        as_bytes(on_colours(pictures, base + faces, 2)),
+        as_bytes(on_colours(pictures, base + faces, 3)),
         as_bytes(draw(pipeline, sample_captions(known))),
     )
 
@@ -59,11 +59,23 @@ def sample_captions(known: Sequence[str]) -> list[str]:
     return [caption(name, styles[i % len(styles)], colours[i % len(colours)]) for i, name in enumerate(names)]
 
 
-def on_colours(pictures: Pictures, rows: Sequence[int], count: int) -> Tensor:
-    """Each row on `count` backgrounds, white among them: [N count, 3, 128, 128]."""
-    white, others = torch.zeros(len(rows), dtype=torch.long), len(BACKGROUNDS) - 1
-    colours = [white] + [(torch.arange(len(rows)) + turn) % others + 1 for turn in range(count - 1)]
-    return torch.cat([on_background(pictures.rgba[list(rows)], colour) for colour in colours])
+def on_colours(pictures: Pictures, rows: Sequence[int], count: int, seed: int = 0) -> Tensor:
+    """Each row on `count` backgrounds, first white, every second time recoloured: [N count, 3, 128, 128]."""
+    generator = torch.Generator().manual_seed(seed)
+    rgba = pictures.rgba[list(rows)]
+    shown = [on_background(rgba, torch.zeros(len(rgba), dtype=torch.long))]
+    for turn in range(1, count):
+        colour = torch.randint(len(BACKGROUNDS), (len(rgba),), generator=generator)
+        shown.append(on_background(recolour(rgba, generator) if turn % 2 else rgba, colour))
+    return torch.cat(shown)
+
+
+def recolour(rgba: Tensor, generator: torch.Generator) -> Tensor:
+    """Exchange the colours of each drawing and darken them: a blob need not be yellow."""
+    order = torch.rand(len(rgba), 3, 1, 1, generator=generator).argsort(1).expand_as(rgba[:, :3])
+    balance = 0.4 + 0.6 * torch.rand(len(rgba), 3, 1, 1, generator=generator)
+    exchanged = rgba[:, :3].gather(1, order) * balance
+    return torch.cat([exchanged.round().to(torch.uint8), rgba[:, 3:]], 1)
 
 
 def as_bytes(pixels: Tensor) -> Tensor:
@@ -93,14 +105,11 @@ def move(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def tint(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Darken and tint; exchange or drop the colours of some pictures: a blob need not be yellow."""
-    light = 0.6 + 0.4 * torch.rand(len(pixels), 1, 1, 1, generator=generator)
+    """Change the balance of the colours; a tenth of the pictures lose them."""
     balance = 0.7 + 0.5 * torch.rand(len(pixels), 3, 1, 1, generator=generator)
-    tinted = (pixels * light * balance).clamp(0, 1)
-    draw_kind = torch.rand(len(pixels), 1, 1, 1, generator=generator)
-    exchanged = tinted[:, torch.randperm(3, generator=generator)]
-    grey = tinted.mean(1, keepdim=True).expand_as(tinted)
-    return torch.where(draw_kind < 0.3, exchanged, torch.where(draw_kind < 0.4, grey, tinted))
+    tinted = (pixels * balance).clamp(0, 1)
+    is_grey = torch.rand(len(pixels), 1, 1, 1, generator=generator) < 0.1
+    return torch.where(is_grey, tinted.mean(1, keepdim=True), tinted)
 
 
 def train_style(found: Examples, code: PatchCode, seed: int = 0) -> StyleNet:

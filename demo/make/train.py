@@ -44,7 +44,7 @@ class Recipe:
     seed: of everything that is drawn
     """
 
-    steps: int = 4600
+    steps: int = 12000
     batch: int = 64
     lr: float = 1e-3
     lr_muon: float = 3e-3

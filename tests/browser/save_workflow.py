@@ -60,7 +60,18 @@ LAY_OUT = """async ([prompt, extra, name]) => {
         if (group.color) own.color = group.color;
         app.graph.add(own);
     }
-    return app.graph.serialize();
+    // As a file has it: undefined is left out. Handed over as it is, it would come out as null.
+    return JSON.parse(JSON.stringify(app.graph.serialize()));
+}"""
+
+FIT = """() => {
+    const boxes = app.graph.nodes.map((node) => node.boundingRect ?? node.getBounding());
+    const left = Math.min(...boxes.map((b) => b[0])), top = Math.min(...boxes.map((b) => b[1]));
+    const right = Math.max(...boxes.map((b) => b[0] + b[2])), bottom = Math.max(...boxes.map((b) => b[1] + b[3]));
+    const { ds, canvas } = app.canvas;
+    ds.scale = Math.min((canvas.clientWidth - 120) / (right - left), (canvas.clientHeight - 90) / (bottom - top));
+    ds.offset = [70 / ds.scale - left, 50 / ds.scale - top];
+    app.canvas.setDirty(true, true);
 }"""
 
 
@@ -76,7 +87,7 @@ def save(api: dict[str, Any], out: Path, picture: Path | None = None) -> None:
         sync_playwright() as p,
     ):
         browser = p.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1900, "height": 1000})
+        page = browser.new_page(viewport={"width": 2400, "height": 1350})
         page.goto(host.url)
         page.wait_for_function(READY, timeout=60000)
         workflow = page.evaluate(LAY_OUT, [api, extra, out.stem])
@@ -86,8 +97,8 @@ def save(api: dict[str, Any], out: Path, picture: Path | None = None) -> None:
             page.wait_for_timeout(1500)
             page.keyboard.press("Escape")  # the template browser opens for new users
             page.wait_for_timeout(1000)
-            page.keyboard.press(".")  # fit the view to the graph
-            page.wait_for_timeout(1500)
+            page.evaluate(FIT)
+            page.wait_for_timeout(2000)
             page.screenshot(path=picture)
         browser.close()
 

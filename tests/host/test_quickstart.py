@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from rollout_trainer.host.catalog import from_nodes, from_object_info
 from rollout_trainer.host.core_nodes import CORE_NODES
-from rollout_trainer.host.graph import parse, read_file
+from rollout_trainer.host.workflow import parse, read_file
 from rollout_trainer.nodes import NODES
 
 ROOT = Path(__file__).resolve().parents[2]

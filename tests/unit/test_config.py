@@ -1,4 +1,4 @@
-"""Scheduled-sampling settings: the table of DESIGN.md section 5, exchange with config.json, the ramp."""
+"""Scheduled-sampling settings: options, exchange with config.json, the ramp."""
 
 import json
 
@@ -87,7 +87,7 @@ def test_nan_is_out_of_range():
 
 
 def test_ramp_runs_upwards_from_zero():
-    """SimpleTuner's ramp took a start of 0.0 for 'not given' and ran downwards (FACTS.md 4.6)."""
+    """SimpleTuner's ramp took a start of 0.0 for 'not given' and ran downwards."""
     ramp = RolloutConfig(
         max_step_offset=5, probability=0.9, ramp_steps=10, prob_start=0.0, prob_end=0.5, start_step=4
     )

@@ -1,6 +1,6 @@
 """Who may import whom: nodes -> training -> samplers, host at the side, ComfyUI behind host alone.
 
-The rules are in DESIGN.md section 2. The check reads the sources, so an import inside a function or under
+The rules are in CONTRIBUTING.md. The check reads the sources, so an import inside a function or under
 TYPE_CHECKING counts like any other.
 """
 

@@ -427,3 +427,16 @@ def test_validation_falls_as_the_model_learns(make_source, make_data, make_confi
     data = make_data()
     run = start(tmp_path, "t", make_source("flow"), data, make_config(batch_size=12))
     assert validate(train(run, 60), data) < 0.97 * validate(run, data)
+
+
+def test_train_steps_until_a_step_trains_no_further(toy_source, make_data, make_config, tmp_path):
+    """After Resume Training at the last state, queueing again must not train on and on."""
+    from rollout_trainer.host import standalone
+    from rollout_trainer.nodes.train import RolloutTrainSteps
+
+    run = start(tmp_path, "t", toy_source, make_data(), make_config())
+    with standalone.installed(standalone.StandaloneHost(tmp_path, quiet=True)):
+        first = RolloutTrainSteps.execute(run, steps=3, until_step=5)[0]
+        again = RolloutTrainSteps.execute(first, steps=3, until_step=5)[0]
+        more = RolloutTrainSteps.execute(first, steps=3)[0]
+    assert (first.step, again.step, more.step) == (5, 5, 8)

@@ -56,7 +56,7 @@ def test_fc_weight_grows_where_the_biased_prediction_is_short():
 
 
 def test_l1_reproduces_the_origins_tiny_weights():
-    """FACTS.md 4.8: on a 16x128x128 latent the weights of `l1` are 0.99998 .. 1.00002."""
+    """The origin: on a 16x128x128 latent the weights of `l1` are 0.99998 .. 1.00002."""
     clean, biased = randn(1, 16, 128, 128), randn(1, 16, 128, 128, seed=1)
     l1 = fc_weight(ReflexFlowConfig(fc_norm="l1"), clean, biased, None)
     assert 0.99996 < l1.min() < 0.99999
@@ -94,7 +94,7 @@ def test_terms_by_hand():
 
 
 def test_rows_that_were_not_rolled_get_the_plain_gradient():
-    """FACTS.md 4.9: ADR was added to every row; here a row that was not rolled does not know of ReflexFlow."""
+    """In the origin ADR was added to every row; here a row that was not rolled does not know of ReflexFlow."""
     output, target, sigma, rolled = case()
     grads = []
     for terms in (rolled, None):

@@ -1,5 +1,6 @@
 """What is shipped is what is here: package list, data files, requirements, a light root module."""
 
+import ast
 import importlib.util
 import re
 import shutil
@@ -17,9 +18,9 @@ else:
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_PACKAGES = {"tests", "demo", "benchmarks", "build", "dist", "out", "runs"}
-# ComfyUI's own modules, and psutil, which host/report.py does without where it is missing.
+# ComfyUI's own modules, aiohttp of its server, and psutil, which host/report.py does without where it is missing.
 HOST_OR_OPTIONAL = {
-    "comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "nodes", "psutil", "server",
+    "aiohttp", "comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "nodes", "psutil", "server",
 }  # fmt: skip
 DATA_FOLDERS = ("web", "workflows", "locales")
 
@@ -68,15 +69,26 @@ def test_requirements_are_the_dependencies_without_torch(pyproject):
 
 
 def test_every_third_party_import_is_a_dependency(pyproject):
-    names = set()
-    for package in folders_with_code():
-        for path in folder_of(package).glob("*.py"):
-            text = path.read_text(encoding="utf-8")
-            names |= set(re.findall(r"^ *(?:import|from) (\w+)", text, re.MULTILINE))
-    names = {
-        "pillow" if name == "PIL" else name for name in names - sys.stdlib_module_names - HOST_OR_OPTIONAL
-    }
-    assert names <= requirements(pyproject["project"]["dependencies"]).keys()
+    code = [path for package in folders_with_code() for path in folder_of(package).glob("*.py")]
+    assert third_party(code) <= requirements(pyproject["project"]["dependencies"]).keys()
+
+
+def test_everything_that_tests_import_is_pinned():
+    # Else a test passes on the machine of its author and nowhere else.
+    code = [path for folder in ("tests", "demo", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    pins = requirements((ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines())
+    theirs = {path.stem for path in code} | {path.parent.name for path in code}
+    # playwright is for scripts that make test data in a browser; pytest brings tomli where it is needed.
+    assert third_party(code) - theirs <= pins.keys() | {"torch", "rollout_trainer", "playwright", "tomli"}
+
+
+def third_party(code: list[Path]) -> set[str]:
+    """Names of the packages that modules import, without the standard library's and ComfyUI's."""
+    nodes = [node for path in code for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
+    tops = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - HOST_OR_OPTIONAL
+    return {"pillow" if name == "PIL" else name for name in tops}
 
 
 def test_constraints_pin_every_direct_requirement_within_its_bounds():

@@ -37,7 +37,7 @@ def inputs(plan_u, prediction="flow", schedule=None, shape=(2, 3), seed=0):
 
 
 class Gaussian:
-    """The exact velocity of data N(m, s^2) per element; flow or VE (FACTS.md section 5)."""
+    """The exact velocity of data N(m, s^2) per element; flow or VE."""
 
     def __init__(self, prediction, m=0.7, s=0.3):
         self.prediction, self.m, self.s = prediction, m, s
@@ -236,7 +236,7 @@ def test_a_point_mass_is_rolled_to_the_clean_interpolant_itself(prediction, samp
 
 
 def test_rollouts_move_towards_less_noise():
-    """SimpleTuner's epsilon rollouts stepped from 500 to 501 (FACTS.md 4.3)."""
+    """SimpleTuner's epsilon rollouts stepped from 500 to 501."""
     for prediction, schedule in (("flow", FlowSchedule(3.0)), ("epsilon", TABLE), ("v", TABLE)):
         u = torch.tensor([0.5], dtype=torch.float64)
         seen = []
@@ -254,7 +254,7 @@ def test_rollouts_move_towards_less_noise():
 
 
 def test_descending_tables_of_real_schedulers_map_to_the_right_sigma():
-    """SimpleTuner read sigmas[t] from a descending table: t = 100 got sigma 0.9 (FACTS.md 4.4)."""
+    """SimpleTuner read sigmas[t] from a descending table: t = 100 got sigma 0.9."""
     diffusers = pytest.importorskip("diffusers")
     flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     flow.set_timesteps(50)
@@ -274,7 +274,7 @@ def test_descending_tables_of_real_schedulers_map_to_the_right_sigma():
 
 
 def test_the_chosen_order_is_reached():
-    """With skrample 0.6+ every multistep solver fell to order 1 there (FACTS.md 4.3): orders must differ."""
+    """With skrample 0.6+ every multistep solver fell to order 1 there: orders must differ."""
     u = torch.tensor([0.3], dtype=torch.float64)
     landed = []
     for order in (1, 2, 3):
@@ -298,8 +298,9 @@ def test_reuse_gives_every_state_on_the_way():
     config = RolloutConfig(max_step_offset=5, probability=1.0, reuse=3, reflexflow=ReflexFlowConfig("off"))
     plan = draw_plan(config, 0, u, seeded(2))
     model, batch = Gaussian("flow"), inputs(u)
-    states, along = roll_out(plan, config, model, "flow", FlowSchedule(3.0), batch)
-    assert len(along) == int(plan.steps.sum())
+    states, trail = roll_out(plan, config, model, "flow", FlowSchedule(3.0), batch)
+    assert len(trail) == int(plan.steps.sum())
+    along = trail.states(torch.arange(len(trail)))
     for r in range(len(plan.rows)):  # every row's last state on the way is its state at its target
         own = (along.cond["row"] == states.cond["row"][r]).nonzero().squeeze(1)
         assert len(own) == plan.steps[r]

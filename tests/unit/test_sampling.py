@@ -1,4 +1,4 @@
-"""Sampling on a model whose exact denoiser is known: Gaussian data, one mean per caption (FACTS.md section 5)."""
+"""Sampling on a model whose exact denoiser is known: Gaussian data, one mean per caption."""
 
 from contextlib import nullcontext
 

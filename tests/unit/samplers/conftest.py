@@ -1,4 +1,4 @@
-"""The problem with a known answer that these tests solve (FACTS.md section 5)."""
+"""The problem with a known answer that these tests solve."""
 
 from __future__ import annotations
 

@@ -1,0 +1,288 @@
+"""The front end in a real browser on a real host: watch a training, stop it, reload, read it in Japanese.
+
+Screenshots are left in the folder that BROWSER_SHOTS names, else among pytest's temporary files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+from comfyui_process import PACK_FOLDER
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright")
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
+ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+READY = """() => window.app?.extensionManager && window.LiteGraph &&
+    Object.keys(LiteGraph.registered_node_types).length > 50"""
+PREPARE = """async ([vue, locale]) => {
+    const set = (name, value) => app.extensionManager.setting.set(name, value);
+    await set("Comfy.VueNodes.Enabled", vue);
+    await set("Comfy.Locale", locale);
+    await set("Comfy.TutorialCompleted", true);
+    await set("Comfy.NodeBadge.NodeSourceBadgeMode", "None");
+}"""
+LOOK_AT = """([id, scale]) => {
+    const node = app.graph.getNodeById(id);
+    app.canvas.ds.scale = scale;
+    app.canvas.ds.offset = [-node.pos[0] + 250 / scale, -node.pos[1] + 110 / scale];
+    app.canvas.setDirty(true, true);
+}"""
+PANEL = ".rollout-trainer-panel"
+TRAIN, SAMPLING, REFLEXFLOW = 8, 7, 6  # node ids in workflows/quickstart.json
+MODES = ["classic", "nodes2"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not CHROMIUM.exists():
+        pytest.skip(f"no browser: set CHROMIUM to a Chromium, {CHROMIUM} is none")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def shots(tmp_path_factory):
+    named = os.environ.get("BROWSER_SHOTS")
+    folder = Path(named) if named else tmp_path_factory.mktemp("shots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def open_page(browser, comfyui):
+    """``open_page(mode, locale, workflow)``: a page that shows it; at the end, that our scripts were silent."""
+    said, contexts = [], []
+
+    def opened(mode, locale="en", workflow=None):
+        context = browser.new_context(viewport={"width": 1500, "height": 950})
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda m: said.append(m.text) if PACK_FOLDER in m.location["url"] else None)
+        page.on("pageerror", lambda e: said.append(str(e)) if PACK_FOLDER in (e.stack or "") else None)
+        visit(page, comfyui.url)
+        page.evaluate(PREPARE, [mode == "nodes2", locale])
+        visit(page, comfyui.url)  # both settings are read when the page is loaded
+        if mode == "nodes2" and not page.evaluate("!!LiteGraph.vueNodesMode && !!app.rootGraph"):
+            pytest.skip("this front end has no Nodes 2.0 that draws the widgets of packs")
+        page.evaluate("workflow => app.loadGraphData(workflow)", workflow or quickstart())
+        page.wait_for_timeout(1000)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert said == []
+
+
+def visit(page, url):
+    page.goto(url)
+    page.wait_for_function(READY, timeout=90_000)
+    page.wait_for_timeout(1500)
+    page.keyboard.press("Escape")  # new users are shown the templates
+
+
+def shipped(name):
+    return json.loads((ROOT / "workflows" / name).read_text(encoding="utf-8"))
+
+
+def quickstart():
+    """The shipped workflow, with small and so many steps that there is time to press a button."""
+    workflow = shipped("quickstart.json")
+    train = next(node for node in workflow["nodes"] if node["id"] == TRAIN)
+    train["widgets_values"][:2] = [5000, 1]
+    return workflow
+
+
+def look_at(page, node, scale=1.0):
+    page.evaluate(LOOK_AT, [node, scale])
+    page.wait_for_timeout(700)
+
+
+def data(page, name):
+    return page.locator(PANEL).get_attribute(f"data-{name}")
+
+
+def wait_for_step(page, step, timeout=120.0):
+    """Wait until the panel shows `step` or a later one."""
+    deadline = time.monotonic() + timeout
+    while int(data(page, "step") or 0) < step:
+        assert time.monotonic() < deadline, f"the panel stands at step {data(page, 'step')}"
+        page.wait_for_timeout(200)
+
+
+def wait_for_state(page, state, timeout=60.0):
+    deadline = time.monotonic() + timeout
+    while data(page, "state") != state:
+        assert time.monotonic() < deadline, f"the panel says {data(page, 'state')}"
+        page.wait_for_timeout(100)
+
+
+def points(page):
+    """How many points the line of the base loss has."""
+    return len(re.findall("[ML]", page.locator(f"{PANEL} path.base:not(.raw)").get_attribute("d")))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_training_is_watched_stopped_and_seen_again_after_a_reload(mode, open_page, comfyui, shots):
+    page = open_page(mode)
+    look_at(page, TRAIN)
+    page.evaluate("app.queuePrompt(0, 1)")
+    wait_for_step(page, 10)
+    page.wait_for_timeout(300)
+    early = points(page)
+    wait_for_step(page, 40)
+    page.wait_for_timeout(300)
+    assert points(page) > early
+    legend = page.locator(f"{PANEL} .name").all_inner_texts()
+    assert [text.split()[0] for text in legend] == ["base", "FC", "ADR"]
+    numbers = page.locator(f"{PANEL} .numbers").inner_text()
+    assert re.search(
+        r"^\d+ / 5000 · [\d.]+ steps/s · [\d:]+ left · rollouts 50 % · time in rollouts \d+ %$", numbers
+    )
+    page.screenshot(path=shots / f"running-{mode}.png")
+
+    page.locator(f"{PANEL} button").click()
+    wait_for_state(page, "stopped")
+    step = int(data(page, "step"))
+    runs = comfyui.base / "output" / "rollout_trainer" / "runs"
+    deadline = time.monotonic() + 20
+    while not list(runs.glob(f"quickstart-*/state-{step:08d}.safetensors")):
+        assert time.monotonic() < deadline, f"no state of step {step}"
+        time.sleep(0.2)
+    assert page.locator(f"{PANEL} button").is_disabled()
+
+    visit(page, comfyui.url)
+    page.wait_for_selector(PANEL, state="attached", timeout=20_000)
+    wait_for_step(page, step)
+    assert data(page, "step") == str(step)
+    look_at(page, TRAIN)
+    page.locator(f"{PANEL} label").click()  # the log switch
+    page.wait_for_timeout(300)
+    assert points(page) >= 20
+    page.screenshot(path=shots / f"reloaded-{mode}.png")
+    page.evaluate("id => app.graph.remove(app.graph.getNodeById(id))", TRAIN)
+    page.wait_for_timeout(500)
+    assert page.locator(PANEL).count() == 0
+
+
+def staged():
+    """The shipped staged training, with four small steps a stage and next to no sampling."""
+    workflow = shipped("staged-training.json")
+    for node in workflow["nodes"]:
+        values = node.get("widgets_values")
+        if node["type"] == "RolloutTrainSteps":
+            values[0] = 4
+        elif node["type"] == "RolloutInitTraining":
+            values[:2] = [12, 1]
+        elif node["type"] == "RolloutSample":
+            values[4] = 1
+    return workflow
+
+
+def test_every_stage_has_a_panel_of_the_whole_run_so_far(open_page, comfyui, shots):
+    page = open_page("classic", workflow=staged())
+    page.evaluate("app.queuePrompt(0, 1)")
+    deadline = time.monotonic() + 120
+    while page.locator(f"{PANEL}[data-state=done]").count() < 3:
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(300)
+    assert steps_shown(page) == {9: "4", 10: "8", 11: "12"}
+    visit(page, comfyui.url)
+    page.wait_for_timeout(1500)
+    assert steps_shown(page) == {9: "4", 10: "8", 11: "12"}
+    look_at(page, 9, 0.8)
+    page.screenshot(path=shots / "staged.png")
+
+
+def steps_shown(page):
+    """The step that the panel of each node shows, by node."""
+    script = f"""() => app.graph.nodes.flatMap((node) => (node.widgets ?? [])
+        .filter((w) => w.element?.matches("{PANEL}")).map((w) => [node.id, w.element.dataset.step ?? null]))"""
+    return {int(node): step for node, step in page.evaluate(script)}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "workflows").glob("*.json")))
+def test_a_workflow_opens_without_a_complaint_and_nothing_overlaps(name, open_page, shots):
+    page = open_page("classic", workflow=shipped(name))
+    page.wait_for_timeout(500)
+    page.keyboard.press(".")
+    page.wait_for_timeout(700)
+    page.screenshot(path=shots / f"{name}.png")
+    assert page.locator(".p-toast-message").all_inner_texts() == []
+    boxes = page.evaluate("app.graph.nodes.map((n) => [n.title, ...n.pos, ...n.size])")
+    titles = 30  # pixels above a node's position
+    overlapping = [
+        (a, b)
+        for i, (a, ax, ay, aw, ah) in enumerate(boxes)
+        for b, bx, by, bw, bh in boxes[:i]
+        if ax < bx + bw and bx < ax + aw and ay - titles < by + bh and by - titles < ay + ah
+    ]
+    assert overlapping == []
+
+
+GREYED = "id => app.graph.getNodeById(id).widgets.filter((w) => w.disabled).map((w) => [w.name, w.tooltip])"
+SET = """([id, name, value]) => {
+    const node = app.graph.getNodeById(id);
+    const widget = node.widgets.find((w) => w.name === name);
+    widget.value = value;
+    widget.callback?.(value, app.canvas, node);
+}"""
+COST = "() => document.querySelector('.rollout-trainer-cost').textContent"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_settings_without_effect_are_greyed_and_the_cost_is_said(mode, open_page, shots):
+    page = open_page(mode)
+    look_at(page, SAMPLING)
+    greyed = dict(page.evaluate(GREYED, SAMPLING))
+    assert greyed.keys() == {"prob_start", "prob_end", "ramp_shape"}
+    assert "ramp_steps is 0" in greyed["prob_start"]
+    # probability 0.5 x (a length of 1..3 steps, 3 of 4 times, 2 on average, and one clean forward)
+    assert page.evaluate(COST) == "about 1.1 extra forwards per sample"
+    page.evaluate(SET, [SAMPLING, "ramp_steps", 100])
+    page.evaluate(SET, [SAMPLING, "sampler", "rk4"])
+    page.wait_for_timeout(300)
+    assert dict(page.evaluate(GREYED, SAMPLING)).keys() == {"probability", "order"}
+    assert page.evaluate(COST) == "about 3.4 extra forwards per sample"
+    page.evaluate(SET, [REFLEXFLOW, "enabled", "off"])
+    page.wait_for_timeout(300)
+    assert page.evaluate(COST) == "about 3.0 extra forwards per sample"
+    page.screenshot(path=shots / f"settings-{mode}.png")
+    page.evaluate(SET, [SAMPLING, "max_step_offset", 0])
+    assert page.evaluate(COST) == "no extra forwards: rollouts are off"
+    stored = page.evaluate("id => app.graph.getNodeById(id).serialize().widgets_values", SAMPLING)
+    assert len(stored) == 13  # the cost line is not among them
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_japanese_is_shown(mode, open_page, comfyui, shots):
+    page = open_page(mode, "ja")
+    titles = page.evaluate(
+        "() => ['RolloutTrainLoRA', 'RolloutSaveLoRA', 'RolloutLossPlot'].map((t) => LiteGraph.createNode(t).title)"
+    )
+    assert titles == ["LoRA を学習", "LoRA を保存", "損失グラフ"]
+    names = page.evaluate(
+        "id => app.graph.getNodeById(id).inputs.map((i) => i.localized_name ?? i.label)", SAMPLING
+    )
+    assert {"確率", "最大ステップ数", "ターゲット"} <= set(names)
+    assert page.evaluate(COST) == "1 サンプルあたり約 1.1 回の追加フォワード"
+    assert page.locator(f"{PANEL} button").inner_text() == "停止して保存"
+    pages = [f"/extensions/{PACK_FOLDER}/docs/RolloutTrainLoRA/{language}.md" for language in ("en", "ja")]
+    assert [comfyui.request(path).decode().splitlines()[0] for path in pages] == [
+        "# Train LoRA",
+        "# LoRA を学習",
+    ]
+    look_at(page, SAMPLING)
+    page.screenshot(path=shots / f"japanese-{mode}.png")

@@ -1,0 +1,62 @@
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { test } from "node:test";
+
+import { findNode, widgetValues } from "../../web/graph.js";
+import { expectedExtraForwards, hasRules, withoutEffect } from "../../web/rules.js";
+
+const NODE = "RolloutScheduledSampling";
+const DEFAULTS = {
+  max_step_offset: 5, probability: 0.5, ramp_steps: 0, prob_start: 0, prob_end: 0.5, start_step: 0, ramp_shape: "linear",
+  sampler: "unipc", order: 2, strategy: "uniform", steps_per_trajectory: 50, target: "residual", reuse: 1,
+};
+const greyed = (changes) => Object.keys(withoutEffect(NODE, { ...DEFAULTS, ...changes })).sort();
+
+test("a ramp and a probability exclude each other", () => {
+  assert.deepEqual(greyed({}), ["prob_end", "prob_start", "ramp_shape"]);
+  assert.deepEqual(greyed({ ramp_steps: 100 }), ["probability"]);
+});
+
+test("euler and rk4 have no order to choose", () => {
+  assert.ok(greyed({ sampler: "euler" }).includes("order"));
+  assert.ok(greyed({ sampler: "rk4" }).includes("order"));
+  assert.ok(!greyed({ sampler: "dpm" }).includes("order"));
+  assert.deepEqual(withoutEffect("RolloutSampler", { sampler: "euler", order: 2 }), { order: "noOrder" });
+});
+
+test("without rollouts everything but their length is greyed", () => {
+  const found = greyed({ max_step_offset: 0 });
+  assert.deepEqual(found, Object.keys(DEFAULTS).filter((name) => name !== "max_step_offset").sort());
+});
+
+test("what a wire brings greys nothing", () => {
+  assert.deepEqual(greyed({ ramp_steps: undefined, sampler: undefined }), []);
+  assert.ok(Number.isNaN(expectedExtraForwards({ ...DEFAULTS, probability: undefined }, false)));
+  assert.ok(Number.isNaN(expectedExtraForwards({ ...DEFAULTS, sampler: undefined }, false)));
+  assert.ok(Number.isNaN(expectedExtraForwards({ ...DEFAULTS, ramp_steps: undefined }, false)));
+  assert.equal(hasRules("KSampler"), false);
+});
+
+test("every reason has words in both languages", () => {
+  const source = readFileSync(new URL("../../web/rules.js", import.meta.url), "utf8");
+  const reasons = new Set(source.match(/"(no|only)[A-Z]\w+"|"\w+Off"/g).map((quoted) => quoted.slice(1, -1)));
+  assert.ok(reasons.size >= 9);
+  for (const language of ["en", "ja"]) {
+    const file = new URL(`../../locales/${language}/main.json`, import.meta.url);
+    const words = JSON.parse(readFileSync(file, "utf8")).rolloutTrainer;
+    for (const reason of reasons) assert.ok(words[reason], `${language} ${reason}`);
+  }
+});
+
+test("nodes are found in subgraphs, wired widgets have no value", () => {
+  const inner = { getNodeById: (id) => (id === 12 ? { id: 12 } : null) };
+  const graph = { getNodeById: (id) => (id === 3 ? { id: 3, subgraph: inner } : null) };
+  assert.equal(findNode(graph, "3:12").id, 12);
+  assert.equal(findNode(graph, 3).id, 3);
+  assert.equal(findNode(graph, "4:12"), null);
+  const node = {
+    inputs: [{ widget: { name: "a" }, link: 7 }, { widget: { name: "b" }, link: null }, { name: "c", link: 1 }],
+    widgets: [{ name: "a", value: 1 }, { name: "b", value: 2 }],
+  };
+  assert.deepEqual(widgetValues(node), { a: undefined, b: 2 });
+});

@@ -1,0 +1,104 @@
+// @ts-check
+/** Settings nodes: widgets without effect are greyed out and say why; scheduled sampling says what it costs. */
+
+// @ts-ignore: served by the host
+import { app } from "../../scripts/app.js";
+import { allNodes, widgetValues } from "./graph.js";
+import { expectedExtraForwards, hasRules, withoutEffect } from "./rules.js";
+import { labelOptions, word } from "./words.js";
+
+const SAMPLING = "RolloutScheduledSampling";
+const COST_HEIGHT = 24; // pixels
+
+/**
+ * The cost line of each scheduled-sampling node.
+ * @type {Map<any, HTMLElement>}
+ */
+const costLines = new Map();
+
+/** @param {any} node */
+function refresh(node) {
+  const reasons = withoutEffect(node.comfyClass, widgetValues(node));
+  for (const widget of node.widgets ?? []) {
+    const reason = reasons[widget.name];
+    if (Boolean(reason) === Boolean(widget.disabled) && !reason) continue;
+    widget.disabled = Boolean(reason);
+    widget.tooltip = reason ? word(reason) : undefined; // undefined: the front end's own, in the user's language
+  }
+  const line = costLines.get(node);
+  if (line) line.textContent = cost(expectedExtraForwards(widgetValues(node), usesReflexFlow(node)));
+  node.setDirtyCanvas?.(true, true);
+}
+
+/** @param {number} forwards */
+function cost(forwards) {
+  if (Number.isNaN(forwards)) return "";
+  if (forwards === 0) return word("noCost");
+  return word("cost").replace("<n>", forwards.toFixed(forwards < 0.95 ? 2 : 1));
+}
+
+/**
+ * Whether rolled rows will get ReflexFlow, as far as the graph says; the kind of model is not known here.
+ * @param {any} node
+ */
+function usesReflexFlow(node) {
+  const slot = node.findInputSlot?.("reflexflow") ?? -1;
+  const origin = slot < 0 ? null : node.getInputNode?.(slot);
+  if (!origin) return false;
+  return origin.comfyClass !== "RolloutReflexFlow" || widgetValues(origin).enabled !== "off";
+}
+
+/** Refresh what depends on other nodes. */
+function refreshCosts() {
+  for (const node of costLines.keys()) refresh(node);
+}
+
+/** @param {any} node */
+function addCostLine(node) {
+  const line = document.createElement("div");
+  line.style.cssText = "font: 11px/1.4 system-ui, sans-serif; text-align: center; color: var(--descrip-text, #999);";
+  line.className = "rollout-trainer-cost";
+  const options = { serialize: false, hideOnZoom: false, getMinHeight: () => COST_HEIGHT, getMaxHeight: () => COST_HEIGHT };
+  const widget = node.addDOMWidget("rollout_cost", "rollout_cost", line, options);
+  widget.serialize = false; // widgets are stored by position
+  costLines.set(node, line);
+}
+
+/**
+ * Call `after` whenever the node's method `name` was called.
+ * @param {any} owner
+ * @param {string} name
+ * @param {() => void} after
+ */
+function follow(owner, name, after) {
+  const before = owner[name];
+  owner[name] = function (/** @type {any[]} */ ...args) {
+    const result = before?.apply(this, args);
+    after();
+    return result;
+  };
+}
+
+app.registerExtension({
+  name: "rollout_trainer.settings",
+
+  nodeCreated(/** @type {any} */ node) {
+    if (!node.comfyClass?.startsWith("Rollout")) return;
+    labelOptions(node);
+    if (!hasRules(node.comfyClass)) return;
+    if (node.comfyClass === SAMPLING) addCostLine(node);
+    const update = () => {
+      refresh(node);
+      if (node.comfyClass === "RolloutReflexFlow") refreshCosts();
+    };
+    for (const widget of node.widgets ?? []) follow(widget, "callback", update);
+    follow(node, "onConnectionsChange", update);
+    follow(node, "onConfigure", update);
+    follow(node, "onRemoved", () => costLines.delete(node));
+    refresh(node);
+  },
+
+  afterConfigureGraph() {
+    for (const node of allNodes(app.rootGraph ?? app.graph)) if (hasRules(node.comfyClass)) refresh(node);
+  },
+});

@@ -1,0 +1,42 @@
+// @ts-check
+/** The pack's own words in the user's language, from `locales/` by way of the host. */
+
+// @ts-ignore: served by the host
+import { app } from "../../scripts/app.js";
+// @ts-ignore
+import { api } from "../../scripts/api.js";
+
+/** @type {Record<string, any>} */
+let texts = {};
+/** @type {Record<string, any>} */
+let english = {};
+
+/** Ask the host for the texts; call it before any node is made. */
+export async function loadWords() {
+  const response = await api.fetchApi("/i18n");
+  const languages = response.ok ? await response.json() : {};
+  english = languages.en ?? {};
+  texts = languages[app.extensionManager?.setting?.get("Comfy.Locale") ?? "en"] ?? english;
+}
+
+/**
+ * One of the words in `locales/<language>/main.json`.
+ * @param {string} key
+ * @returns {string}
+ */
+export function word(key) {
+  return texts.rolloutTrainer?.[key] ?? english.rolloutTrainer?.[key] ?? key;
+}
+
+/**
+ * Let a node's combos show their options in the user's language; the values stay what they are.
+ * Front ends that do not know `getOptionLabel` show the values.
+ * @param {any} node
+ */
+export function labelOptions(node) {
+  const inputs = texts.nodeDefs?.[node.comfyClass]?.inputs ?? {};
+  for (const widget of node.widgets ?? []) {
+    const labels = inputs[widget.name]?.options;
+    if (labels && widget.options) widget.options.getOptionLabel = (/** @type {string | null} */ v) => labels[v ?? ""] ?? v ?? "";
+  }
+}
