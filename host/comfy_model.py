@@ -125,11 +125,11 @@ class ComfyModel:
 
     @contextmanager
     def opened(self, training: bool = False) -> Iterator[None]:
-        """The model is on its device inside, through the host's memory management.
+        """The model is on its device inside, through the host's memory management, and takes adapters.
 
         With `training` gradients can flow through it: the host keeps from in-place shortcuts, attention is the one
-        that autograd knows, weights are not the inference tensors that the host loads, and weights that are cast or
-        fetched for each use are so again in the backward pass and not kept.
+        that autograd knows, and weights that are cast or fetched for each use are so again in the backward pass and
+        not kept.
         """
         with torch.inference_mode():  # as the host loads it
             shape = [1, self.latent_channels, *([1] if self.frames else []), 128, 128]
@@ -140,10 +140,10 @@ class ComfyModel:
             stack.callback(self.patcher.cleanup)
             stack.callback(setattr, self, "_options", self._options)
             self._options = self._transformer_options()
+            stack.enter_context(as_normal_tensors(self.patcher.model))
             if training:
                 self._options["optimized_attention_override"] = differentiable_attention
                 stack.enter_context(in_training())
-                stack.enter_context(as_normal_tensors(self.patcher.model))
                 stack.enter_context(recast_in_backward(self.module, self.dtype, self.device))
             yield
 
@@ -361,7 +361,8 @@ def in_training() -> Iterator[None]:
 def as_normal_tensors(module: nn.Module) -> Iterator[None]:
     """Inside, weights that are inference tensors are usual tensors on the same memory; after, they are the old ones.
 
-    The host loads models under inference mode, and autograd cannot keep what was made there.
+    The host loads models under inference mode; autograd cannot keep what was made there, nor may it be told whether it
+    is trained.
     """
     replaced: list[tuple[dict[str, Any], str, Tensor]] = []
     for part in module.modules():
