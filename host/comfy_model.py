@@ -99,16 +99,21 @@ class ComfyModel:
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The network's weights as they were loaded, and after them the tensors of every patch on them."""
-        for name, entries in self.patcher.get_key_patches(PREFIX + ".").items():
-            yield name, entries[0][0] if isinstance(entries[0], tuple) else entries[0]
-            for i, patch in enumerate(entries[1:]):
-                yield from tensors_in(patch, f"{name}.patch{i}")
+        for name, weight in self.module.state_dict().items():
+            own = self._unpatched(f"{PREFIX}.{name}", weight)
+            yield name, getattr(own, "_qdata", own)  # of a weight with a layout of its own, what is stored
+        for name, patches in self.patcher.patches.items():
+            yield from tensors_in(patches, f"{name}.patches")
 
     def weight(self, module: str) -> Tensor:
         """The weight of a module as it was loaded, patches not included."""
-        key = f"{PREFIX}.{module}.weight"
-        entry = self.patcher.get_key_patches(key)[key][0]
-        return cast(Tensor, entry[0] if isinstance(entry, tuple) else entry)
+        weight = self._unpatched(f"{PREFIX}.{module}.weight", self.module.get_submodule(module).weight)
+        return weight if is_plain(weight) else cast(Any, weight).dequantize()
+
+    def _unpatched(self, key: str, weight: Any) -> Tensor:
+        """A weight before the host merged patches into it."""
+        backup = self.patcher.backup.get(key)
+        return cast(Tensor, weight if backup is None else backup.weight)
 
     def encoder_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Weights of the text encoders and the autoencoder."""
@@ -120,11 +125,11 @@ class ComfyModel:
 
     @contextmanager
     def opened(self, training: bool = False) -> Iterator[None]:
-        """The model is on its device inside, through the host's memory management.
+        """The model is on its device inside, through the host's memory management, and takes adapters.
 
         With `training` gradients can flow through it: the host keeps from in-place shortcuts, attention is the one
-        that autograd knows, weights are not the inference tensors that the host loads, and weights that are cast or
-        fetched for each use are so again in the backward pass and not kept.
+        that autograd knows, and weights that are cast or fetched for each use are so again in the backward pass and
+        not kept.
         """
         with torch.inference_mode():  # as the host loads it
             shape = [1, self.latent_channels, *([1] if self.frames else []), 128, 128]
@@ -135,10 +140,10 @@ class ComfyModel:
             stack.callback(self.patcher.cleanup)
             stack.callback(setattr, self, "_options", self._options)
             self._options = self._transformer_options()
+            stack.enter_context(as_normal_tensors(self.patcher.model))
             if training:
                 self._options["optimized_attention_override"] = differentiable_attention
                 stack.enter_context(in_training())
-                stack.enter_context(as_normal_tensors(self.patcher.model))
                 stack.enter_context(recast_in_backward(self.module, self.dtype, self.device))
             yield
 
@@ -356,7 +361,8 @@ def in_training() -> Iterator[None]:
 def as_normal_tensors(module: nn.Module) -> Iterator[None]:
     """Inside, weights that are inference tensors are usual tensors on the same memory; after, they are the old ones.
 
-    The host loads models under inference mode, and autograd cannot keep what was made there.
+    The host loads models under inference mode; autograd cannot keep what was made there, nor may it be told whether it
+    is trained.
     """
     replaced: list[tuple[dict[str, Any], str, Tensor]] = []
     for part in module.modules():
@@ -415,9 +421,9 @@ def recast_in_backward(module: nn.Module, dtype: torch.dtype, device: torch.devi
     Kept, they would be a second copy of the model; and the host fetches offloaded weights into buffers that serve the
     next layers too.
     """
-    layers = [m for m in module.modules() if isinstance(m, nn.Linear) and is_cast(m, dtype, device)]
+    layers: list[Any] = [m for m in module.modules() if is_cast(m, dtype, device)]
     for layer in layers:
-        layer.forward = recast(layer.forward)  # type: ignore[method-assign,assignment]
+        layer.forward = recast(layer.forward)
     try:
         yield
     finally:
@@ -425,10 +431,13 @@ def recast_in_backward(module: nn.Module, dtype: torch.dtype, device: torch.devi
             del layer.forward  # what hides the class's
 
 
-def is_cast(layer: nn.Linear, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the host makes another tensor of the weight for each use."""
-    moved = layer.weight.device.type != device.type or layer.weight.dtype != dtype
-    return hasattr(layer, "comfy_cast_weights") and (moved or bool(getattr(layer, "weight_function", None)))
+def is_cast(layer: Any, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether it is a linear layer for each use of whose weight the host makes another tensor."""
+    if not (hasattr(layer, "comfy_cast_weights") and hasattr(layer, "in_features")):
+        return False
+    weight = layer.weight
+    stored = not is_plain(weight) or weight.dtype != dtype or weight.device.type != device.type
+    return stored or bool(layer.weight_function)
 
 
 def recast(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..samplers.schedules import FlowSchedule, Schedule, TableSchedule
 from .denoiser import Cond, Prediction, expand, from_velocity
 from .differentiable import given_copies, overwritten, recomputed
-from .lora import AdapterState
+from .lora import AdapterState, is_linear
 from .lora_file import comfy_names, folded, with_dora_scale, write_tensors
 from .ragged import joined, rows
 
@@ -140,7 +140,7 @@ class HostModel:
     @cached_property
     def default_lora_targets(self) -> tuple[str, ...]:
         """The attention patterns that this network has; all linear layers of one that has none of them."""
-        names = [name for name, m in self.network.module.named_modules() if isinstance(m, nn.Linear)]
+        names = [name for name, m in self.network.module.named_modules() if is_linear(m)]
         found = tuple(p for p in ATTENTION if any(re.search(p, name) for name in names))
         return found or (r"\.\d+\.",)
 

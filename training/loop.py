@@ -209,6 +209,8 @@ class Trainer:
             parts = [self.micro_step() for _ in range(self.config.accumulation)]
             self.scaler.unscale_(self.optimizer)
             measured = self.measure(parts, grad_norm_clip(self.parameters, config.grad_clip))
+            if not math.isfinite(measured["total"]):
+                self.scaler.update()  # closes what unscale_ opened; the optimiser will not step
         except FloatingPointError:  # the model's own steps left the finite numbers
             measured = dict.fromkeys(("total", "base", "fc", "adr", "grad_norm"), math.nan)
         self.apply(measured)

@@ -21,8 +21,8 @@ from peft import (
     PeftConfig,
     get_peft_model_state_dict,
     inject_adapter_in_model,
-    set_peft_model_state_dict,
 )
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -53,18 +53,25 @@ class LoRAConfig:
         check_range("alpha", self.alpha, 0)
         check_range("dropout", self.dropout, 0, 0.9)
 
-    def peft_config(self, modules: list[str]) -> PeftConfig:
-        """The peft configuration for exactly the modules named `modules`."""
+    def peft_config(self, modules: list[str], unknown: set[type[nn.Module]]) -> PeftConfig:
+        """The peft configuration for exactly the modules named `modules`.
+
+        Args:
+            modules: linear and convolution layers.
+            unknown: classes of linear layers that are not torch's, as hosts have for quantised weights.
+        """
         # A single expression is matched against whole names; a list would match name endings too.
         target = "|".join(re.escape(name) for name in modules)
         if self.kind in ("lora", "dora"):
-            return LoraConfig(
+            config = LoraConfig(
                 r=self.rank,
                 lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft divides it by r, a float serves
                 lora_dropout=self.dropout,
                 target_modules=target,
                 use_dora=self.kind == "dora",
             )
+            config._register_custom_module(dict.fromkeys(unknown, LoraLinear))
+            return config
         kinds = {"loha": LoHaConfig, "lokr": LoKrConfig}
         return kinds[self.kind](
             r=self.rank, alpha=self.alpha, rank_dropout=self.dropout, target_modules=target
@@ -87,7 +94,7 @@ def target_modules(module: nn.Module, patterns: tuple[str, ...]) -> list[str]:
     Raises:
         ValueError: a pattern is not a regular expression, or finds nothing (near names are listed).
     """
-    names = [name for name, m in module.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    names = [name for name, m in module.named_modules() if isinstance(m, nn.Conv2d) or is_linear(m)]
     chosen: set[str] = set()
     for pattern in patterns:
         try:
@@ -101,6 +108,12 @@ def target_modules(module: nn.Module, patterns: tuple[str, ...]) -> list[str]:
             )
         chosen.update(found)
     return [name for name in names if name in chosen]
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether it maps `in_features` to `out_features` by a matrix, whatever class it is of."""
+    sizes = all(isinstance(getattr(module, name, None), int) for name in ("in_features", "out_features"))
+    return isinstance(module, nn.Linear) or (sizes and hasattr(module, "weight"))
 
 
 def _near(pattern: str, names: list[str]) -> list[str]:
@@ -153,7 +166,10 @@ class Adapter:
             module.requires_grad_(False)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                inject_adapter_in_model(config.peft_config(names), module, adapter_name=_NAME)
+                unknown = {
+                    type(m) for m in self._wrapped.values() if not isinstance(m, (nn.Linear, nn.Conv2d))
+                }
+                inject_adapter_in_model(config.peft_config(names, unknown), module, adapter_name=_NAME)
         except BaseException:
             self.detach()
             raise
@@ -208,7 +224,11 @@ class Adapter:
             raise ValueError(
                 f"the adapter file must fit the model, but {wrong[0]} does not; check rank and targets"
             )
-        set_peft_model_state_dict(self.module, dict(state.tensors), adapter_name=_NAME)
+        # Not through load_state_dict: it visits the base's layers too, and a host's may take what it does not find
+        # there for missing, and drop their weights.
+        with torch.no_grad():
+            for name, tensor in own.items():  # these share memory with the parameters
+                tensor.copy_(state.tensors[name])
 
     def detach(self) -> None:
         """Put the wrapped layers back and restore what was trainable and in training mode."""

@@ -316,7 +316,15 @@ def model_calls(host: Host) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "autocast"), [("float8", "off"), ("float8", "bf16"), ("bfloat16", "off"), ("float32", "bf16")]
+    ("dtype", "autocast"),
+    [
+        ("float8", "off"),
+        ("float8", "bf16"),
+        ("scaled float8", "off"),
+        ("scaled float8", "bf16"),
+        ("bfloat16", "off"),
+        ("float32", "bf16"),
+    ],
 )
 def test_low_precision_trains(host: Host, dtype: str, autocast: str) -> None:
     t = training("sd3", dtype=dtype, autocast=autocast)

@@ -440,3 +440,17 @@ def test_train_steps_until_a_step_trains_no_further(toy_source, make_data, make_
         again = RolloutTrainSteps.execute(first, steps=3, until_step=5)[0]
         more = RolloutTrainSteps.execute(first, steps=3)[0]
     assert (first.step, again.step, more.step) == (5, 5, 8)
+
+
+def test_a_nonfinite_loss_under_loss_scaling_is_skipped_like_any_other(make_source, make_data, make_config, tmp_path):
+    source = make_source("flow")
+    forward, calls = source.module.forward, []
+
+    def sometimes(*args):
+        calls.append(1)
+        return forward(*args) * (float("nan") if len(calls) == 3 else 1.0)
+
+    source.module.forward = sometimes
+    run = trained(source, make_data(), make_config(autocast="fp16"), 6, tmp_path)
+    assert run.history.columns["skipped"] == [0, 0, 1, 0, 0, 0]
+    assert all(t.isfinite().all() for t in run.adapter.tensors.values())

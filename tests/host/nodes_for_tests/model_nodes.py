@@ -18,7 +18,7 @@ from . import tiny_models
 CATEGORY = "tests"
 CONTEXT = {"sd15": 768, "wan": 4096}
 POOLED = {"sd3": 32, "flux": 32, "hunyuan_video": 768}
-DTYPES = {"float32": None, "float8": torch.float8_e4m3fn, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": None, "scaled float8": None, "float8": torch.float8_e4m3fn, "bfloat16": torch.bfloat16}
 
 
 class TestTinyModel:
@@ -31,7 +31,7 @@ class TestTinyModel:
         return {"required": {"family": ("STRING", {}), "dtype": (list(DTYPES), {})}}
 
     def make(self, family, dtype):
-        return (tiny_models.load(family, 0, DTYPES[dtype]),)
+        return (tiny_models.load(family, 0, DTYPES[dtype], scaled=dtype == "scaled float8"),)
 
 
 class TestSaveTinyModel:

@@ -83,9 +83,23 @@ def state_dict(family, seed):
     return {name: random_like(name, w, generator) for name, w in network(family).state_dict().items()}
 
 
-def load(family, seed, dtype=None):
+def scaled_fp8(weights):
+    """The same weights as in files of float8 with a scale for each matrix of the blocks."""
+    out = {"scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)}
+    for name, weight in weights.items():
+        out[name] = weight
+        if name.endswith(".weight") and weight.ndim == 2 and "blocks." in name:
+            scale = weight.abs().max() / 448
+            out[name] = (weight / scale).to(torch.float8_e4m3fn)
+            out[name.removesuffix("weight") + "scale_weight"] = scale
+    return out
+
+
+def load(family, seed, dtype=None, scaled=False):
     """A MODEL of a family through the host's loading of weights, but of no loader that could load it again."""
     weights = state_dict(family, seed)
+    if scaled:
+        weights = scaled_fp8(weights)
     options = {} if dtype is None else {"dtype": dtype}
     with detected(family):
         return sd.load_diffusion_model_state_dict(weights, model_options=options)
