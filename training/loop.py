@@ -419,7 +419,7 @@ class Trainer:
             "ema_updates": self.ema.updates if self.ema else 0,
             "nonfinite_in_a_row": self.nonfinite_in_a_row,
             "seconds": self.seconds,
-            "loss": self.history.last("total"),
+            "loss": finite_or_none(self.history.last("total")),
         }
         return State(self.done, tensors, values)
 
@@ -572,6 +572,11 @@ def rewound(trainer: Trainer) -> Iterator[None]:
     except BaseException:
         trainer.rewind()
         raise
+
+
+def finite_or_none(value: float) -> float | None:
+    """`value` as strict JSON can hold it."""
+    return value if math.isfinite(value) else None
 
 
 def split(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -52,7 +52,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
-    write_atomically(path, json.dumps(value, indent=1).encode())
+    write_atomically(path, json.dumps(value, indent=1, allow_nan=False).encode())
 
 
 @dataclass
