@@ -174,8 +174,9 @@ def train_watched(run: Run, steps: int) -> io.NodeOutput:
     except Cancelled:
         current().report({"saved": str(run.folder.state_path(reached))})
         raise
-    current().report(report(run))
-    return outputs(run, live.facts())
+    measured = report(run)
+    current().report(measured)
+    return outputs(run, measured, live.facts())
 
 
 RUN_OUTPUTS = (
@@ -185,9 +186,15 @@ RUN_OUTPUTS = (
 )
 
 
-def outputs(run: Run, facts: Mapping[str, Any] | None = None) -> io.NodeOutput:
-    """What every training node gives: the handle, the model with its adapter, a text, and facts for its panel."""
-    text = describe(run)
+def outputs(
+    run: Run, measured: dict[str, Any] | None = None, facts: Mapping[str, Any] | None = None
+) -> io.NodeOutput:
+    """What every training node gives: the handle, the model with its adapter, a text, and facts for its panel.
+
+    Args:
+        measured: the run's report, where it was made already.
+    """
+    text = describe(run, measured or report(run))
     shown = {"text": (text,)} | ({"rollout_trainer": (facts,)} if facts else {})
     return io.NodeOutput(run, run.model, text, ui=shown)
 

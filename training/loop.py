@@ -112,13 +112,13 @@ class Run:
     @property
     def history(self) -> History:
         """What was measured up to this state."""
-        return History.from_tensors(self.state.group("history"))
+        return History.from_tensors(self.folder.load(self.step, "history").group("history"))
 
     @property
     def adapter(self) -> AdapterState:
         """The adapter in this state; its moving average where the run keeps one."""
-        tensors = self.state.group("average" if self.config.ema_decay else "adapter")
-        return AdapterState(self.config.lora, tensors)
+        group = "average" if self.config.ema_decay else "adapter"
+        return AdapterState(self.config.lora, self.folder.load(self.step, group).group(group))
 
     @property
     def model(self) -> LoadedModel:

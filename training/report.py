@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from .loop import Run
-from .state import State
+from .state import History
 
 
 def plain(column: list[float]) -> list[float | None]:
@@ -22,8 +22,9 @@ def mean(column: list[float]) -> float | None:
 
 def report(run: Run) -> dict[str, Any]:
     """The run's section of ``report.json``."""
-    state, history = run.state, run.history.columns
-    seconds = wall_seconds(state)
+    state = run.folder.load(run.step, "history")
+    history = History.from_tensors(state.group("history")).columns
+    seconds = float(state.values["seconds"])  # spent on the run's steps, over all its stages
     meter = state.values["meter"]
     kinds = ("train", "rollout", "clean")
     return {
@@ -44,14 +45,8 @@ def report(run: Run) -> dict[str, Any]:
     }
 
 
-def wall_seconds(state: State) -> float:
-    """Seconds that were spent on the run's steps, over all its stages."""
-    return float(state.values["seconds"])
-
-
-def describe(run: Run) -> str:
-    """A few lines for the node: where the run is, how it went, what rollouts cost."""
-    facts = report(run)
+def describe(run: Run, facts: dict[str, Any]) -> str:
+    """A few lines for the node: where the run is, how it went, what rollouts cost; `facts` of `report`."""
     lines = [f"{run.folder.path}", f"step {run.step} of {run.config.steps}"]
     losses = [v for v in facts["loss"]["total"] if v is not None]
     if losses:

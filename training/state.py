@@ -183,8 +183,11 @@ class RunFolder:
         return path
 
     @torch.inference_mode(False)  # tensors that can be trained on, whatever mode the host is in
-    def load(self, step: int) -> State:
+    def load(self, step: int, group: str = "") -> State:
         """Read the state after `step` optimiser steps.
+
+        Args:
+            group: read the tensors below ``group.`` alone; empty reads all. Plain values are always there.
 
         Raises:
             RuntimeError: it is not there or not readable.
@@ -193,7 +196,8 @@ class RunFolder:
         try:
             with safe_open(path, framework="pt") as file:
                 values = json.loads(file.metadata()["state"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                names = [name for name in file.keys() if not group or name.startswith(f"{group}.")]  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in names}
         except FileNotFoundError as err:
             have = ", ".join(map(str, self.steps())) or "none"
             raise RuntimeError(
