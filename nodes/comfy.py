@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..host import current, io, models
+from ..host import io, models
 from ..training.host_model import HostModel
 from ..training.latents import Latents, dataset_from_latents
 from ..training.loop import Run
-from ..training.lora_file import read_tensors
+from ..training.lora_file import read_file
 from ..training.model import LoadedModel
 from . import sockets
+from .model import lora_path
 
 
 def require_comfyui() -> None:
@@ -163,9 +164,7 @@ def lora_of(run: Run | None, file: str) -> dict[str, Tensor]:
     """Tensors of a run's LoRA, or of a file."""
     if run is not None:
         return run.source.lora_tensors(run.adapter)
-    host = current()
-    path = host.loras_dir() / file
-    return read_tensors(path if path.is_file() else host.resolve_path(file))
+    return read_file(lora_path(file))[0]
 
 
 def host_model(model: LoadedModel) -> HostModel:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from ..host import current, io
@@ -87,7 +89,12 @@ class RolloutLoadLoRA(io.ComfyNode):
     @classmethod
     def execute(cls, model: LoadedModel, file: str) -> io.NodeOutput:
         """Read it."""
-        host = current()
-        places = [host.loras_dir() / file, host.resolve_path(file), host.resolve_path(f"loras/{file}")]
-        path = next((place for place in places if place.is_file()), places[1])
-        return io.NodeOutput(model.with_adapter(read_lora(path, model.source.denoiser().module)))
+        return io.NodeOutput(model.with_adapter(read_lora(lora_path(file), model.source.denoiser().module)))
+
+
+def lora_path(file: str) -> Path:
+    """Where a LoRA file is that a user named: among the host's LoRAs, or a path; if nowhere, the path as named."""
+    host = current()
+    named = host.resolve_path(file)
+    places = [host.loras_dir() / file, named, host.resolve_path(f"loras/{file}")]
+    return next((place for place in places if place.is_file()), named)

@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from .lora import AdapterState
@@ -93,14 +93,16 @@ def kohya_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file.
+def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a LoRA file, and its header.
 
     Raises:
         ValueError: it cannot be read.
     """
     try:
-        return dict(load_file(path))
+        with safe_open(path, framework="pt") as file:
+            header: dict[str, str] = file.metadata() or {}
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
     except (OSError, SafetensorError) as err:
         raise ValueError(f"LoRA file {path} must be a readable safetensors file, got: {err}") from err
 

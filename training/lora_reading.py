@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .config import from_plain
 from .lora import AdapterState, LoRAConfig
-from .lora_file import MAGNITUDE, SCALED_FACTORS, split_adapter_name
+from .lora_file import MAGNITUDE, SCALED_FACTORS, read_file, split_adapter_name
 
 PREFIXES = ("transformer.", "unet.", "diffusion_model.")
 KOHYA = "lora_unet_"
@@ -29,12 +28,7 @@ def read_lora(path: Path, module: nn.Module) -> AdapterState:
     Raises:
         ValueError: it cannot be read, is no LoRA, or does not fit the module.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header: dict[str, str] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as err:
-        raise ValueError(f"LoRA file {path} must be a readable safetensors file, got: {err}") from err
+    tensors, header = read_file(path)
     flat = {name.replace(".", "_"): name for name, _ in module.named_modules()}
     named = {_peft_name(name, flat, path): value for name, value in tensors.items()}
     named = {name: value for name, value in named.items() if not name.endswith(".dora_scale")}
