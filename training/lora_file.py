@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from .files import replace_file
 from .lora import AdapterState
 
 MAGNITUDE = "lora_magnitude_vector"
@@ -114,13 +115,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         OSError: the folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata))
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # on the disk before it has the name
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Two processes may fill one cache: each has a partial file of its own.
+    replace_file(path, content, path.with_name(f"{path.name}.{os.getpid()}.tmp"))

@@ -9,7 +9,6 @@ killed at any moment leaves whole states behind and nothing else that counts.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,6 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from .files import replace_file
 
 VERSION = 1
 _PARTIAL = ".partial"
@@ -35,16 +36,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         RuntimeError: the place cannot be written.
     """
-    partial = path.with_name(path.name + _PARTIAL)
     try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        replace_file(path, content, path.with_name(path.name + _PARTIAL))
     except OSError as err:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise RuntimeError(
             f"{path} must be writable, got {err.strerror}; free space or choose another folder"
         ) from err

@@ -17,7 +17,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rollout_trainer.training import state as state_module
 from rollout_trainer.training.config import RolloutConfig
 from rollout_trainer.training.loop import reopen, start, train
 from rollout_trainer.training.state import History, RunFolder, State, write_atomically
@@ -214,7 +213,7 @@ def test_a_full_disk_leaves_the_last_state_and_no_rest(folder, monkeypatch):
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(state_module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     for step in (1, 2):
         with pytest.raises(RuntimeError, match=r"must be writable, got No space left.*; free space"):
             folder.save(a_state(step, 2.0))
@@ -249,7 +248,7 @@ def test_what_was_there_stays_until_the_new_content_is_whole(tmp_path, monkeypat
         assert path.read_bytes() == b"old"
         assert (tmp_path / "file.partial").read_bytes() == b"new"
 
-    monkeypatch.setattr(state_module.os, "fsync", check)
+    monkeypatch.setattr(os, "fsync", check)
     write_atomically(path, b"new")
     assert path.read_bytes() == b"new"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
