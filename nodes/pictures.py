@@ -15,6 +15,7 @@ from ..training.loop import Run
 from ..training.model import LoadedModel
 from ..training.sampling import sample
 from . import sockets
+from .sampler import solver_inputs
 
 
 def as_image(picture: plots.Picture) -> Tensor:
@@ -65,19 +66,7 @@ class RolloutSample(io.ComfyNode):
                     tooltip="Pixels; 0 takes the model's own size.",
                 ),
                 io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Solver steps; 8 to 50."),
-                io.Combo.Input(
-                    "sampler",
-                    options=list(SAMPLERS),
-                    default="unipc",
-                    tooltip="unipc is accurate in few steps; euler is the plain one; rk4 costs four forwards a step.",
-                ),
-                io.Int.Input(
-                    "order",
-                    default=2,
-                    min=1,
-                    max=3,
-                    tooltip="Order of unipc and dpm; 2 is a good choice, 3 for parts of a trajectory.",
-                ),
+                *solver_inputs(),
                 io.Float.Input(
                     "cfg",
                     default=2.0,

@@ -59,6 +59,25 @@ def sample(
     return integrate(denoise, x, sigmas, sampler, order, process, show)
 
 
+def solver_inputs() -> list[io.Input]:
+    """The solver and its order, for what samples a whole picture with it."""
+    return [
+        io.Combo.Input(
+            "sampler",
+            options=list(SAMPLERS),
+            default="unipc",
+            tooltip="unipc is accurate in few steps; euler is the plain one; rk4 costs four forwards a step.",
+        ),
+        io.Int.Input(
+            "order",
+            default=2,
+            min=1,
+            max=3,
+            tooltip="Order of unipc and dpm; 2 is a good choice, 3 for parts of a trajectory.",
+        ),
+    ]
+
+
 class RolloutSampler(io.ComfyNode):
     """One of the pack's solvers as the host's SAMPLER."""
 
@@ -71,19 +90,7 @@ class RolloutSampler(io.ComfyNode):
             category=sockets.CATEGORY,
             description="The solver that training rolls out with, for SamplerCustom and SamplerCustomAdvanced.",
             inputs=[
-                io.Combo.Input(
-                    "sampler",
-                    options=list(SAMPLERS),
-                    default="unipc",
-                    tooltip="unipc is accurate in few steps; euler is the plain one; rk4 costs four forwards a step.",
-                ),
-                io.Int.Input(
-                    "order",
-                    default=2,
-                    min=1,
-                    max=3,
-                    tooltip="Order of unipc and dpm; 2 is a good choice, 3 for parts of a trajectory.",
-                ),
+                *solver_inputs(),
             ],
             outputs=[io.Sampler.Output(display_name="sampler")],
         )
