@@ -27,6 +27,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from .config import check_choice, check_range
+from .lora_forward import fuse
 
 AdapterKind = Literal["lora", "dora", "loha", "lokr"]
 _NAME = "default"  # peft's name for the one adapter we keep on a module
@@ -176,6 +177,7 @@ class Adapter:
         self._layers = [m for m in module.modules() if isinstance(m, BaseTunerLayer)]
         for layer in self._layers:
             layer.eval()
+            fuse(layer, _NAME)
         for p in self.parameters():
             p.data = p.data.to(device or p.device, torch.float32)
 

@@ -87,7 +87,7 @@ def build_optimizer(config: OptimizerConfig, parameters: Sequence[nn.Parameter])
     if config.name == "prodigy":
         optimizer = _imported("prodigyopt", "Prodigy", config.name)
         return optimizer(parameters, betas=betas, safeguard_warmup=True, **common)
-    return torch.optim.AdamW(parameters, betas=betas, foreach=True, **common)
+    return torch.optim.AdamW(parameters, betas=betas, fused=True, **common)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

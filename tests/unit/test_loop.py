@@ -40,7 +40,7 @@ def plain_training(source, data, config, steps):
         source.module, LoRAConfig(rank=2, alpha=2.0, targets=source.default_lora_targets), config.seed
     )
     parameters = adapter.parameters()
-    optimizer = torch.optim.AdamW(parameters, lr=1e-2, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     bucket = data.buckets[0]
     queue = []
     for _ in range(steps):
