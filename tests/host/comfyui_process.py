@@ -97,6 +97,17 @@ def interpreter(folder: Path) -> Path | None:
     return next((python for python in places if python.is_file()), None)
 
 
+def other_front_end() -> list[str]:
+    """Arguments for the front end that COMFYUI_FRONT_END names, its `static` folder; none: the host's own."""
+    named = os.environ.get("COMFYUI_FRONT_END")
+    if not named:
+        return []
+    folder = Path(named).expanduser().resolve()
+    if not (folder / "index.html").is_file():
+        raise HostError(f"COMFYUI_FRONT_END must name a folder with an index.html, got {named}")
+    return ["--front-end-root", str(folder)]
+
+
 # -- running it ------------------------------------------------------------------------------------
 
 
@@ -325,5 +336,6 @@ def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI]:
         pytest.skip(f"no ComfyUI found: {HOW_TO}")
     print(f"host tests use {installation.folder}", file=sys.stderr)
     base = tmp_path_factory.mktemp("comfyui")
-    with running(installation, base, ["--preview-method", "latent2rgb"], [NODES_FOR_TESTS]) as host:
+    arguments = ["--preview-method", "latent2rgb", *other_front_end()]
+    with running(installation, base, arguments, [NODES_FOR_TESTS]) as host:
         yield host
