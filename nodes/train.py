@@ -17,6 +17,7 @@ from ..training.model import LoadedModel
 from ..training.optim import OptimizerConfig
 from ..training.report import describe, report
 from ..training.sigmas import TimestepConfig
+from ..training.stages import branch
 from . import sockets
 
 
@@ -253,7 +254,8 @@ class RolloutTrainSteps(io.ComfyNode):
             display_name="Train Steps",
             category=sockets.CATEGORY,
             description="Trains on from the state that comes in. The input stays what it is: two Train Steps may go "
-            "on from one state, and queueing again starts where the input says.",
+            "on from one state, and queueing again starts where the input says. A stage with other settings than "
+            "the run's goes on in a run folder of its own.",
             inputs=[
                 sockets.Run.Input("run", tooltip="The state to go on from."),
                 io.Int.Input(
@@ -267,18 +269,41 @@ class RolloutTrainSteps(io.ComfyNode):
                     tooltip="Above 0: train until the run has so many steps instead, nothing if it has them; for use "
                     "after Resume Training, which may open a later state each time.",
                 ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=0.0,
+                    min=0.0,
+                    max=10.0,
+                    step=1e-6,
+                    round=1e-9,
+                    tooltip="Above 0: another peak rate from this stage on, a third of the first for the end for "
+                    "instance; 0 keeps the run's.",
+                ),
+                sockets.ScheduledSampling.Input(
+                    "scheduled_sampling",
+                    optional=True,
+                    tooltip="Other rollouts from this stage on; without it the run's stay. Their ramp_steps and "
+                    "start_step count from the begin of the first stage that has them.",
+                ),
             ],
             outputs=list(RUN_OUTPUTS),
         )
 
     @classmethod
-    def execute(cls, run: Run, steps: int, until_step: int = 0) -> io.NodeOutput:
+    def execute(
+        cls,
+        run: Run,
+        steps: int,
+        until_step: int = 0,
+        learning_rate: float = 0.0,
+        scheduled_sampling: RolloutConfig | None = None,
+    ) -> io.NodeOutput:
         """Train."""
         if until_step:
             steps = until_step - run.step
             if steps <= 0:
                 return outputs(run)
-        return train_watched(run, steps)
+        return train_watched(branch(run, scheduled_sampling, learning_rate or None), steps)
 
 
 class RolloutResumeTraining(io.ComfyNode):

@@ -88,7 +88,8 @@ class RolloutConfig:
     prob_end: float = 0.5
     """Probability at the end of the ramp, 0..1."""
     start_step: int = 0
-    """Optimiser step at which the ramp begins; without a ramp, the first step with rollouts."""
+    """Optimiser step, counted from where these settings begin, at which the ramp begins; without a ramp, the first
+    step with rollouts."""
     ramp_shape: RampShape = "linear"
     """How the ramp rises: linear, or cosine (slow at both ends)."""
     sampler: str = "unipc"

@@ -59,4 +59,5 @@ def metadata(run: Run) -> dict[str, str]:
         "loss": f"{sum(recent) / len(recent):.6g}" if recent else "",
         "dataset_fingerprint": run.data.fingerprint,
         "config": json.dumps(to_plain(run.config)),
+        **({"parents": json.dumps(run.parents)} if run.parents else {}),
     }

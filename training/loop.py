@@ -79,6 +79,8 @@ class TrainConfig:
     """Steps in a row with a non-finite loss or gradient after which the run stops."""
     validate_every: int = 0
     """Optimiser steps between validation losses; 0 is off. Needs validation data."""
+    rollout_from: int = 0
+    """Optimiser step from which the steps of `rollout` count: where the first stage with these settings began."""
 
     def __post_init__(self) -> None:
         check_range("steps", self.steps, 1)
@@ -87,7 +89,7 @@ class TrainConfig:
         check_range("caption_dropout", self.caption_dropout, 0, 1)
         check_choice("autocast", self.autocast, get_args(Autocast))
         check_range("ema_decay", self.ema_decay, 0, 0.99999)
-        for name in ("save_every", "keep", "validate_every"):
+        for name in ("save_every", "keep", "validate_every", "rollout_from"):
             check_range(name, getattr(self, name), 0)
         check_range("max_nonfinite", self.max_nonfinite, 1)
 
@@ -103,6 +105,12 @@ class Run:
     data: LatentDataset
     config: TrainConfig
     validation: LatentDataset | None = None
+
+    @property
+    def parents(self) -> list[dict[str, Any]]:
+        """What the run branched from, oldest first: ``run``, ``step``, ``state`` and ``config`` of each."""
+        parents: list[dict[str, Any]] = self.folder.config().get("parents", [])
+        return parents
 
     @property
     def state(self) -> State:
@@ -214,7 +222,7 @@ class Trainer:
         except FloatingPointError:  # the model's own steps left the finite numbers
             measured = dict.fromkeys(("total", "base", "fc", "adr", "grad_norm"), math.nan)
         self.apply(measured)
-        probability = self.config.rollout.probability_at(self.done)
+        probability = self.config.rollout.probability_at(self.done - self.config.rollout_from)
         self.history.append(measured | {"lr": lr, "probability": probability})
         self.done += 1
         return Progress(self.done, measured["total"], probability)
@@ -222,7 +230,8 @@ class Trainer:
     def micro_step(self) -> tuple[Loss, dict[str, float]]:
         """One forward and backward pass over one batch."""
         inputs, u = self.next_inputs()
-        plan = draw_plan(self.config.rollout, self.done, u, self.generators["rollout"])
+        since = self.done - self.config.rollout_from
+        plan = draw_plan(self.config.rollout, since, u, self.generators["rollout"])
         states = None if plan is None else self.rolled_states(plan, inputs)
         rows = None if plan is None else plan.rows.to(self.device)
         if rows is not None and states is not None:

@@ -29,6 +29,7 @@ def report(run: Run) -> dict[str, Any]:
     kinds = ("train", "rollout", "clean")
     return {
         "run": str(run.folder.path),
+        "parents": [{"run": parent["run"], "step": parent["step"]} for parent in run.parents],
         "seed": run.config.seed,
         "steps": run.step,
         "seconds": round(seconds, 3),
@@ -48,6 +49,7 @@ def report(run: Run) -> dict[str, Any]:
 def describe(run: Run, facts: dict[str, Any]) -> str:
     """A few lines for the node: where the run is, how it went, what rollouts cost; `facts` of `report`."""
     lines = [f"{run.folder.path}", f"step {run.step} of {run.config.steps}"]
+    lines += [f"went on from step {parent['step']} of {parent['run']}" for parent in facts["parents"][-1:]]
     losses = [v for v in facts["loss"]["total"] if v is not None]
     if losses:
         n = min(len(losses), 20)

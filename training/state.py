@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,16 @@ class RunFolder:
         raise RuntimeError(
             f"{root} must hold fewer than a million runs of the name {name}; choose another name"
         )
+
+    @classmethod
+    def find(cls, root: Path, name: str, config: Mapping[str, Any]) -> RunFolder | None:
+        """The first folder that `create` made of the same name and settings; None if there is none."""
+        wanted = json.loads(json.dumps({"version": VERSION, **config}))
+        for path in sorted(root.glob(f"{escape(name)}-*")):
+            with suppress(RuntimeError):
+                if cls(path).config() == wanted:
+                    return cls(path)
+        return None
 
     def config(self) -> dict[str, Any]:
         """The settings that `create` wrote.
