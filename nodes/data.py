@@ -128,6 +128,22 @@ class RolloutEncodeDataset(io.ComfyNode):
                     default=False,
                     tooltip="Add the mirror image of every picture; not for text or faces.",
                 ),
+                io.Int.Input(
+                    "caption_variants",
+                    default=1,
+                    min=1,
+                    max=100,
+                    tooltip="For captions of tags, separated by commas: above 1, each is encoded in so many orders of "
+                    "its tags, and training draws one every time. Encoding time and memory for captions grow as much; "
+                    "4 to 10 are enough.",
+                ),
+                io.Int.Input(
+                    "keep_tags",
+                    default=1,
+                    min=0,
+                    max=1000,
+                    tooltip="With variants: so many tags at the front stay there, a trigger word for instance.",
+                ),
             ],
             outputs=[sockets.Data.Output(display_name="data"), io.String.Output(display_name="summary")],
         )
@@ -141,6 +157,8 @@ class RolloutEncodeDataset(io.ComfyNode):
         bucket_step: int,
         max_aspect: float,
         mirror: bool,
+        caption_variants: int = 1,
+        keep_tags: int = 1,
     ) -> io.NodeOutput:
         """Encode what is not in the cache."""
         host = current()
@@ -154,5 +172,7 @@ class RolloutEncodeDataset(io.ComfyNode):
             bucket_step=bucket_step,
             max_aspect=max_aspect,
             flip=mirror,
+            variants=caption_variants,
+            keep_tags=keep_tags,
         )
         return io.NodeOutput(data, data.summary(), ui={"text": (data.summary(),)})

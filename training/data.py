@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from .cache import TensorCache, cache_key
+from .captions import caption_variants
 from .denoiser import Cond, select
 from .images import ImageDataset as ImageDataset
 from .images import ImageItem, bucket_sizes, fitted, fitted_mask, nearest_bucket
@@ -33,16 +34,31 @@ class Bucket:
     latents: Tensor
     """[N, C, h, w] float32, as the network sees them."""
     cond: Cond
-    """Named tensors [N, ...]."""
+    """Named tensors [N * variants, ...]: of each sample its caption as written, then the caption's variants."""
     masks: Tensor | None
     """[N, 1, h, w] (with the latents' other axes as 1) in [0, 1]; None: every sample counts everywhere."""
     repeats: Tensor
     """LongTensor [N]: how often each is drawn in an epoch."""
     names: tuple[str, ...]
     captions: tuple[str, ...]
+    variants: int = 1
+    """Captions of each sample."""
 
     def __len__(self) -> int:
         return len(self.latents)
+
+    def captioned(self, rows: Tensor, generator: torch.Generator | None) -> Cond:
+        """Conditioning [B, ...] of the samples `rows: LongTensor [B]`, each with a variant that is drawn.
+
+        Args:
+            generator: None takes the captions as written.
+        """
+        if self.variants == 1:
+            return select(self.cond, rows)
+        first = rows * self.variants
+        if generator is None:
+            return select(self.cond, first)
+        return select(self.cond, first + torch.randint(self.variants, rows.shape, generator=generator))
 
 
 @dataclass(frozen=True)
@@ -82,8 +98,11 @@ class LatentDataset:
         """Samples with their repeats."""
         return int(sum(bucket.repeats.sum() for bucket in self.buckets))
 
-    def batch(self, ids: Tensor) -> Batch:
+    def batch(self, ids: Tensor, captions: torch.Generator | None = None) -> Batch:
         """Return the samples numbered `ids: LongTensor [B]`.
+
+        Args:
+            captions: stream that draws which variant of its caption a sample gets; None takes it as written.
 
         Raises:
             ValueError: they are not all of one bucket.
@@ -92,7 +111,7 @@ class LatentDataset:
         for bucket in self.buckets:
             if bool(((rows >= 0) & (rows < len(bucket))).all()):
                 mask = None if bucket.masks is None else bucket.masks[rows]
-                return Batch(bucket.latents[rows], select(bucket.cond, rows), mask, ids)
+                return Batch(bucket.latents[rows], bucket.captioned(rows, captions), mask, ids)
             rows = rows - len(bucket)
         raise ValueError(f"ids must be of samples of one bucket, got {ids.tolist()}")
 
@@ -129,6 +148,8 @@ def encode(
     bucket_step: int = 64,
     max_aspect: float = 2.0,
     flip: bool = False,
+    variants: int = 1,
+    keep_tags: int = 1,
 ) -> LatentDataset:
     """Encode pictures and captions, what is in the cache excepted.
 
@@ -141,6 +162,8 @@ def encode(
         bucket_step: sides of the other buckets are multiples of it, in pixels.
         max_aspect: longest allowed ratio of sides of a bucket; 1 crops everything to the square.
         flip: add the mirror image of every picture.
+        variants: captions of every picture: its own, and the same tags in other orders (`caption_variants`).
+        keep_tags: so many tags at the front of a caption stay where they are.
 
     Raises:
         ValueError: a size that the model cannot take, or a file that cannot be read any more.
@@ -152,7 +175,8 @@ def encode(
         for item in dataset.items
         for flipped in ((False, True) if flip else (False,))
     ]
-    encoder = _Encoder(model, cache_dir, dataset.alpha_masks)
+    texts = {c: caption_variants(c, variants, keep_tags) for c in {item.caption for item in dataset.items}}
+    encoder = _Encoder(model, cache_dir, dataset.alpha_masks, texts)
     encoded: dict[tuple[int, int], list[tuple[_Picture, Mapping[str, Tensor]]]] = {}
     for i, picture in enumerate(pictures):
         encoded.setdefault(picture.size, []).append((picture, encoder.picture(picture)))
@@ -193,8 +217,15 @@ def _sizes(model: ModelSource, resolution: int, step: int, max_aspect: float) ->
 class _Encoder:
     """Encodes pictures and captions through the cache, and remembers the keys of all that it has encoded."""
 
-    def __init__(self, model: ModelSource, cache_dir: Path | None, alpha_masks: bool) -> None:
+    def __init__(
+        self,
+        model: ModelSource,
+        cache_dir: Path | None,
+        alpha_masks: bool,
+        variants: Mapping[str, Sequence[str]],
+    ) -> None:
         self.model = model
+        self.variants = variants
         self.alpha_masks = alpha_masks
         encoders = model.encoder_fingerprint
         self.base = [CACHE_VERSION, encoders, str(model.dtype)]
@@ -220,7 +251,7 @@ class _Encoder:
             self.alpha_masks,
         ]
         key = cache_key("picture", *self.base, contents, picture.size, picture.flipped)
-        self.keys.append(cache_key(key, item.caption, item.repeats))
+        self.keys.append(cache_key(key, item.caption, item.repeats, *self.variants[item.caption][1:]))
         return self.cache.fetch(key, lambda: self._encode(picture, data, mask))
 
     def fingerprint(self) -> str:
@@ -250,7 +281,8 @@ def _read(path: Path) -> bytes:
 
 def _bucket(encoded: list[tuple[_Picture, Mapping[str, Tensor]]], encoder: _Encoder) -> Bucket:
     items = [picture.item for picture, _ in encoded]
-    conds = [encoder.caption(item.caption) for item in items]
+    texts = [encoder.variants[item.caption] for item in items]
+    conds = [encoder.caption(text) for own in texts for text in own]
     latents = torch.stack([tensors["latent"] for _, tensors in encoded]).cpu()
     masks = None
     if any("mask" in tensors for _, tensors in encoded):
@@ -265,6 +297,7 @@ def _bucket(encoded: list[tuple[_Picture, Mapping[str, Tensor]]], encoder: _Enco
         repeats=torch.tensor([item.repeats for item in items]),
         names=tuple(picture.name for picture, _ in encoded),
         captions=tuple(item.caption for item in items),
+        variants=len(texts[0]),
     )
 
 
@@ -292,12 +325,12 @@ class BatchOrder:
         self._queue = torch.empty(0, batch_size, dtype=torch.long)  # batches left of this epoch
         self._carry = torch.empty(0, dtype=torch.long)  # samples left over from it
 
-    def next(self) -> Batch:
-        """Return the next batch."""
+    def next(self, captions: torch.Generator | None = None) -> Batch:
+        """Return the next batch; `captions` as in `LatentDataset.batch`."""
         while not len(self._queue):
             self._begin_epoch()
         ids, self._queue = self._queue[0], self._queue[1:]
-        return self.dataset.batch(ids)
+        return self.dataset.batch(ids, captions)
 
     def _begin_epoch(self) -> None:
         batches, carry = [], []

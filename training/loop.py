@@ -247,7 +247,7 @@ class Trainer:
     def next_inputs(self) -> tuple[Inputs, Tensor]:
         """The next batch as teacher-forced inputs, and the targets ``u_t`` [B] that the timestep sampler drew."""
         config, generators = self.config, self.generators
-        batch = self.order.next()
+        batch = self.order.next(generators["captions"])
         u = draw_u(config.timesteps, len(batch.x0), generators["timesteps"])
         sigma = self.denoiser.schedule.sigma(u).to(batch.x0)
         noise = torch.randn(batch.x0.shape, generator=generators["noise"], dtype=batch.x0.dtype)

@@ -36,6 +36,7 @@ const RULES = {
     ...(v.optimizer === "adafactor" ? all(["beta1", "beta2"], "noBetas") : {}),
   }),
   RolloutReflexFlow: (v) => (v.enabled === "off" ? all(["alpha", "beta1", "beta2", "fc_norm"], "reflexFlowOff") : {}),
+  RolloutEncodeDataset: (v) => (v.caption_variants === 1 ? { keep_tags: "noVariants" } : {}),
   RolloutTrainLoRA: (v) => (v.save_every === 0 ? { keep: "noSaves" } : {}),
   RolloutTrainSteps: (v) => (v.until_step > 0 ? { steps: "noStepsUntil" } : {}),
   RolloutInitTraining: (v) => (v.save_every === 0 ? { keep: "noSaves" } : {}),

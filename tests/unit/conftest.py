@@ -82,16 +82,19 @@ class ToySource:
         save_file(dict(adapter.tensors), path, dict(metadata))
 
 
-def toy_data(n: int = 12, sizes: Sequence[int] = (6,), masked: bool = False) -> LatentDataset:
+def toy_data(
+    n: int = 12, sizes: Sequence[int] = (6,), masked: bool = False, variants: int = 1
+) -> LatentDataset:
     g = torch.Generator().manual_seed(1)
     buckets = tuple(
         Bucket(
             latents=torch.randn(n, 4, size, 6, generator=g),
-            cond={"context": torch.randn(n, 3, 6, generator=g)},
+            cond={"context": torch.randn(n * variants, 3, 6, generator=g)},
             masks=(torch.rand(n, 1, size, 6, generator=g) > 0.3).float() if masked else None,
             repeats=torch.ones(n, dtype=torch.long),
             names=tuple(map(str, range(n))),
             captions=tuple(map(str, range(n))),
+            variants=variants,
         )
         for size in sizes
     )
@@ -134,7 +137,7 @@ def make_source() -> Callable[[str], ToySource]:
 
 @pytest.fixture
 def make_data() -> Callable[..., LatentDataset]:
-    """``make_data(n, sizes, masked)``."""
+    """``make_data(n, sizes, masked, variants)``."""
     return toy_data
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from rollout_trainer.training.cache import TensorCache, cache_key
+from rollout_trainer.training.captions import caption_variants
 from rollout_trainer.training.data import BatchOrder, Bucket, LatentDataset, encode, read_image_folder
 from rollout_trainer.training.images import bucket_sizes, nearest_bucket
 
@@ -49,6 +50,64 @@ def picture(path, size=(64, 64), colour=(255, 0, 0), caption="a caption", **opti
     Image.new("RGB" if len(colour) == 3 else "RGBA", size, colour).save(path, **options)
     if caption is not None:
         path.with_suffix(".txt").write_text(caption, encoding="utf-8")
+
+
+# --- tags in other orders ---------------------------------------------------------------------------
+
+
+def test_variants_are_the_same_tags_behind_those_that_stay():
+    own = caption_variants("blob,  red, round , happy, big,", 40, keep_tags=1)
+    assert own[0] == "blob,  red, round , happy, big,"  # as written
+    assert all(v.startswith("blob, ") for v in own)
+    assert {tuple(sorted(v.split(", "))) for v in own[1:]} == {("big", "blob", "happy", "red", "round")}
+    assert len(set(own)) > 15  # of 24 orders
+    assert own == caption_variants(own[0], 40, keep_tags=1)  # of the caption alone
+    assert own[:5] == caption_variants(own[0], 5, keep_tags=1)  # more of them leave the first ones as they are
+
+
+@pytest.mark.parametrize(("caption", "keep"), [("", 0), ("a sentence", 0), ("x, y", 1), ("x, y, z", 9)])
+def test_captions_with_nothing_to_shuffle_stay_as_written(caption, keep):
+    assert caption_variants(caption, 3, keep) == [caption] * 3
+
+
+def test_no_variants_is_the_dataset_as_ever(tmp_path):
+    picture(tmp_path / "a.png", caption="x, y, z")
+    data = encode(read_image_folder(tmp_path), model := Model())
+    assert model.captions == ["x, y, z", ""]
+    assert data.fingerprint == encode(read_image_folder(tmp_path), Model(), keep_tags=3).fingerprint
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    data.batch(torch.tensor([0]), generator)
+    assert torch.equal(generator.get_state(), before)  # off draws nothing
+
+
+def test_each_draw_is_one_of_a_pictures_own_variants(tmp_path):
+    for i in range(3):
+        picture(tmp_path / f"{i}.png", caption=f"t{i}, {'a' * (i + 1)}, b, c")
+    model = Model()
+    model.encode_text = lambda captions: {"context": torch.tensor([[float(numbers[c])] for c in captions])}
+    dataset = read_image_folder(tmp_path)
+    texts = [caption_variants(item.caption, 4, 1) for item in dataset.items]
+    numbers = {text: i for i, text in enumerate(dict.fromkeys([""] + [t for own in texts for t in own]))}
+    data = encode(dataset, model, variants=4)
+    assert len(data) == 3
+    assert data.fingerprint != encode(dataset, Model()).fingerprint
+    assert data.fingerprint != encode(dataset, Model(), variants=4, keep_tags=0).fingerprint
+    ids, generator = torch.tensor([2, 0, 1]), torch.Generator().manual_seed(0)
+    drawn = torch.cat([data.batch(ids, generator).cond["context"] for _ in range(50)], 1)  # [3, 50]
+    for row, i in zip(drawn.tolist(), ids.tolist(), strict=True):
+        assert set(row) == {numbers[text] for text in texts[i]}
+    assert data.batch(ids).cond["context"][:, 0].tolist() == [numbers[texts[i][0]] for i in ids.tolist()]
+
+
+def test_variants_are_encoded_once(tmp_path):
+    picture(tmp_path / "a.png", caption="x, y, z, w")
+    dataset, cache = read_image_folder(tmp_path), tmp_path / "cache"
+    first = encode(dataset, model := Model(), cache_dir=cache, variants=5)
+    assert len(model.captions) == len({*caption_variants("x, y, z, w", 5, 1), ""})
+    again = encode(dataset, other := Model(), cache_dir=cache, variants=5)
+    assert other.captions == []
+    assert torch.equal(first.buckets[0].cond["context"], again.buckets[0].cond["context"])
 
 
 # --- folders ---------------------------------------------------------------------------------------

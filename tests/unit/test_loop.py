@@ -114,8 +114,8 @@ EVERYTHING = {
 
 
 def test_resumed_is_uninterrupted_bit_for_bit(make_source, make_data, make_config, tmp_path):
-    """Ten random stops, with dropout, EMA, accumulation, ramp, reuse, masks and two buckets all on."""
-    data, config = make_data(sizes=(6, 4), masked=True), make_config(**EVERYTHING)
+    """Ten random stops, with dropout, EMA, accumulation, ramp, reuse, masks, variants and two buckets all on."""
+    data, config = make_data(sizes=(6, 4), masked=True, variants=3), make_config(**EVERYTHING)
     whole = trained(make_source("flow"), data, config, 24, tmp_path)
     shuffled = random.Random(7).sample(range(1, 24), 10)
     for stop in shuffled:

@@ -73,6 +73,13 @@ def test_resumed_is_uninterrupted(begin, make_source, make_data):
         assert same(whole.state, train(stage, 8 - stop).state)
 
 
+def test_a_ramp_goes_on_while_the_rate_changes(begin):
+    ramp = train(branch(begin(4), RAMP), 2)
+    lower = train(branch(ramp, learning_rate=1e-3), 4)
+    whole = begin(10, rollout=replace(RAMP, start_step=4))
+    assert lower.history.columns["probability"] == whole.history.columns["probability"]
+
+
 def test_a_run_in_three_folders(begin):
     """Plain, with rollouts, plain again: the history is whole and every folder says what it is."""
     first = begin(4)
