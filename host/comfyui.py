@@ -16,8 +16,9 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch import Tensor
 
-from .events import Panel
+from .events import Panel, prompt_server
 from .interface import Facts, Progress
+from .links import text_behind
 from .report import FOLDERS_VARIABLE, REPORT_VARIABLE, merge, write
 from .standalone import PACK, TerminalBar, first_existing
 
@@ -65,6 +66,15 @@ class ComfyHost:
         bases = (folder_paths.models_dir, folder_paths.base_path)
         folders = [*map(Path, given), self.input_dir(), self.output_dir(), *map(Path, bases), PACK]
         return first_existing(text, folders)
+
+    def linked_text(self, name: str) -> str | None:
+        """Follow the link in the prompt that runs: ComfyUI passes None for linked inputs."""
+        context, server = get_executing_context(), prompt_server()
+        if context is None or server is None:
+            return None
+        running = server.prompt_queue.get_current_queue_volatile()[0]
+        prompts = {prompt_id: prompt for _, prompt_id, prompt, *_ in running}
+        return text_behind(prompts.get(context.prompt_id, {}), context.node_id, name)
 
     def device(self) -> torch.device:
         """Return the device that ComfyUI computes on."""

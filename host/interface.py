@@ -70,6 +70,13 @@ class Host(Protocol):
         """
         ...
 
+    def linked_text(self, name: str) -> str | None:
+        """Return the text that comes through a link into the input `name` of the node that is asked now.
+
+        For `fingerprint_inputs`, which hosts call before anything ran. None where it is not known by then.
+        """
+        ...
+
     def device(self) -> torch.device:
         """Return the device to compute on."""
         ...

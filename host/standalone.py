@@ -81,6 +81,10 @@ class StandaloneHost:
         """Look for `text` in the working directory, beside the graph, in the output folder, in the pack."""
         return first_existing(text, [Path.cwd(), self.folder, self.out, PACK])
 
+    def linked_text(self, name: str) -> str | None:
+        """Return None: every run is new here, so nothing is asked for its fingerprint."""
+        return None
+
     def device(self) -> torch.device:
         """Return the device given, else CUDA, MPS or the CPU, the first there is."""
         return torch.device(self._device or best_device())

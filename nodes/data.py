@@ -64,8 +64,9 @@ class RolloutDatasetFromFolder(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder: str | None, **inputs: object) -> str:
-        """A folder whose files changed is another input; None: its name comes through a link, not known here."""
-        if folder is None:
+        """A folder whose files changed is another input; None: its name comes through a link."""
+        folder = folder or current().linked_text("folder")
+        if not folder:
             return ""
         files = sorted(p for p in current().resolve_path(folder).rglob("*") if p.is_file())
         return ",".join(f"{p}:{p.stat().st_mtime_ns}:{p.stat().st_size}" for p in files)

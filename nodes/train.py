@@ -338,7 +338,8 @@ class RolloutResumeTraining(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, folder: str | None, **inputs: Any) -> str:
         """A folder that got another state since is another input; None: its name comes through a link."""
-        if folder is None:
+        folder = folder or current().linked_text("folder")
+        if not folder:
             return ""
         path = current().resolve_path(folder)
         return ",".join(sorted(p.name for p in path.glob("state-*.safetensors")))
