@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -289,13 +292,18 @@ class RolloutExposureBias(io.ComfyNode):
             for name, m in models.items()
         }
         current().report({"exposure_bias": reports})
-        lines = [
-            f"{name}: energy distance {max(r['energy']):.4f} at most (floor {max(r['energy_floor']):.4f}), "
-            f"power at the end {r['power'][-1]:.3f}"
-            for name, r in reports.items()
-        ]
-        text = "\n".join(lines)
+        text = "\n".join(exposure_line(name, r) for name, r in reports.items())
         return io.NodeOutput(as_image(plots.exposure_plot(reports)), text, ui={"text": (text,)})
+
+
+def exposure_line(name: str, report: dict[str, list[Any]]) -> str:
+    """The measure of one model in a line."""
+    bands = [ratio for ratio in report["spectrum"][-1] if not math.isnan(ratio)]  # flat areas first
+    return (
+        f"{name}: energy distance {max(report['energy']):.4f} at most (floor {max(report['energy_floor']):.4f}), "
+        f"power at the end {report['power'][-1]:.3f}, of flat areas {bands[0]:.3f}, of the finest detail "
+        f"{bands[-1]:.3f}"
+    )
 
 
 class RolloutLossPlot(io.ComfyNode):

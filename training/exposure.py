@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,14 +45,16 @@ class ExposureBias:
     prediction: Tensor
     """[T] norm of the velocity at own states over that at forward states; 1 is right. Sigma 0 has none."""
 
-    def summary(self) -> dict[str, list[float]]:
-        """The curves as plain numbers, for reports."""
+    def summary(self) -> dict[str, list[Any]]:
+        """The curves as plain numbers, for reports; ``frequency`` has the middles of the bands, 1 is the finest."""
         return {
             "sigma": self.sigmas.tolist(),
             "energy": self.energy.tolist(),
             "energy_floor": self.energy_floor.tolist(),
             "power": self.power.tolist(),
             "prediction": self.prediction.tolist(),
+            "frequency": [(band + 0.5) / BANDS for band in range(BANDS)],
+            "spectrum": self.spectrum.tolist(),
         }
 
 
@@ -70,8 +73,8 @@ def energy_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def radial_power(x: Tensor) -> Tensor:
-    """Mean power of ``[N, C, h, w]`` latents in `BANDS` bands of radial frequency, ``[BANDS]``."""
-    power = torch.fft.fft2(x.float(), norm="ortho").abs().square().mean((0, 1))  # [h, w]
+    """Mean power of latents ``[N, C, ..., h, w]`` in `BANDS` bands of radial frequency, ``[BANDS]``."""
+    power = torch.fft.fft2(x.float(), norm="ortho").abs().square().flatten(0, -3).mean(0)  # [h, w]
     fy, fx = (torch.fft.fftfreq(n, device=x.device) for n in power.shape)
     radius = (fy[:, None] ** 2 + fx[None, :] ** 2).sqrt() / math.sqrt(0.5)  # 0..1
     band = (radius * BANDS).long().clamp(max=BANDS - 1)

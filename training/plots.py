@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -29,6 +31,12 @@ LOSSES = {
     "validation": ("validation", "#8250df"),
 }
 """Columns of a loss history that are drawn: label and colour."""
+EXPOSURE = {
+    "energy": "energy distance to the forward process",
+    "power": "power, own / forward",
+    "prediction": "prediction norm, own / forward",
+}
+"""Measures of exposure bias that are drawn over sigma, with their titles."""
 MAX_FRAMES = 9
 """Columns of a filmstrip; of a longer rollout, states in equal distances."""
 
@@ -95,36 +103,55 @@ def drift_plot(sigmas: Values, drift: Values, floor: Values, size: tuple[int, in
 
 
 def exposure_plot(
-    reports: Mapping[str, Mapping[str, Values]], size: tuple[int, int] = (1100, 380)
+    reports: Mapping[str, Mapping[str, Any]], size: tuple[int, int] = (1100, 680)
 ) -> Picture:
-    """Plot exposure bias of one or more models: energy distance with its floor, power and prediction norm.
+    """Plot exposure bias of one or more models over sigma and, at a few noise levels, over radial frequency.
 
     Args:
         reports: by label, the columns of `exposure.ExposureBias.summary`.
         size: width and height in pixels.
     """
     figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100, layout="constrained", facecolor=PAPER)
-    panels = figure.subplots(1, 3)
-    titles = (
-        "energy distance to the forward process",
-        "power, own / forward",
-        "prediction norm, own / forward",
-    )
-    for axes, title, name in zip(panels, titles, ("energy", "power", "prediction"), strict=True):
-        for (label, report), colour in zip(reports.items(), ("#0969da", "#cf222e", "#1a7f37"), strict=False):
+    sigmas = next(iter(reports.values()))["sigma"]
+    levels = sorted({math.ceil((len(sigmas) - 1) * part / 4) for part in (1, 2, 3, 4)})  # the last is the picture
+    upper = [name for name in EXPOSURE for _ in range(4)]
+    lower = [str(level) for level in levels for _ in range(12 // len(levels))]
+    rows: list[Any] = [upper, lower]  # 12 columns each
+    panels = figure.subplot_mosaic(rows)
+    for (label, report), colour in zip(reports.items(), ("#0969da", "#cf222e", "#1a7f37"), strict=False):
+        for name in EXPOSURE:
             values = report[name]
-            axes.plot(report["sigma"][: len(values)], values, "o-", ms=3, color=colour, label=label)
-            if name == "energy":
-                axes.plot(report["sigma"], report["energy_floor"], "--", color=FAINT, lw=1)
-        if name != "energy":
-            axes.axhline(1, color=FAINT, lw=1, ls="--")
-        axes.invert_xaxis()
+            panels[name].plot(sigmas[: len(values)], values, "o-", ms=3, color=colour, label=label)
+        panels["energy"].plot(sigmas, report["energy_floor"], "--", color=FAINT, lw=1)
+        for level in levels:
+            panels[str(level)].plot(report["frequency"], report["spectrum"][level], "o-", ms=3, color=colour)
+    for name, title in EXPOSURE.items():
+        panels[name].set(title=title, xlabel="sigma")
+        panels[name].invert_xaxis()
+    _spectrum_axes([panels[str(level)] for level in levels], [sigmas[level] for level in levels])
+    for name, axes in panels.items():
+        axes.title.set_fontsize(10)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("sigma")
-    panels[0].legend(frameon=False)
+        if name != "energy":
+            axes.axhline(1, color=FAINT, lw=1, ls="--")
+    panels["energy"].legend(frameon=False)
     return _render(figure)
+
+
+def _spectrum_axes(panels: Sequence[Axes], sigmas: Values) -> None:
+    """Axes of ratios over frequency, alike at all noise levels: an octave around 1 at least."""
+    for axes, sigma in zip(panels, sigmas, strict=True):
+        axes.set(title=f"spectrum at sigma {sigma:.2f}", xlabel="radial frequency, 1 is the finest")
+        axes.set(xlim=(0, 1), yscale="log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
+    limits = [axes.get_ylim() for axes in panels]
+    low, high = min(low for low, _ in limits), max(high for _, high in limits)
+    for axes in panels:
+        axes.set_ylim(min(low, 2**-0.5), max(high, 2**0.5))
+    panels[0].set_ylabel("power, own / forward")
 
 
 def filmstrip(

@@ -1,6 +1,7 @@
 """The exposure-bias measure: nothing for a perfect model, what is there for a biased one."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -64,6 +65,40 @@ def test_a_biased_model_shows_where_it_leaves():
     assert bias.energy[-1] > 10 * bias.energy_floor[-1].abs()
     assert bias.energy[-1] > bias.energy[10] > bias.energy[2]
     assert bias.prediction.shape == (20,)
+
+
+class Blurred(Exact):
+    """Exact for data that have half the standard deviation in the upper half of the bands."""
+
+    def predict(self, x, sigma, cond):
+        s = expand(sigma, x)
+        fy, fx = torch.fft.fftfreq(x.shape[-2])[:, None], torch.fft.fftfreq(x.shape[-1])
+        fine = (fy**2 + fx**2).sqrt() / 0.5**0.5 >= 0.5
+        variance = torch.where(fine, S**2 / 4, S**2)
+        gain = (1 - s) * variance / ((1 - s) ** 2 * variance + s**2)
+        denoised = torch.fft.ifft2(gain * torch.fft.fft2(x)).real
+        return (x - denoised) / s
+
+
+def test_the_spectrum_says_which_detail_is_missing():
+    """Data N(0, S^2) at every frequency; a model of blurred data has (1-s)^2 S'^2 + s^2 at each."""
+    g = torch.Generator().manual_seed(0)
+    n = 128
+    bucket = replace(data(n).buckets[0], latents=S * torch.randn(n, 2, 16, 16, generator=g))
+    white = replace(data(), buckets=(bucket,))
+    bias = exposure_bias(Blurred(), white, samples=n, steps=40, sampler="unipc")
+    s = bias.sigmas[:, None].float()
+    kept = torch.where(torch.arange(BANDS) < BANDS // 2, 1.0, 0.25) * S**2
+    expected = ((1 - s) ** 2 * kept + s**2) / ((1 - s) ** 2 * S**2 + s**2)  # 1 .. 1/4 at the picture
+    torch.testing.assert_close(bias.spectrum, expected, atol=0, rtol=0.1)
+    facts = bias.summary()
+    assert facts["frequency"] == [(k + 0.5) / 8 for k in range(8)]
+    assert len(facts["spectrum"]) == len(facts["sigma"]) == 41
+
+
+def test_latents_of_videos_have_a_spectrum_too():
+    noise = torch.randn(16, 2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(radial_power(noise), torch.ones(BANDS), atol=0.1, rtol=0)
 
 
 def test_coarse_steps_show_as_bias_too():

@@ -5,7 +5,14 @@ import sys
 import numpy as np
 import pytest
 
-from rollout_trainer.training.plots import drift_plot, filmstrip, image_grid, loss_plot, smoothed
+from rollout_trainer.training.plots import (
+    drift_plot,
+    exposure_plot,
+    filmstrip,
+    image_grid,
+    loss_plot,
+    smoothed,
+)
 
 NAN = float("nan")
 
@@ -26,6 +33,33 @@ def test_the_loss_plot_draws_every_column():
     assert picture.dtype == np.uint8
     for colour in ("#1f2328", "#0969da", "#1a7f37", "#cf222e"):
         assert inked(picture, colour) > 300
+
+
+def exposure(steps, bands=(1.0, 0.9, 0.5, NAN)):
+    """The columns of `ExposureBias.summary`."""
+    sigmas = np.linspace(1, 0, steps + 1).tolist()
+    curve = [1.0 - 0.1 * i for i in range(steps + 1)]
+    return {
+        "sigma": sigmas,
+        "energy": curve,
+        "energy_floor": [0.0] * (steps + 1),
+        "power": curve,
+        "prediction": curve[:-1],
+        "frequency": [0.125, 0.375, 0.625, 0.875],
+        "spectrum": [list(bands)] * (steps + 1),
+    }
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 20])
+def test_the_exposure_plot_draws_every_model(steps):
+    one = exposure_plot({"model": exposure(steps)})
+    two = exposure_plot({"model": exposure(steps), "other": exposure(steps, (1.0, 1.1, 3.0, 4.0))})
+    assert one.shape == two.shape == (680, 1100, 3)
+    blue, red = "#0969da", "#cf222e"
+    assert (inked(one, blue) > 300, inked(one, red)) == (True, 0)
+    assert inked(two, red) > 300
+    lower = two[340:]
+    assert inked(lower, red) > 100  # the spectra
 
 
 @pytest.mark.parametrize(
