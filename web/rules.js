@@ -85,6 +85,30 @@ export function expectedExtraForwards(v, reflexflow) {
 }
 
 /**
+ * About how many times as long a step takes; as `training.rollout.step_time_factor`, with which a test compares it.
+ * @param {number} extra forwards per sample
+ * @param {boolean} checkpointing whether the training recomputes in its backward pass
+ */
+export function stepTimeFactor(extra, checkpointing) {
+  return 1 + extra / (checkpointing ? 3 : 2);
+}
+
+/**
+ * What makes rollouts cheaper at the present settings.
+ * @param {Values} v the widgets of RolloutScheduledSampling
+ * @returns {string[]} keys of words
+ */
+export function waysToSave(v) {
+  const own = v.target === "solver_error"; // two steps of its own, whatever the length
+  return [
+    ...(v.sampler === "rk4" ? ["saveSolver"] : []),
+    ...(own ? [] : ["saveLength"]),
+    "saveProbability",
+    ...(own || v.reuse > 3 ? [] : ["saveReuse"]),
+  ];
+}
+
+/**
  * Relative frequency of the lengths 0..longest; null where it is not known.
  * @param {number | undefined} longest
  * @param {string | undefined} strategy

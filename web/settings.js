@@ -4,11 +4,17 @@
 // @ts-ignore: served by the host
 import { app } from "../../scripts/app.js";
 import { allNodes, widgetValues } from "./graph.js";
-import { expectedExtraForwards, hasRules, withoutEffect } from "./rules.js";
-import { labelOptions, word } from "./words.js";
+import { expectedExtraForwards, hasRules, stepTimeFactor, waysToSave, withoutEffect } from "./rules.js";
+import { anyOf, labelOptions, word } from "./words.js";
 
 const SAMPLING = "RolloutScheduledSampling";
-const COST_HEIGHT = 24; // pixels
+const COSTING = ["RolloutReflexFlow", "RolloutTrainLoRA", "RolloutInitTraining"]; // the cost depends on them too
+const SLOW = 5; // times the time of a plain step, above which the cost line warns
+const COST_HEIGHT = 36; // pixels: two lines
+const WARNING_HEIGHT = 72;
+const COST_STYLE = "font: 11px/1.4 system-ui, sans-serif; text-align: center; overflow: hidden;";
+// Colours of its own: readable on the nodes of light and dark themes alike.
+const WARNING_STYLE = "background: #ffe08a; color: #3d2c00; border-radius: 4px; padding: 1px 4px;";
 
 /**
  * The cost line of each scheduled-sampling node.
@@ -26,15 +32,47 @@ function refresh(node) {
     widget.tooltip = reason ? word(reason) : undefined; // undefined: the front end's own, in the user's language
   }
   const line = costLines.get(node);
-  if (line) line.textContent = cost(expectedExtraForwards(widgetValues(node), usesReflexFlow(node)));
+  if (line) showCost(line, widgetValues(node), usesReflexFlow(node));
   node.setDirtyCanvas?.(true, true);
 }
 
-/** @param {number} forwards */
-function cost(forwards) {
+/**
+ * @param {HTMLElement} line
+ * @param {Record<string, any>} values
+ * @param {boolean} reflexflow
+ */
+function showCost(line, values, reflexflow) {
+  const forwards = expectedExtraForwards(values, reflexflow);
+  const factor = stepTimeFactor(forwards, usesCheckpointing());
+  const slow = factor > SLOW;
+  const text = cost(forwards, factor);
+  line.textContent = slow ? `\u26a0 ${warning(text, values)}` : text;
+  line.style.cssText = COST_STYLE + (slow ? WARNING_STYLE : "color: var(--descrip-text, #999);");
+  line.classList.toggle("rollout-trainer-warning", slow);
+}
+
+/**
+ * @param {number} forwards
+ * @param {number} factor
+ */
+function cost(forwards, factor) {
   if (Number.isNaN(forwards)) return "";
   if (forwards === 0) return word("noCost");
-  return word("cost").replace("<n>", forwards.toFixed(forwards < 0.95 ? 2 : 1));
+  return word("cost").replace("<n>", forwards.toFixed(forwards < 0.95 ? 2 : 1)).replace("<x>", factor.toFixed(1));
+}
+
+/**
+ * @param {string} text
+ * @param {Record<string, any>} values
+ */
+function warning(text, values) {
+  return word("costHigh").replace("<cost>", text).replace("<ways>", anyOf(waysToSave(values)));
+}
+
+/** Whether the graph's trainings recompute in their backward pass. */
+function usesCheckpointing() {
+  const trainings = allNodes(app.rootGraph ?? app.graph).map(widgetValues).filter((v) => "gradient_checkpointing" in v);
+  return trainings.length > 0 && trainings.every((v) => v.gradient_checkpointing === true);
 }
 
 /**
@@ -56,9 +94,10 @@ function refreshCosts() {
 /** @param {any} node */
 function addCostLine(node) {
   const line = document.createElement("div");
-  line.style.cssText = "font: 11px/1.4 system-ui, sans-serif; text-align: center; color: var(--descrip-text, #999);";
   line.className = "rollout-trainer-cost";
-  const options = { serialize: false, hideOnZoom: false, getMinHeight: () => COST_HEIGHT, getMaxHeight: () => COST_HEIGHT };
+  line.setAttribute("role", "status");
+  const height = () => (line.classList.contains("rollout-trainer-warning") ? WARNING_HEIGHT : COST_HEIGHT);
+  const options = { serialize: false, hideOnZoom: false, getMinHeight: height, getMaxHeight: height };
   const widget = node.addDOMWidget("rollout_cost", "rollout_cost", line, options);
   widget.serialize = false; // widgets are stored by position
   costLines.set(node, line);
@@ -89,7 +128,7 @@ app.registerExtension({
     if (node.comfyClass === SAMPLING) addCostLine(node);
     const update = () => {
       refresh(node);
-      if (node.comfyClass === "RolloutReflexFlow") refreshCosts();
+      if (COSTING.includes(node.comfyClass)) refreshCosts();
     };
     for (const widget of node.widgets ?? []) follow(widget, "callback", update);
     follow(node, "onConnectionsChange", update);

@@ -10,13 +10,16 @@ import { api } from "../../scripts/api.js";
 let texts = {};
 /** @type {Record<string, any>} */
 let english = {};
+let language = "en";
 
 /** Ask the host for the texts; call it before any node is made. */
 export async function loadWords() {
   const response = await api.fetchApi("/i18n");
   const languages = response.ok ? await response.json() : {};
   english = languages.en ?? {};
-  texts = languages[app.extensionManager?.setting?.get("Comfy.Locale") ?? "en"] ?? english;
+  const chosen = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
+  language = chosen in languages ? chosen : "en";
+  texts = languages[language] ?? english;
 }
 
 /**
@@ -26,6 +29,14 @@ export async function loadWords() {
  */
 export function word(key) {
   return texts.rolloutTrainer?.[key] ?? english.rolloutTrainer?.[key] ?? key;
+}
+
+/**
+ * Words as a choice: "a, b, or c".
+ * @param {string[]} keys
+ */
+export function anyOf(keys) {
+  return new Intl.ListFormat(language, { type: "disjunction" }).format(keys.map(word));
 }
 
 /**

@@ -250,20 +250,45 @@ def test_settings_without_effect_are_greyed_and_the_cost_is_said(mode, open_page
     assert greyed.keys() == {"prob_start", "prob_end", "ramp_shape"}
     assert "ramp_steps is 0" in greyed["prob_start"]
     # probability 0.5 x (a length of 1..3 steps, 3 of 4 times, 2 on average, and one clean forward)
-    assert page.evaluate(COST) == "about 1.1 extra forwards per sample"
+    assert page.evaluate(COST) == "about 1.1 extra forwards per sample, about 1.6x the time of a plain step"
     page.evaluate(SET, [SAMPLING, "ramp_steps", 100])
     page.evaluate(SET, [SAMPLING, "sampler", "rk4"])
     page.wait_for_timeout(300)
     assert dict(page.evaluate(GREYED, SAMPLING)).keys() == {"probability", "order"}
-    assert page.evaluate(COST) == "about 3.4 extra forwards per sample"
+    assert page.evaluate(COST) == "about 3.4 extra forwards per sample, about 2.7x the time of a plain step"
     page.evaluate(SET, [REFLEXFLOW, "enabled", "off"])
     page.wait_for_timeout(300)
-    assert page.evaluate(COST) == "about 3.0 extra forwards per sample"
+    assert page.evaluate(COST) == "about 3.0 extra forwards per sample, about 2.5x the time of a plain step"
+    page.evaluate(SET, [TRAIN, "gradient_checkpointing", True])
+    assert page.evaluate(COST) == "about 3.0 extra forwards per sample, about 2.0x the time of a plain step"
+    page.evaluate(SET, [TRAIN, "gradient_checkpointing", False])
     page.screenshot(path=shots / f"settings-{mode}.png")
     page.evaluate(SET, [SAMPLING, "max_step_offset", 0])
     assert page.evaluate(COST) == "no extra forwards: rollouts are off"
     stored = page.evaluate("id => app.graph.getNodeById(id).serialize().widgets_values", SAMPLING)
     assert len(stored) == 13  # the cost line is not among them
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_costly_rollouts_are_warned_of(mode, open_page, shots):
+    page = open_page(mode)
+    look_at(page, SAMPLING)
+    line = page.locator("[role=status].rollout-trainer-cost")
+    assert page.locator(".rollout-trainer-warning").count() == 0
+    page.evaluate(SET, [SAMPLING, "sampler", "rk4"])
+    page.evaluate(SET, [SAMPLING, "max_step_offset", 10])
+    page.wait_for_timeout(500)
+    assert "rollout-trainer-warning" in line.get_attribute("class")
+    text = line.inner_text()
+    assert text == (
+        "\N{WARNING SIGN} about 10.5 extra forwards per sample, about 6.2x the time of a plain step. To make it "
+        "cheaper: another sampler than rk4, a smaller max_step_offset, a lower probability, or reuse of 2 to 4."
+    )
+    assert line.evaluate("e => e.scrollHeight <= e.clientHeight + 1")  # nothing is cut off
+    for palette in ("light", "dark"):
+        page.evaluate("name => app.extensionManager.setting.set('Comfy.ColorPalette', name)", palette)
+        page.wait_for_timeout(500)
+        page.screenshot(path=shots / f"warning-{mode}-{palette}.png")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -277,7 +302,7 @@ def test_japanese_is_shown(mode, open_page, comfyui, shots):
         "id => app.graph.getNodeById(id).inputs.map((i) => i.localized_name ?? i.label)", SAMPLING
     )
     assert {"確率", "最大ステップ数", "ターゲット"} <= set(names)
-    assert page.evaluate(COST) == "1 サンプルあたり約 1.1 回の追加フォワード"
+    assert page.evaluate(COST) == "1 サンプルあたり約 1.1 回の追加フォワード、1 ステップの時間は通常の約 1.6 倍"
     assert page.locator(f"{PANEL} button").inner_text() == "停止して保存"
     pages = [f"/extensions/{PACK_FOLDER}/docs/RolloutTrainLoRA/{language}.md" for language in ("en", "ja")]
     assert [comfyui.request(path).decode().splitlines()[0] for path in pages] == [

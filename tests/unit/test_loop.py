@@ -454,3 +454,20 @@ def test_a_nonfinite_loss_under_loss_scaling_is_skipped_like_any_other(make_sour
     run = trained(source, make_data(), make_config(autocast="fp16"), 6, tmp_path)
     assert run.history.columns["skipped"] == [0, 0, 1, 0, 0, 0]
     assert all(t.isfinite().all() for t in run.adapter.tensors.values())
+
+
+def test_what_rollouts_cost_is_said_first(toy_source, make_data, make_config, tmp_path):
+    from rollout_trainer.host import standalone
+    from rollout_trainer.nodes.train import train_watched
+
+    class Told(standalone.StandaloneHost):
+        def progress(self, total):
+            texts = self.texts = []
+            return type("Progress", (), {"update": lambda self, done, text="", **more: texts.append(text)})()
+
+    rollout = RolloutConfig(max_step_offset=4, probability=0.5, reflexflow=ReflexFlowConfig("off"))
+    for checkpointing, factor in ((False, "1.5x"), (True, "1.3x")):
+        config = make_config(rollout=rollout, gradient_checkpointing=checkpointing)
+        with standalone.installed(host := Told(tmp_path)):
+            train_watched(start(tmp_path, "t", toy_source, make_data(), config), 1)
+        assert host.texts[0] == f"about 1.0 extra forwards per sample, {factor} the time of a plain step"

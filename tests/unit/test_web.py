@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rollout_trainer.training.config import RolloutConfig
-from rollout_trainer.training.rollout import expected_extra_forwards
+from rollout_trainer.training.rollout import expected_extra_forwards, step_time_factor
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE = shutil.which("node")
@@ -27,9 +27,10 @@ CHOICES = {
 }
 SCRIPT = """
 import { readFileSync } from "node:fs";
-import { expectedExtraForwards } from %s;
+import { expectedExtraForwards, stepTimeFactor } from %s;
 const grid = JSON.parse(readFileSync(0, "utf8"));
-process.stdout.write(JSON.stringify(grid.map((v) => [false, true].map((on) => expectedExtraForwards(v, on)))));
+const cost = (v, on) => [expectedExtraForwards(v, on), stepTimeFactor(expectedExtraForwards(v, on), on)];
+process.stdout.write(JSON.stringify(grid.map((v) => [false, true].flatMap((on) => cost(v, on)))));
 """
 
 
@@ -48,7 +49,8 @@ def test_the_cost_line_says_what_python_says():
     grid = [dict(zip(CHOICES, values, strict=True)) for values in itertools.product(*CHOICES.values())]
     grid = [s for s in grid if not (s["reuse"] > 1 and s["target"] == "solver_error")]  # refused
     configs = [RolloutConfig(**s) for s in grid]
-    expected = [[expected_extra_forwards(c, on) for on in (False, True)] for c in configs]
+    extra = [[expected_extra_forwards(c, on) for on in (False, True)] for c in configs]
+    expected = [[off, step_time_factor(off, False), on, step_time_factor(on, True)] for off, on in extra]
     shown = [{name: getattr(c, name) for name in CHOICES} | {"prob_start": c.prob_start} for c in configs]
     url = json.dumps((ROOT / "web" / "rules.js").as_uri())
     done = node("--input-type=module", "-e", SCRIPT % url, input=json.dumps(shown))

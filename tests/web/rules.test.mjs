@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 import { findNode, widgetValues } from "../../web/graph.js";
-import { expectedExtraForwards, hasRules, withoutEffect } from "../../web/rules.js";
+import { expectedExtraForwards, hasRules, stepTimeFactor, waysToSave, withoutEffect } from "../../web/rules.js";
 
 const NODE = "RolloutScheduledSampling";
 const DEFAULTS = {
@@ -39,7 +39,7 @@ test("what a wire brings greys nothing", () => {
 
 test("every reason has words in both languages", () => {
   const source = readFileSync(new URL("../../web/rules.js", import.meta.url), "utf8");
-  const reasons = new Set(source.match(/"(no|only)[A-Z]\w+"|"\w+Off"/g).map((quoted) => quoted.slice(1, -1)));
+  const reasons = new Set(source.match(/"(no|only|save)[A-Z]\w+"|"\w+Off"/g).map((quoted) => quoted.slice(1, -1)));
   assert.ok(reasons.size >= 9);
   for (const language of ["en", "ja"]) {
     const file = new URL(`../../locales/${language}/main.json`, import.meta.url);
@@ -59,4 +59,12 @@ test("nodes are found in subgraphs, wired widgets have no value", () => {
     widgets: [{ name: "a", value: 1 }, { name: "b", value: 2 }],
   };
   assert.deepEqual(widgetValues(node), { a: undefined, b: 2 });
+});
+
+test("what makes rollouts cheaper depends on what they are", () => {
+  assert.deepEqual(waysToSave(DEFAULTS), ["saveLength", "saveProbability", "saveReuse"]);
+  assert.deepEqual(waysToSave({ ...DEFAULTS, sampler: "rk4", reuse: 4 }), ["saveSolver", "saveLength", "saveProbability"]);
+  assert.deepEqual(waysToSave({ ...DEFAULTS, target: "solver_error" }), ["saveProbability"]);
+  assert.equal(stepTimeFactor(10, false), 6);
+  assert.equal(stepTimeFactor(9, true), 4);
 });
