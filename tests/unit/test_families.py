@@ -5,9 +5,12 @@ import math
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from rollout_trainer.training.config import RolloutConfig
 from rollout_trainer.training.data import encode, read_image_folder
+from rollout_trainer.training.denoiser import add_noise, from_velocity, to_denoised, to_velocity
 from rollout_trainer.training.diffusers_model import load_diffusers
 from rollout_trainer.training.export import save_lora
 from rollout_trainer.training.loop import TrainConfig, start, train
@@ -111,3 +114,41 @@ def test_a_half_precision_base_trains_a_float32_adapter(dtype, folders, pictures
     assert all(math.isfinite(v) for v in run.history.columns["total"])
     assert all(t.dtype == torch.float32 for t in run.adapter.tensors.values())
     assert {p.dtype for p in source.module.parameters()} == {dtype}
+
+
+class WithoutFloat64(TorchDispatchMode):
+    """The meta device refuses float64 inside, as Apple's does."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for made in tree_leaves(out):
+            if isinstance(made, torch.Tensor) and made.device.type == "meta" and made.dtype == torch.float64:
+                raise TypeError(f"{func}: the device doesn't support float64")
+        return out
+
+
+# diffusers' Flux asks for float64 by itself, and looks whether the device is Apple's first.
+@pytest.mark.parametrize("source", ["sd3", "sd", "sdxl"], indirect=True)
+def test_a_device_without_float64_will_do(source, pictures):
+    data = data_of(source, pictures)
+    batch = data.batch(torch.arange(2)).to(torch.device("meta"))
+    u = torch.tensor([0.3, 0.9], dtype=torch.float64)
+    sigma = source.schedule.sigma(u).to(batch.x0)
+    source.module.to("meta")
+    source.device = torch.device("meta")
+    with WithoutFloat64():
+        with pytest.raises(TypeError, match="support float64"):
+            sigma.double()
+        x = add_noise(source.prediction, batch.x0, torch.randn_like(batch.x0), sigma)
+        output = source.denoiser().predict(x, sigma, batch.cond)
+        velocity = to_velocity(source.prediction, x, sigma, output)
+        to_denoised(source.prediction, x, sigma, output)
+        from_velocity(source.prediction, x, sigma, velocity)
+    assert output.shape == x.shape
+
+
+def test_float32_noise_levels_lose_nothing_of_a_timestep(folders):
+    schedule = load_diffusers(folders / "sd").schedule
+    sigma = schedule.sigma(torch.linspace(0.001, 1, 5000, dtype=torch.float64))
+    exact, single = schedule.u(sigma), schedule.u(sigma.float())
+    assert (exact - single).abs().max() * len(schedule.sigmas) < 1e-3  # of one training timestep
