@@ -12,9 +12,8 @@ const COSTING = ["RolloutReflexFlow", "RolloutTrainLoRA", "RolloutInitTraining"]
 const SLOW = 5; // times the time of a plain step, above which the cost line warns
 const COST_HEIGHT = 36; // pixels: two lines
 const WARNING_HEIGHT = 72;
-const COST_STYLE = "font: 11px/1.4 system-ui, sans-serif; text-align: center; overflow: hidden;";
-// Colours of its own: readable on the nodes of light and dark themes alike.
-const WARNING_STYLE = "background: #ffe08a; color: #3d2c00; border-radius: 4px; padding: 1px 4px;";
+const PLAIN = { background: "", color: "var(--descrip-text, #999)" };
+const WARNING = { background: "#ffe08a", color: "#3d2c00" }; // readable whatever the theme's nodes look like
 
 /**
  * The cost line of each scheduled-sampling node.
@@ -47,7 +46,7 @@ function showCost(line, values, reflexflow) {
   const slow = factor > SLOW;
   const text = cost(forwards, factor);
   line.textContent = slow ? `\u26a0 ${warning(text, values)}` : text;
-  line.style.cssText = COST_STYLE + (slow ? WARNING_STYLE : "color: var(--descrip-text, #999);");
+  Object.assign(line.style, slow ? WARNING : PLAIN);
   line.classList.toggle("rollout-trainer-warning", slow);
 }
 
@@ -94,6 +93,7 @@ function refreshCosts() {
 /** @param {any} node */
 function addCostLine(node) {
   const line = document.createElement("div");
+  line.style.cssText = "font: 11px/1.4 system-ui, sans-serif; text-align: center; border-radius: 4px; padding: 1px 4px;";
   line.className = "rollout-trainer-cost";
   line.setAttribute("role", "status");
   const height = () => (line.classList.contains("rollout-trainer-warning") ? WARNING_HEIGHT : COST_HEIGHT);
