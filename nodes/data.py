@@ -131,6 +131,7 @@ class RolloutEncodeDataset(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "caption_variants",
+                    optional=True,
                     default=1,
                     min=1,
                     max=100,
@@ -140,6 +141,7 @@ class RolloutEncodeDataset(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "keep_tags",
+                    optional=True,
                     default=1,
                     min=0,
                     max=1000,

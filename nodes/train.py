@@ -160,7 +160,9 @@ def train_watched(run: Run, steps: int) -> io.NodeOutput:
     extra = cost(run.config, run.source)
     if extra:
         factor = step_time_factor(extra, run.config.gradient_checkpointing)
-        progress.update(0, f"about {extra:.1f} extra forwards per sample, {factor:.1f}x the time of a plain step")
+        progress.update(
+            0, f"about {extra:.1f} extra forwards per sample, {factor:.1f}x the time of a plain step"
+        )
     first = reached = run.step
 
     def watch(now: Progress) -> None:
@@ -265,6 +267,7 @@ class RolloutTrainSteps(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "until_step",
+                    optional=True,
                     default=0,
                     min=0,
                     max=10_000_000,
@@ -273,6 +276,7 @@ class RolloutTrainSteps(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "learning_rate",
+                    optional=True,
                     default=0.0,
                     min=0.0,
                     max=10.0,
