@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .loop import Progress, Run
+from .state import History
 
 COLUMNS = ("base", "fc", "adr", "validation")
 """The columns of a run's history that are drawn."""
@@ -26,6 +27,15 @@ class Curve:
         """Steps in a bin."""
         self._sums: dict[str, list[float]] = {name: [] for name in COLUMNS}
         self._counts: dict[str, list[float]] = {name: [] for name in COLUMNS}
+
+    @classmethod
+    def of(cls, history: History, steps: int) -> Curve:
+        """The curve of the first `steps` steps of a run."""
+        curve = cls()
+        columns = {name: history.columns[name] for name in COLUMNS if name in history.columns}
+        for i in range(steps):
+            curve.add({name: column[i] for name, column in columns.items()})
+        return curve
 
     def add(self, row: Mapping[str, float]) -> None:
         """Add the next step's row of the history."""
@@ -66,10 +76,7 @@ class Live:
     def __init__(self, run: Run, steps: int) -> None:
         self._name = run.folder.path.name
         self._last = run.step + steps
-        self._curve = Curve()
-        columns = run.history.columns
-        for i in range(run.step):
-            self._curve.add({name: columns[name][i] for name in COLUMNS if name in columns})
+        self._curve = Curve.of(run.history, run.step)
         self._newest = Progress(run.step, math.nan, 0.0)
 
     def add(self, progress: Progress) -> None:

@@ -526,7 +526,7 @@ def train(run: Run, steps: int, watch: Watch | None = None) -> Run:
     Raises:
         FloatingPointError: the loss stayed non-finite; the last good state is saved.
     """
-    with training_mode(), Trainer(run.source, run.data, run.config) as trainer:
+    with training_mode(), run.folder.held(), Trainer(run.source, run.data, run.config) as trainer:
         trainer.load(run.state)
         begin = last = time.perf_counter()
         try:

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from contextlib import suppress
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -25,10 +28,15 @@ from torch import Tensor
 from .files import replace_file
 
 VERSION = 1
+DELETED = ".deleted-"
+"""How the name of a folder begins that was a run; whatever is in it may go at any time."""
 _PARTIAL = ".partial"
 _STATE = re.compile(r"state-(\d{8,})\.safetensors")
 _UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError)
 """What reading a file that is no state, or only a part of one, may raise."""
+_held: list[Path] = []
+_guard = Lock()
+"""Of `_held`: a run is not deleted while it is being opened, nor opened while it is being deleted."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -165,6 +173,44 @@ class RunFolder:
         """Where the state after `step` optimiser steps lies."""
         return self.path / f"state-{step:08d}.safetensors"
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, no `remove` of this process takes the run away."""
+        path = self.path.resolve()
+        with _guard:
+            _held.append(path)
+        try:
+            yield
+        finally:
+            with _guard:
+                _held.remove(path)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody is inside `held`: the run is being trained."""
+        return self.path.resolve() in _held
+
+    def remove(self) -> None:
+        """Delete the run: at once for whoever looks for it, then file by file; links are removed, not followed.
+
+        What a process that was killed meanwhile leaves is no run any more; `sweep` takes it away.
+
+        Raises:
+            RuntimeError: the run is held, or the folder cannot be moved.
+        """
+        gone = self.path.with_name(DELETED + secrets.token_hex(8))
+        with _guard:
+            if self.is_held:
+                raise RuntimeError(f"{self.path.name} must not be in training to be deleted; stop it first")
+            try:
+                self.path.rename(gone)
+            except OSError as err:
+                raise RuntimeError(
+                    f"{self.path.name} must be movable to be deleted, got {err.strerror}; "
+                    "close what has its files open"
+                ) from err
+        shutil.rmtree(gone, ignore_errors=True)
+
     def steps(self) -> list[int]:
         """The steps whose states are here, ascending."""
         found = [_STATE.fullmatch(p.name) for p in self.path.glob("state-*.safetensors")]
@@ -227,3 +273,9 @@ class RunFolder:
                 return bool(json.loads(file.metadata()["state"])["pinned"])
         except _UNREADABLE:
             return True
+
+
+def sweep(root: Path) -> None:
+    """Take away what deletions that were interrupted left in the runs folder."""
+    for path in root.glob(f"{DELETED}*"):
+        shutil.rmtree(path, ignore_errors=True)
