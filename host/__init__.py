@@ -2,7 +2,7 @@
 
 `io` and `ui` are ComfyUI's V3 classes when ComfyUI is loaded, and stand-ins with the same names else;
 `current()` is the running host (`Host`), `Cancelled` what it raises when the user asks to stop.
-`serve()` opens the routes that the pack's front end asks, where there is one.
+`serve()` and `serve_runs(runs)` open the routes that the pack's front end asks, where there is one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING or "comfy_api" not in sys.modules:
     from . import schema_ui as ui
     from .interface import Cancelled
     from .schema import ComfyExtension
-    from .standalone import current, serve
+    from .standalone import current, serve, serve_runs
 
     sampling: Any = None  # there is no MODEL to sample without ComfyUI
     models: Any = None
@@ -26,6 +26,7 @@ else:
     from . import comfy_sampling as sampling
     from .comfyui import Cancelled, current
     from .events import serve
+    from .run_routes import serve_runs
 
 from .interface import Host, Progress
 
@@ -39,5 +40,6 @@ __all__ = [
     "models",
     "sampling",
     "serve",
+    "serve_runs",
     "ui",
 ]

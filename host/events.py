@@ -90,3 +90,11 @@ async def newest(request: web.Request) -> web.Response:
 
     workflow = request.query.get("workflow", "")
     return web.json_response({node: data for (own, node), data in _newest.items() if own == workflow})
+
+
+def trained_now() -> set[str]:
+    """Names of the runs that graphs being executed have trained so far; their later nodes may go on with them."""
+    server = prompt_server()
+    running = [] if server is None else server.prompt_queue.get_current_queue_volatile()[0]
+    prompts = {prompt_id for _, prompt_id, *_ in running}
+    return {data["run"] for data in _newest.values() if data["prompt_id"] in prompts}

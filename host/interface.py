@@ -107,3 +107,27 @@ class Host(Protocol):
         ComfyUI writes no report: return the same facts in `NodeOutput(ui=...)` for its history.
         """
         ...
+
+
+class Runs(Protocol):
+    """The runs on disk as a front end may see them; `name` is whatever a request says."""
+
+    def listed(self) -> dict[str, Any]:
+        """Return all `runs`, each with at least `name` and `training`, and what else lies there."""
+        ...
+
+    def details(self, name: str) -> dict[str, Any]:
+        """Return one run; LookupError if there is none of that name."""
+        ...
+
+    def thumbnail(self, name: str) -> Path:
+        """Return a JPEG file; LookupError if there is none."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Delete a run; LookupError if there is none of that name, RuntimeError if it must stay."""
+        ...
+
+    def sweep(self) -> None:
+        """Finish deletions that were interrupted."""
+        ...

@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
-from .interface import Cancelled, Facts, Progress
+from .interface import Cancelled, Facts, Progress, Runs
 from .report import merge
 
 PACK = Path(__file__).resolve().parent.parent
@@ -180,6 +180,10 @@ _current: StandaloneHost | None = None
 
 def serve() -> None:
     """There is no front end to serve."""
+
+
+def serve_runs(runs: Runs) -> None:
+    """There is no front end to show them."""
 
 
 def current() -> StandaloneHost:

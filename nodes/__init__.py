@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..host import ComfyExtension, io, serve
+from ..host import ComfyExtension, current, io, serve, serve_runs
+from ..training.runs import Runs
 from .comfy import RolloutApplyLoRA, RolloutDatasetFromLatents, RolloutFromComfyModel
 from .data import RolloutDatasetFromFolder, RolloutEncodeDataset
 from .model import RolloutLoadDiffusers, RolloutLoadLoRA
@@ -71,4 +72,5 @@ class RolloutTrainerExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All node classes; their ids are for ever."""
         serve()  # not in `on_load`, which ComfyUI 0.3.64 does not call
+        serve_runs(Runs(current().runs_dir(), current().output_dir()))
         return NODES

@@ -81,6 +81,8 @@ class Details(Summary):
     """A run that is looked at."""
 
     path: str
+    folder: str
+    """The same as a node takes it: from the host's output folder on, so that a workflow names no home."""
     steps: list[int]
     """That have a saved state, ascending."""
     settings: Mapping[str, Any]
@@ -94,6 +96,8 @@ class Runs:
     """All runs of a runs folder, which need not be there yet; plain JSON values."""
 
     root: Path
+    output: Path
+    """What a node's relative path starts from."""
 
     def listed(self) -> dict[str, Any]:
         """`runs`, newest first, as `Summary` has them; `skipped`, the names of folders that are no runs."""
@@ -118,10 +122,15 @@ class Runs:
         except (OSError, RuntimeError) as err:
             raise LookupError(f"no readable run of that name in {self.root}") from err
         folder = RunFolder(path)
-        steps = folder.steps()
-        return asdict(
-            Details(**short, path=str(path), steps=steps, settings=settings(folder), curve=curve(folder))
+        details = Details(
+            **short,
+            path=str(path),
+            folder=path.relative_to(self.output).as_posix(),
+            steps=folder.steps(),
+            settings=settings(folder),
+            curve=curve(folder),
         )
+        return asdict(details)
 
     def thumbnail(self, name: str) -> Path:
         """The last picture of the newest film.

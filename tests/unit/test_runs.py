@@ -28,7 +28,7 @@ def make_run(tmp_path, make_data, make_config, toy_source):
 
 @pytest.fixture
 def runs(tmp_path):
-    return Runs(tmp_path / "runs")
+    return Runs(tmp_path / "runs", tmp_path)
 
 
 def film(run, step, frames):
@@ -169,6 +169,7 @@ def test_a_run_has_its_settings_states_and_the_curve_of_its_history(runs, make_r
     details = runs.details("run-0001")
     json.dumps(details, allow_nan=False)
     assert details["path"] == str(run.folder.path)
+    assert details["folder"] == "runs/run-0001"
     assert details["steps"] == [0, 4]
     assert (details["settings"]["lora"]["rank"], details["settings"]["optimizer"]["lr"]) == (2, 1e-2)
     assert details["curve"]["base"] == pytest.approx(run.history.columns["base"], rel=1e-4)
