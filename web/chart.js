@@ -10,37 +10,98 @@ const MEMORY = 0.85;
 /** Names of the lines, in the order in which they are drawn. `validation` has few points: dots, not smoothed. */
 export const LINES = ["base", "fc", "adr", "validation"];
 
+/** Colours and strokes, for the style sheet of whatever holds the chart. */
+export const STYLE = `
+.base { --own: #3f8efc; } .fc { --own: #e08a1e; } .adr { --own: #c153d6; } .validation { --own: #22a565; }
+.run0 { --own: #3f8efc; } .run1 { --own: #e08a1e; }
+path { fill: none; stroke: var(--own); stroke-width: 1.6; }
+path.raw { stroke-width: 1; opacity: 0.3; }
+path.run1 { stroke-dasharray: 6 3; }
+circle { fill: var(--own); }
+.frame { fill: none; stroke: var(--border-color, #666); }
+.grid { stroke: var(--border-color, #666); opacity: 0.35; }
+text { fill: var(--descrip-text, #999); font-size: 9px; }
+`;
+
 /** @typedef {Record<string, (number | null)[]> & { step: number[] }} Curve */
+/** @typedef {{ width: number, height: number, log: boolean, label: string }} Options */
+/**
+ * @typedef {object} Line
+ * @property {string} name its class
+ * @property {number[]} step
+ * @property {(number | null)[]} values
+ * @property {boolean} dots few points, each a dot
+ */
 
 /**
  * Draw `curve` into `svg`, whatever was there before.
  * @param {SVGSVGElement} svg
  * @param {Curve} curve
- * @param {{ width: number, height: number, log: boolean, label: string }} options
+ * @param {Options} options
  */
-export function draw(svg, curve, { width, height, log, label }) {
+export function draw(svg, curve, options) {
+  const lines = LINES.filter((name) => isMeasured(curve, name)).map((name) => line(curve, name, name));
+  const raw = curve.base ? [{ name: "raw base", step: curve.step, values: curve.base, dots: false }] : [];
+  drawLines(svg, lines, raw, options);
+}
+
+/**
+ * Draw one line of several curves, with the classes run0, run1 ...
+ * @param {SVGSVGElement} svg
+ * @param {Curve[]} curves
+ * @param {string} name of the line
+ * @param {Options} options
+ */
+export function compare(svg, curves, name, options) {
+  const lines = curves.map((curve, i) => line(curve, name, `run${i}`));
+  drawLines(svg, lines, [], options);
+}
+
+/**
+ * Whether anything was measured for a line.
+ * @param {Curve} curve
+ * @param {string} name
+ */
+export function isMeasured(curve, name) {
+  return curve[name]?.some((value) => value !== null) ?? false;
+}
+
+/**
+ * @param {Curve} curve
+ * @param {string} name of its column
+ * @param {string} own name of the line
+ * @returns {Line}
+ */
+function line(curve, name, own) {
+  const dots = name === "validation";
+  const values = curve[name] ?? [];
+  return { name: own, step: curve.step, values: dots ? values : smooth(values, MEMORY), dots };
+}
+
+/**
+ * @param {SVGSVGElement} svg
+ * @param {Line[]} lines
+ * @param {Line[]} raw below the lines, and without a say in the range
+ * @param {Options} options
+ */
+function drawLines(svg, lines, raw, { width, height, log, label }) {
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.setAttribute("role", "img");
   svg.setAttribute("aria-label", label);
-  const shown = LINES.filter((name) => curve[name]?.some((value) => value !== null));
-  const smoothed = Object.fromEntries(
-    shown.map((name) => [name, name === "validation" ? curve[name] : smooth(curve[name], MEMORY)]),
-  );
-  const [low, high] = extent(Object.values(smoothed), log);
-  const last = curve.step.at(-1) ?? 1;
+  const [low, high] = extent(lines.map(({ values }) => values), log);
+  const last = Math.max(1, ...[...raw, ...lines].map(({ step }) => step.at(-1) ?? 1));
   const x = axis(0, last, MARGIN.left, width - MARGIN.right);
   const y = axis(low, high, height - MARGIN.bottom, MARGIN.top, log);
   svg.replaceChildren(frame(width, height));
   svg.append(grid(ticks(low, high, log), y, width), steps(ticks(0, last, false, 4), x, height));
-  const lines = inside(width, height);
-  const xs = curve.step.map(x);
-  /** @param {(number | null)[]} values */
-  const place = (values) => values.map((value) => (value === null ? null : y(value)));
-  if (curve.base) lines.append(element("path", { class: "raw base", d: path(xs, place(curve.base)) }));
-  for (const name of shown)
-    if (name === "validation") lines.append(...dots(xs, place(curve[name])));
-    else lines.append(element("path", { class: name, d: path(xs, place(smoothed[name])) }));
-  svg.append(lines);
+  const drawn = inside(width, height);
+  for (const { name, step, values, dots } of [...raw, ...lines]) {
+    const xs = step.map(x);
+    const ys = values.map((value) => (value === null ? null : y(value)));
+    if (dots) drawn.append(...points(name, xs, ys));
+    else drawn.append(element("path", { class: name, d: path(xs, ys) }));
+  }
+  svg.append(drawn);
 }
 
 /**
@@ -92,11 +153,12 @@ function steps(values, x, height) {
 }
 
 /**
+ * @param {string} name
  * @param {(number | null)[]} xs
  * @param {(number | null)[]} ys
  */
-function dots(xs, ys) {
-  return ys.flatMap((cy, i) => (cy === null ? [] : [element("circle", { class: "validation", cx: xs[i] ?? 0, cy, r: 2.5 })]));
+function points(name, xs, ys) {
+  return ys.flatMap((cy, i) => (cy === null ? [] : [element("circle", { class: name, cx: xs[i] ?? 0, cy, r: 2.5 })]));
 }
 
 /**

@@ -22,6 +22,11 @@ export async function loadWords() {
   texts = languages[language] ?? english;
 }
 
+/** The language of the words, as `Intl` takes it. */
+export function locale() {
+  return language;
+}
+
 /**
  * One of the words in `locales/<language>/main.json`.
  * @param {string} key

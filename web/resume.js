@@ -1,0 +1,89 @@
+// @ts-check
+/** Puts nodes that go on with a run into the open graph. Knows graphs, not the host. */
+
+const TRAINERS = ["RolloutTrainLoRA", "RolloutInitTraining", "RolloutResumeTraining"];
+const GAP = 60; // pixels between nodes
+const TITLE = 30; // pixels above a node's position
+
+/**
+ * Add Resume Training and Train Steps, wired, selected and in view; model and data come from where the graph's
+ * training node has them. One step for undo.
+ * @param {any} canvas the host's, with the graph that is open
+ * @param {(type: string) => any} create a node
+ * @param {{ folder: string, step: number, until: number }} run `until`: the steps that it is planned for, 0 if it has them
+ */
+export function addResume(canvas, create, { folder, step, until }) {
+  const graph = canvas.graph;
+  const trainer = graph.nodes.find((/** @type {any} */ node) => TRAINERS.includes(node.type) && origin(graph, node, "model"));
+  const [x, y] = freePlace(canvas);
+  canvas.emitBeforeChange();
+  try {
+    const opened = put(graph, create("RolloutResumeTraining"), [x, y], { folder, step });
+    const stage = put(graph, create("RolloutTrainSteps"), [x + opened.size[0] + GAP, y], { until_step: until });
+    opened.connect(0, stage, "run");
+    for (const name of ["model", "data"]) {
+      const from = trainer && origin(graph, trainer, name);
+      from?.node.connect(from.slot, opened, name);
+    }
+    canvas.selectItems([opened, stage]);
+    bringIntoView(canvas, opened, stage);
+  } finally {
+    canvas.emitAfterChange();
+  }
+}
+
+/**
+ * Where an input's wire comes from; null if it has none, or comes from outside a subgraph.
+ * @param {any} graph
+ * @param {any} node
+ * @param {string} name of the input
+ */
+function origin(graph, node, name) {
+  const link = node.getInputLink(node.findInputSlot(name));
+  const from = link && graph.getNodeById(link.origin_id);
+  return from ? { node: from, slot: link.origin_slot } : null;
+}
+
+/**
+ * Below all nodes, at the left end of them; in the middle of the view where there are none.
+ * @param {any} canvas
+ * @returns {[number, number]}
+ */
+function freePlace(canvas) {
+  const nodes = canvas.graph.nodes;
+  if (!nodes.length) {
+    const [left, top, width, height] = canvas.ds.visible_area;
+    return [left + width / 4, top + height / 3];
+  }
+  const left = Math.min(...nodes.map((/** @type {any} */ node) => node.pos[0]));
+  const bottom = Math.max(...nodes.map((/** @type {any} */ node) => node.pos[1] + (node.flags?.collapsed ? 0 : node.size[1])));
+  return [left, bottom + TITLE + GAP];
+}
+
+/**
+ * @param {any} graph
+ * @param {any} node
+ * @param {[number, number]} place
+ * @param {Record<string, string | number>} values of its widgets
+ */
+function put(graph, node, place, values) {
+  node.pos = place;
+  graph.add(node);
+  for (const widget of node.widgets ?? []) {
+    if (!(widget.name in values)) continue;
+    widget.value = values[widget.name];
+    widget.callback?.(widget.value);
+  }
+  return node;
+}
+
+/**
+ * @param {any} canvas
+ * @param {any} first
+ * @param {any} last to the right of it
+ */
+function bringIntoView(canvas, first, last) {
+  const width = last.pos[0] + last.size[0] - first.pos[0];
+  const height = Math.max(first.size[1], last.size[1]);
+  canvas.centerOnNode({ pos: first.pos, size: [width, height] });
+}
