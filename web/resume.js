@@ -6,13 +6,14 @@ const GAP = 60; // pixels between nodes
 const TITLE = 30; // pixels above a node's position
 
 /**
- * Add Resume Training and Train Steps, wired, selected and in view; model and data come from where the graph's
- * training node has them. One step for undo.
+ * Add Resume Training, Train Steps and Save LoRA, without which the host would run neither: wired, selected and in
+ * view. Model and data come from where the graph's training node has them. One step for undo.
  * @param {any} canvas the host's, with the graph that is open
  * @param {(type: string) => any} create a node
- * @param {{ folder: string, step: number, until: number }} run `until`: the steps that it is planned for, 0 if it has them
+ * @param {{ name: string, folder: string, step: number, until: number }} run `until`: the steps that it is planned for,
+ *   0 if it has them
  */
-export function addResume(canvas, create, { folder, step, until }) {
+export function addResume(canvas, create, { name, folder, step, until }) {
   const graph = canvas.graph;
   const trainer = graph.nodes.find((/** @type {any} */ node) => TRAINERS.includes(node.type) && origin(graph, node, "model"));
   const [x, y] = freePlace(canvas);
@@ -20,13 +21,15 @@ export function addResume(canvas, create, { folder, step, until }) {
   try {
     const opened = put(graph, create("RolloutResumeTraining"), [x, y], { folder, step });
     const stage = put(graph, create("RolloutTrainSteps"), [x + opened.size[0] + GAP, y], { until_step: until });
+    const saved = put(graph, create("RolloutSaveLoRA"), [stage.pos[0] + stage.size[0] + GAP, y], { filename: name });
     opened.connect(0, stage, "run");
-    for (const name of ["model", "data"]) {
-      const from = trainer && origin(graph, trainer, name);
-      from?.node.connect(from.slot, opened, name);
+    stage.connect(0, saved, "run");
+    for (const input of ["model", "data"]) {
+      const from = trainer && origin(graph, trainer, input);
+      from?.node.connect(from.slot, opened, input);
     }
-    canvas.selectItems([opened, stage]);
-    bringIntoView(canvas, opened, stage);
+    canvas.selectItems([opened, stage, saved]);
+    bringIntoView(canvas, [opened, stage, saved]);
   } finally {
     canvas.emitAfterChange();
   }
@@ -79,11 +82,11 @@ function put(graph, node, place, values) {
 
 /**
  * @param {any} canvas
- * @param {any} first
- * @param {any} last to the right of it
+ * @param {any[]} nodes from left to right, at one height
  */
-function bringIntoView(canvas, first, last) {
+function bringIntoView(canvas, nodes) {
+  const [first, last] = [nodes[0], nodes[nodes.length - 1]];
   const width = last.pos[0] + last.size[0] - first.pos[0];
-  const height = Math.max(first.size[1], last.size[1]);
+  const height = Math.max(...nodes.map((node) => node.size[1]));
   canvas.centerOnNode({ pos: first.pos, size: [width, height] });
 }

@@ -47,7 +47,7 @@ function resume(run, step) {
   const reached = step < 0 ? (run.step ?? 0) : step;
   const until = reached < (run.planned ?? 0) ? (run.planned ?? 0) : 0;
   // @ts-ignore: a global of the host
-  addResume(app.canvas, (type) => LiteGraph.createNode(type), { folder: run.folder, step, until });
+  addResume(app.canvas, (type) => LiteGraph.createNode(type), { name: run.name, folder: run.folder, step, until });
 }
 
 /** @param {Details} run */

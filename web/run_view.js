@@ -276,11 +276,15 @@ export class RunView {
     return known.map((run) => ({ ...run, curve: this.live.get(run.name)?.curve ?? run.curve }));
   }
 
+  /** Show the chosen runs; the focus stays where it is. */
   showDetails() {
     const runs = this.shown();
+    const controls = () => [...this.details.querySelectorAll("button, select, input")];
+    const focused = controls().findIndex((control) => control === document.activeElement);
     this.details.hidden = !runs.length;
     if (runs.length === 1) this.details.replaceChildren(...this.one(runs[0]));
     else if (runs.length === 2) this.details.replaceChildren(...this.two(runs));
+    if (focused >= 0) /** @type {HTMLElement | undefined} */ (controls()[focused])?.focus();
     this.showLegend();
   }
 
