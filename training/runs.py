@@ -140,10 +140,11 @@ class Runs:
         """
         path = run_path(self.root, name)
         folder = path / "film" / f"step-{newest_film(path) or 0:08d}"
-        frames = sorted(p for p in folder.glob("*.jpg") if _FRAME.fullmatch(p.name))
-        if not frames or not frames[-1].resolve().is_relative_to(path.resolve()):
+        frames = (p for p in folder.glob("*.jpg") if _FRAME.fullmatch(p.name))
+        last = max(frames, key=lambda p: int(p.stem), default=None)
+        if last is None or not last.resolve().is_relative_to(path.resolve()):
             raise LookupError(f"no film of that run in {self.root}")
-        return frames[-1]
+        return last
 
     def remove(self, name: str) -> None:
         """Delete a run.

@@ -73,8 +73,8 @@ export function isMeasured(curve, name) {
  * @returns {Line}
  */
 function line(curve, name, own) {
-  const dots = name === "validation";
   const values = curve[name] ?? [];
+  const dots = name === "validation" || values.filter((value) => value !== null).length === 1; // no line has one point
   return { name: own, step: curve.step, values: dots ? values : smooth(values, MEMORY), dots };
 }
 

@@ -12,8 +12,9 @@ const TITLE = 30; // pixels above a node's position
  * @param {(type: string) => any} create a node
  * @param {{ name: string, folder: string, step: number, until: number }} run `until`: the steps that it is planned for,
  *   0 if it has them
+ * @param {DOMRect} cover what part of the screen a sidebar covers
  */
-export function addResume(canvas, create, { name, folder, step, until }) {
+export function addResume(canvas, create, { name, folder, step, until }, cover) {
   const graph = canvas.graph;
   const trainer = graph.nodes.find((/** @type {any} */ node) => TRAINERS.includes(node.type) && origin(graph, node, "model"));
   const [x, y] = freePlace(canvas);
@@ -29,7 +30,8 @@ export function addResume(canvas, create, { name, folder, step, until }) {
       from?.node.connect(from.slot, opened, input);
     }
     canvas.selectItems([opened, stage, saved]);
-    bringIntoView(canvas, [opened, stage, saved]);
+    bringIntoView(canvas, [opened, stage, saved], cover);
+    canvas.setDirty(true, true);
   } finally {
     canvas.emitAfterChange();
   }
@@ -81,12 +83,20 @@ function put(graph, node, place, values) {
 }
 
 /**
+ * Move the view, and shrink it if need be, so that the nodes are seen beside what covers the canvas.
  * @param {any} canvas
  * @param {any[]} nodes from left to right, at one height
+ * @param {DOMRect} cover a sidebar's place on the screen
  */
-function bringIntoView(canvas, nodes) {
+function bringIntoView({ canvas, ds }, nodes, cover) {
+  const box = canvas.getBoundingClientRect();
+  const isLeft = cover.left + cover.right < box.left + box.right;
+  const left = isLeft ? Math.max(box.left, cover.right) : box.left;
+  const right = isLeft ? box.right : Math.min(box.right, cover.left);
   const [first, last] = [nodes[0], nodes[nodes.length - 1]];
   const width = last.pos[0] + last.size[0] - first.pos[0];
   const height = Math.max(...nodes.map((node) => node.size[1]));
-  canvas.centerOnNode({ pos: first.pos, size: [width, height] });
+  ds.scale = Math.min(ds.scale, (right - left) / (width + 2 * GAP), box.height / (height + 2 * GAP));
+  ds.offset[0] = ((left + right) / 2 - box.left) / ds.scale - first.pos[0] - width / 2;
+  ds.offset[1] = box.height / 2 / ds.scale - first.pos[1] - height / 2;
 }

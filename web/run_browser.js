@@ -46,8 +46,11 @@ function tell(severity, summary, detail) {
 function resume(run, step) {
   const reached = step < 0 ? (run.step ?? 0) : step;
   const until = reached < (run.planned ?? 0) ? (run.planned ?? 0) : 0;
+  if (!view) return;
+  const cover = view.element.getBoundingClientRect();
   // @ts-ignore: a global of the host
-  addResume(app.canvas, (type) => LiteGraph.createNode(type), { name: run.name, folder: run.folder, step, until });
+  const create = (/** @type {string} */ type) => LiteGraph.createNode(type);
+  addResume(app.canvas, create, { name: run.name, folder: run.folder, step, until }, cover);
 }
 
 /** @param {Details} run */

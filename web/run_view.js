@@ -22,7 +22,8 @@ import { newest, number } from "./scale.js";
 // Not in a shadow tree: the host looks at the focused element to tell typing from its own shortcuts.
 const STYLE = `
 .rollout-runs { --line: var(--interface-stroke, var(--border-color, #4e4e4e)); --soft: var(--muted-foreground, var(--descrip-text, #999));
-  --field: var(--secondary-background, var(--comfy-input-bg, #222)); --over: var(--secondary-background-hover, var(--content-hover-bg, #333));
+  --field: var(--secondary-background, color-mix(in srgb, var(--input-text, #ddd) 9%, transparent));
+  --over: var(--secondary-background-hover, color-mix(in srgb, var(--input-text, #ddd) 18%, transparent));
   --accent: var(--primary-background, #0b8ce9);
   display: flex; flex-direction: column; height: 100%; min-width: 0; box-sizing: border-box; overflow: hidden;
   font: 13px/1.4 Inter, system-ui, sans-serif; color: var(--base-foreground, var(--input-text, #ddd));
@@ -66,6 +67,7 @@ const STYLE = `
 & label { flex: none; display: inline-flex; gap: 5px; align-items: center; cursor: pointer; }
 & label input { margin: 0; accent-color: var(--accent); }
 & select { padding: 3px 6px; background: var(--field); }
+& option { background: var(--comfy-menu-bg, #353535); }
 & .name { display: inline-flex; gap: 5px; align-items: center; min-width: 0; font-size: 12px; font-variant-numeric: tabular-nums; }
 & .name::before { content: ""; flex: none; width: 12px; border-top: 3px solid var(--own); }
 & .name.run1::before { border-top-style: dashed; }
@@ -174,7 +176,7 @@ export class RunView {
     const item = make("li");
     item.setAttribute("role", "option");
     item.dataset.run = run.name;
-    item.title = run.name;
+    item.title = `${run.name}\n${this.summary(run)}`;
     const picture = make("span", "picture");
     picture.append(icon("pi-chart-line"));
     if (run.film !== null) {

@@ -11,10 +11,11 @@ import time
 import pytest
 from prompt_builder import PromptBuilder
 from test_front import MODES, browser, open_page, shots
-from test_run_routes import EVIL, add_training
+from test_run_routes import add_training
 
 __all__ = ["browser", "open_page", "shots"]  # the fixtures
 
+EVIL = "<img src=x onerror=alert(2)>"
 TAB = ".rollout-runs"
 TAB_BUTTON = ".rollout-trainer-runs-tab-button"
 NAMES = {"plain-0001", "rollouts-0001", f"{EVIL}-0001"}
@@ -25,14 +26,16 @@ FOCUSED = "document.activeElement.dataset.run"
 # The nodes that are selected: their widgets' values, what is wired to them, and whether they are in view.
 ADDED = """() => {
     const { ds, canvas } = app.canvas;
-    const [right, bottom] = [canvas.clientWidth, canvas.clientHeight];
+    const left = document.querySelector(".rollout-runs").getBoundingClientRect().right;
+    const box = canvas.getBoundingClientRect();
     return [...app.canvas.selectedItems].map((node) => {
         const [x, y] = [0, 1].map((i) => (node.pos[i] + ds.offset[i]) * ds.scale);
+        const right = x + node.size[0] * ds.scale;
         return {
             type: node.type,
             values: node.widgets.filter((w) => w.serialize !== false).map((w) => w.value),
             inputs: node.inputs.map((_, i) => node.getInputNode(i)?.type ?? null),
-            visible: x > 0 && y > 0 && x < right && y < bottom,
+            visible: box.left + x > left && y > 0 && right < box.width && y < box.height,
         };
     });
 }"""
@@ -115,7 +118,7 @@ def test_runs_are_listed_looked_at_and_compared(mode, open_tab, shots):
     page.screenshot(path=shots / f"runs-{mode}-one.png")
 
     item(page, "plain-0001").click(modifiers=["Control"])
-    page.wait_for_selector(f"{TAB} path.run1")
+    page.wait_for_selector(f"{TAB} svg .run1")
     legend = page.locator(f"{TAB} .details .name").all_inner_texts()
     assert [text.split()[0] for text in legend] == ["rollouts-0001", "plain-0001"]
     assert "Rollouts\t50 %, up to 3 steps\toff" in page.locator(f"{TAB} table").inner_text()
@@ -266,7 +269,7 @@ def test_everything_is_reached_by_keyboard(open_tab, shots):
     page.wait_for_selector(f"{TAB} h3")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Shift+Space")
-    page.wait_for_selector(f"{TAB} path.run1")
+    page.wait_for_selector(f"{TAB} svg .run1")
     page.screenshot(path=shots / "runs-keyboard.png")
     page.keyboard.press("Enter")
     page.wait_for_selector(f"{TAB} h3")

@@ -198,11 +198,11 @@ def test_a_thumbnail_is_the_last_picture_of_the_newest_film(runs, make_run, tmp_
     run = make_run()
     with pytest.raises(LookupError):
         runs.thumbnail("run-0001")
-    folder = film(run, 3, 11)
+    folder = film(run, 3, 101)
     (folder / "film.json").write_text("{}")
-    assert runs.thumbnail("run-0001") == folder / "10.jpg"
+    assert runs.thumbnail("run-0001") == folder / "100.jpg"
     (tmp_path / "secret.jpg").write_bytes(b"secret")
-    (folder / "11.jpg").symlink_to(tmp_path / "secret.jpg")
+    (folder / "101.jpg").symlink_to(tmp_path / "secret.jpg")
     with pytest.raises(LookupError):
         runs.thumbnail("run-0001")
 
