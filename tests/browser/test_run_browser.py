@@ -9,8 +9,9 @@ import re
 import time
 
 import pytest
+from PIL import Image
 from prompt_builder import PromptBuilder
-from test_front import MODES, browser, open_page, shots
+from test_front import MODES, ROOT, browser, open_page, shots
 from test_run_routes import add_training
 
 __all__ = ["browser", "open_page", "shots"]  # the fixtures
@@ -65,7 +66,16 @@ def root(comfyui):
             extra["scheduled_sampling"] = graph.add("RolloutScheduledSampling", **sampling)
         add_training(graph, name, steps=steps, **extra)
         comfyui.queue(graph.prompt)
-    return comfyui.base / "output" / "rollout_trainer" / "runs"
+    root = comfyui.base / "output" / "rollout_trainer" / "runs"
+    film = root / "rollouts-0001" / "film" / "step-00000040"
+    film.mkdir(parents=True, exist_ok=True)
+    frame = Image.new("RGB", (3 * 128, 128))
+    for i, path in enumerate(sorted((ROOT / "demo" / "data").glob("*.png"))[:3]):
+        with Image.open(path) as picture:
+            frame.paste(picture.convert("RGB").resize((128, 128)), (128 * i, 0))
+    frame.save(film / "00.jpg")
+    (film / "film.json").write_text("{}")
+    return root
 
 
 @pytest.fixture
@@ -110,6 +120,7 @@ def test_runs_are_listed_looked_at_and_compared(mode, open_tab, shots):
     assert order == ["rollouts-0001", f"{EVIL}-0001", "plain-0001"]  # newest first
     summary = item(page, "plain-0001").locator(".soft").inner_text()
     assert re.fullmatch(r"30 / 30 · loss [\d.]+ · [\d.]+ MB · (now|\d+ min\. ago)", summary)
+    wait(page, lambda: page.evaluate(f"document.querySelector('{TAB} img').naturalWidth") == 384)
     item(page, "rollouts-0001").click()
     page.wait_for_selector(f"{TAB} path.adr")
     details = page.locator(f"{TAB} .details").inner_text()
@@ -131,7 +142,7 @@ def test_runs_are_listed_looked_at_and_compared(mode, open_tab, shots):
     page.screenshot(path=shots / f"runs-{mode}-two.png")
 
     button(page, "End comparison").click()
-    page.locator(f"{TAB} input[type=search]").fill("onerror")
+    page.locator(f"{TAB} input[type=search]").fill("ALERT(2)")
     assert listed(page) == [f"{EVIL}-0001"]
     item(page, f"{EVIL}-0001").click()
     page.wait_for_selector(f"{TAB} path.base")
