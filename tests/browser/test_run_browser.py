@@ -145,8 +145,7 @@ def test_runs_are_listed_looked_at_and_compared(mode, open_tab, shots):
     page.locator(f"{TAB} input[type=search]").fill("ALERT(2)")
     assert listed(page) == [f"{EVIL}-0001"]
     item(page, f"{EVIL}-0001").click()
-    page.wait_for_selector(f"{TAB} path.base")
-    assert page.locator(f"{TAB} h3").inner_text() == f"{EVIL}-0001"
+    wait(page, lambda: page.locator(f"{TAB} h3").all_inner_texts() == [f"{EVIL}-0001"])
     assert page.locator("img[src=x]").count() == 0
     page.evaluate(PALETTE, "light")
     page.wait_for_timeout(500)
