@@ -124,8 +124,11 @@ class RunFolder:
         """Make a new folder ``<name>-<number>`` below `root` and write its ``config.json``.
 
         Raises:
+            ValueError: the name would leave the folder, or be hidden in it.
             RuntimeError: the place cannot be written.
         """
+        if not name.strip() or name[0] == "." or set(name) & set("/\\:\0"):
+            raise ValueError(f"run_name must be a plain file name, not hidden and without / \\\\ :, got {name!r}")
         try:
             root.mkdir(parents=True, exist_ok=True)
             for number in range(1, 1_000_000):

@@ -373,3 +373,11 @@ def test_killed_at_the_worst_moments_of_a_save(trainers, killable, point, n, lef
     again = train(reopen(killable.folder.path, killable.source, killable.data), 3)
     assert again.step == left + 3
     assert_equal_states(again.state, uninterrupted(killable, left + 3))
+
+
+@pytest.mark.parametrize("name", ["", " ", ".hidden", "..", "../out", "a/b", "a\\b", "C:run", "a\0b"])
+def test_a_run_stays_in_its_folder_whatever_its_name(name, tmp_path):
+    root = tmp_path / "runs"
+    with pytest.raises(ValueError, match="run_name must be a plain file name"):
+        RunFolder.create(root, name, {})
+    assert not root.exists()
