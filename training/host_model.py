@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 KEY_PREFIX = "diffusion_model"
 ATTENTION = (
     r"attn\d?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$",  # UNets, and networks in diffusers' names
-    r"attn\.(qkv|proj)$",  # SD3, Flux, HunyuanVideo
+    r"attn2?\.(qkv|proj)$",  # SD3 (SD3.5 medium has two), Flux, HunyuanVideo
     r"(self|cross)_attn\.([qkvo]|[qkvo]_proj|output_proj)$",  # Wan, Cosmos
     r"attention\.(qkv|out|to_[qkv]|to_out\.0|w[qkvo])$",  # Lumina, HiDream
     r"single_blocks\.\d+\.linear[12]$",  # attention and MLP in one, of Flux and HunyuanVideo

@@ -137,10 +137,20 @@ def test_the_network_is_opened_for_what_is_done_and_closed_after_an_error():
 def test_targets_are_the_attention_layers_that_there_are_else_all_in_blocks():
     network = Network()
     source = HostModel(network)
-    assert source.default_lora_targets == (r"attn\.(qkv|proj)$",)
+    assert source.default_lora_targets == (r"attn2?\.(qkv|proj)$",)
     other = Network()
     other.module = nn.ModuleDict({"blocks": nn.ModuleList([nn.ModuleDict({"mix": nn.Linear(4, 4)})])})
     assert HostModel(other).default_lora_targets == (r"\.\d+\.",)
+
+
+def test_both_attentions_of_an_sd35_medium_block_are_targets():
+    network = Network()
+    network.module = nn.ModuleDict(
+        {name: nn.ModuleDict({"qkv": nn.Linear(4, 12), "proj": nn.Linear(4, 4)}) for name in ("attn", "attn2")}
+    )
+    config = LoRAConfig(rank=1, targets=HostModel(network).default_lora_targets)
+    adapter = Adapter(network.module, config)
+    assert {name.split(".")[0] for name in adapter.state().tensors} == {"attn", "attn2"}
 
 
 def test_a_saved_lora_is_read_back_as_the_same_adapter(tmp_path):
