@@ -32,15 +32,17 @@ class ComfyModel:
 
     Args:
         model: a ModelPatcher of any loader.
+        guidance: what captions carry for models that were distilled to take it as an input; 0: the host's own.
 
     Raises:
         ValueError: a model that does not remove noise, and so cannot be trained to.
     """
 
-    def __init__(self, model: Any, clip: Any = None, vae: Any = None) -> None:
+    def __init__(self, model: Any, clip: Any = None, vae: Any = None, guidance: float = 0.0) -> None:
         self.patcher = model
         self.clip = clip
         self.vae = vae
+        self.guidance = guidance
         levels = model_noise_levels(model)
         self.prediction = prediction_of(levels.sampling)
         self.table: Tensor = levels.table
@@ -116,7 +118,9 @@ class ComfyModel:
         return cast(Tensor, weight if backup is None else backup.weight)
 
     def encoder_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Weights of the text encoders and the autoencoder."""
+        """Weights of the text encoders and the autoencoder, and the guidance that goes with captions."""
+        if self.guidance:
+            yield "guidance", torch.tensor(self.guidance)
         for name, part in (("clip", self.clip), ("vae", self.vae)):
             if part is not None:
                 yield from ((f"{name}.{k}", v) for k, v in part.patcher.model.state_dict().items())
@@ -231,7 +235,7 @@ class ComfyModel:
         if self.clip is None:
             raise ValueError("clip must be wired to Model from ComfyUI, to turn captions into conditioning")
         (row,) = conditioning_rows(self.clip.encode_from_tokens_scheduled(self.clip.tokenize(caption)))
-        return row
+        return row | ({"guidance": torch.tensor([self.guidance])} if self.guidance else {})
 
 
 # --- LoRA --------------------------------------------------------------------------------------------

@@ -47,15 +47,25 @@ class RolloutFromComfyModel(io.ComfyNode):
                 io.Model.Input("model", tooltip="The base model."),
                 io.Clip.Input("clip", optional=True, tooltip="Encodes captions and prompts."),
                 io.Vae.Input("vae", optional=True, tooltip="Encodes pictures and decodes previews."),
+                io.Float.Input(
+                    "guidance",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Guidance that captions carry, for models that take it as an input (Flux dev, "
+                    "HunyuanVideo): 1 is usual to train. 0 leaves it to ComfyUI, 3.5 for Flux. Other models do not "
+                    "use it.",
+                ),
             ],
             outputs=[sockets.Model.Output(display_name="model")],
         )
 
     @classmethod
-    def execute(cls, model: Any, clip: Any = None, vae: Any = None) -> io.NodeOutput:
+    def execute(cls, model: Any, clip: Any = None, vae: Any = None, guidance: float = 0.0) -> io.NodeOutput:
         """Wrap it."""
         require_comfyui()
-        return io.NodeOutput(LoadedModel(HostModel(models.ComfyModel(model, clip, vae))))
+        return io.NodeOutput(LoadedModel(HostModel(models.ComfyModel(model, clip, vae, guidance))))
 
 
 class RolloutDatasetFromLatents(io.ComfyNode):

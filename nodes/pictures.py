@@ -360,16 +360,25 @@ class RolloutCompareImages(io.ComfyNode):
                     multiline=True,
                     tooltip="One line for each column, for instance the prompts; may be empty.",
                 ),
+                io.Image.Input("fourth", optional=True, tooltip="A fourth row."),
+                io.Image.Input("fifth", optional=True, tooltip="A fifth row."),
             ],
             outputs=[io.Image.Output(display_name="grid")],
         )
 
     @classmethod
     def execute(
-        cls, first: Tensor, second: Tensor, labels: str, captions: str, third: Tensor | None = None
+        cls,
+        first: Tensor,
+        second: Tensor,
+        labels: str,
+        captions: str,
+        third: Tensor | None = None,
+        fourth: Tensor | None = None,
+        fifth: Tensor | None = None,
     ) -> io.NodeOutput:
         """Lay them out."""
-        rows = [row.cpu().numpy() for row in (first, second, third) if row is not None]
+        rows = [row.cpu().numpy() for row in (first, second, third, fourth, fifth) if row is not None]
         names = [line for line in labels.splitlines() if line.strip()]
         names += [""] * (len(rows) - len(names))
         heads = [line.split(",")[0] for line in captions.splitlines() if line.strip()]

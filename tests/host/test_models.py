@@ -459,6 +459,28 @@ def test_with_clip_and_vae_folders_are_encoded_and_pictures_drawn(host: Host, fa
     assert len(outputs[film]["images"]) == 2
 
 
+def test_guidance_goes_with_the_captions(host: Host) -> None:
+    """Flux is given 3.5 by the host where a caption says nothing."""
+    graph = PromptBuilder()
+    parts = {
+        "model": graph.add("TestTinyModel", family="flux", dtype="float32"),
+        "clip": graph.add("TestTinyClip", family="flux"),
+        "vae": graph.add("TestTinyVae", channels=16),
+    }
+    shown = {}
+    for guidance in (0.0, 3.5, 1.0):
+        source = graph.add("RolloutFromComfyModel", guidance=guidance, **parts)
+        folder = graph.add("RolloutDatasetFromFolder", folder=str(pictures(host)))
+        data = graph.add("RolloutEncodeDataset", model=source, dataset=folder, resolution=64)
+        run = graph.add("RolloutInitTraining", model=source, data=data)
+        shown[guidance], loss = graph.add("RolloutValidate", run=run, data=data)
+        graph.add("PreviewAny", source=[shown[guidance], loss])
+    outputs = host.run(graph)
+    losses = {guidance: shown_loss(outputs, node) for guidance, node in shown.items()}
+    print(f"flux, validation loss by guidance: {losses}")
+    assert losses[0.0] == losses[3.5] != losses[1.0]
+
+
 def pictures(host: Host) -> Path:
     """A folder of pictures with captions of one to three words."""
     folder = host.comfyui.base / "input" / "tiny_pictures"

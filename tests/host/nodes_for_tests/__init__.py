@@ -11,6 +11,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from safetensors.torch import load_file
 
 from .model_nodes import NODES as MODEL_NODES
+from .small_files import NODES as FILE_NODES
 
 CATEGORY = "tests"
 
@@ -126,5 +127,13 @@ class TestShowSigmas:
 
 NODE_CLASS_MAPPINGS = {
     cls.__name__: cls
-    for cls in (TestConditioning, TestEpsilonModel, TestSlowModel, TestCalls, TestShowSigmas, *MODEL_NODES)
+    for cls in (
+        TestConditioning,
+        TestEpsilonModel,
+        TestSlowModel,
+        TestCalls,
+        TestShowSigmas,
+        *MODEL_NODES,
+        *FILE_NODES,
+    )
 }

@@ -3,10 +3,8 @@
 Built from the host's classes, so that the names of the weights are those of the version that runs.
 """
 
-from contextlib import contextmanager
-
 import torch
-from comfy import model_detection, ops, sd
+from comfy import ops, sd
 
 FLUX = {
     "in_channels": 16, "out_channels": 16, "vec_in_dim": 32, "context_in_dim": 48, "hidden_size": 128,
@@ -21,22 +19,24 @@ HUNYUAN = {
 }  # fmt: skip
 
 
-def network(family):
-    """An uninitialised network."""
+def network(family, context=48, pooled=32):
+    """An uninitialised network; `context`, `pooled`: sizes of the conditioning of SD3 and Flux."""
     common = {"dtype": torch.float32, "operations": ops.disable_weight_init}
     if family == "sd3":
         from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 
         depth = 2
-        context = {"target": "torch.nn.Linear", "params": {"in_features": 48, "out_features": 64 * depth}}
+        sizes = {"in_features": context, "out_features": 64 * depth}
+        embedder = {"target": "torch.nn.Linear", "params": sizes}
         return MMDiT(
-            input_size=None, in_channels=16, depth=depth, adm_in_channels=32, context_embedder_config=context,
+            input_size=None, in_channels=16, depth=depth, adm_in_channels=pooled, context_embedder_config=embedder,
             num_patches=256, pos_embed_max_size=16, pos_embed_scaling_factor=None, **common,
         )  # fmt: skip
     if family == "flux":
         from comfy.ldm.flux.model import Flux
 
-        return Flux(image_model="flux", **known(FLUX, Flux), **common)
+        sizes = FLUX | {"vec_in_dim": pooled, "context_in_dim": context}
+        return Flux(image_model="flux", **known(sizes, Flux), **common)
     if family == "hunyuan_video":
         from comfy.ldm.hunyuan_video.model import HunyuanVideo
 
@@ -77,10 +77,11 @@ def known(options, cls):
     return {name: value for name, value in options.items() if name in names}
 
 
-def state_dict(family, seed):
+def state_dict(family, seed, **sizes):
     """Random weights of a family."""
     generator = torch.Generator().manual_seed(seed)
-    return {name: random_like(name, w, generator) for name, w in network(family).state_dict().items()}
+    given = network(family, **sizes).state_dict()
+    return {name: random_like(name, w, generator) for name, w in given.items()}
 
 
 def scaled_fp8(weights):
@@ -101,27 +102,7 @@ def load(family, seed, dtype=None, scaled=False):
     if scaled:
         weights = scaled_fp8(weights)
     options = {} if dtype is None else {"dtype": dtype}
-    with detected(family):
-        return sd.load_diffusion_model_state_dict(weights, model_options=options)
-
-
-@contextmanager
-def detected(family):
-    """Older hosts know Flux of its one size only; tell them this one's."""
-    original = model_detection.detect_unet_config
-
-    def detect(*args, **kwargs):
-        config = original(*args, **kwargs)
-        if family == "flux":
-            sizes = ("in_channels", "vec_in_dim", "context_in_dim", "hidden_size", "num_heads")
-            config |= {name: FLUX[name] for name in sizes}
-        return config
-
-    model_detection.detect_unet_config = detect
-    try:
-        yield
-    finally:
-        model_detection.detect_unet_config = original
+    return sd.load_diffusion_model_state_dict(weights, model_options=options)
 
 
 def random_like(name, weight, generator):
