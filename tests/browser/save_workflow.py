@@ -2,7 +2,9 @@
 
 A ComfyUI is started with this pack (found as the host tests find it), the graph is loaded in Chromium, its nodes are
 put where their ``_meta.position`` says, and what ``app.graph.serialize()`` gives is written. ``_meta`` may
-also hold ``size`` and ``color``; a top-level ``"_extra": {"groups": [...]}`` adds titled groups.
+also hold ``size``, ``color``, ``mode`` (4: bypassed) and ``models`` (where the files that it names are found). A
+top-level ``"_extra"`` adds ``notes`` and ``groups``, or has ``columns``: each a ``width`` and ``groups`` that stand one
+below the other, with a ``title`` and ``items``, which are node ids, pairs of a node id and its height, or notes.
 Usage: ``python tests/browser/save_workflow.py API.json OUT.json [SCREENSHOT.png]``.
 Needs the packages of requirements-dev.txt and Debian's chromium.
 """
@@ -12,6 +14,8 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "host"))
 
 from comfyui_process import find_installation, running  # noqa: E402
-from playwright.sync_api import sync_playwright  # noqa: E402
+from playwright.sync_api import Page, sync_playwright  # noqa: E402
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = [
@@ -41,24 +45,51 @@ LAY_OUT = """async ([prompt, extra, name]) => {
         if (meta.position) own.pos = meta.position;
         if (meta.size) own.setSize(meta.size);
         if (meta.color) { own.color = meta.color[0]; own.bgcolor = meta.color[1]; }
+        if (meta.mode) own.mode = meta.mode;
+        if (meta.models) own.properties.models = meta.models;
         own.title = meta.title ?? own.title;
         for (const widget of own.widgets ?? [])  // a shared graph draws the same pictures every time
             if (widget.name === "control_after_generate") widget.value = "fixed";
     }
-    for (const note of extra.notes ?? []) {
+    const addNote = (note) => {
         const node = LiteGraph.createNode("MarkdownNote");
         app.graph.add(node);
-        node.pos = note.position;
-        node.setSize(note.size);
+        node.pos = note.position ?? [0, 0];
+        node.setSize(note.size ?? [400, 200]);
         node.title = note.title;
+        node.color = "#432";
+        node.bgcolor = "#653";
         node.widgets[0].value = note.text;
-    }
-    for (const group of extra.groups ?? []) {
-        const own = new LiteGraph.LGraphGroup(group.title);
-        own.pos = [group.bounding[0], group.bounding[1]];
-        own.size = [group.bounding[2], group.bounding[3]];
-        if (group.color) own.color = group.color;
+        return node;
+    };
+    const addGroup = (title, [x, y, width, height], color) => {
+        const own = new LiteGraph.LGraphGroup(title);
+        own.pos = [x, y];
+        own.size = [width, height];
+        own.color = color ?? "#3f789e";
         app.graph.add(own);
+    };
+    for (const note of extra.notes ?? []) addNote(note);
+    for (const group of extra.groups ?? []) addGroup(group.title, group.bounding, group.color);
+    const titleBar = 30, gap = 20, head = 50, margin = 20;
+    let x = 0;
+    for (const column of extra.columns ?? []) {
+        let y = 0;
+        for (const group of column.groups) {
+            const top = y;
+            y += head;
+            for (const item of group.items) {
+                const [id, height] = Array.isArray(item) ? item : [item, item.height];
+                const node = typeof id === "object" ? addNote(id) : app.graph.getNodeById(Number(id));
+                y += titleBar;
+                node.pos = [x, y];
+                node.setSize([column.width, height ?? node.computeSize()[1]]);
+                y += node.size[1] + gap;
+            }
+            addGroup(group.title, [x - margin, top, column.width + 2 * margin, y - top], group.color);
+            y += 2 * margin;
+        }
+        x += column.width + 4 * margin;
     }
     // As a file has it: undefined is left out. Handed over as it is, it would come out as null.
     return JSON.parse(JSON.stringify(app.graph.serialize()));
@@ -75,9 +106,9 @@ FIT = """() => {
 }"""
 
 
-def save(api: dict[str, Any], out: Path, picture: Path | None = None) -> None:
-    """Load `api` in the front end, write the workflow to `out` and a screenshot of it to `picture`."""
-    extra = api.pop("_extra", {})
+@contextmanager
+def front_end() -> Iterator[Page]:
+    """A page that shows the front end of a fresh host."""
     installation = find_installation()
     if installation is None:
         raise SystemExit("no ComfyUI found; set COMFYUI_PATH")
@@ -90,19 +121,26 @@ def save(api: dict[str, Any], out: Path, picture: Path | None = None) -> None:
         page = browser.new_page(viewport={"width": 2400, "height": 1350})
         page.goto(host.url)
         page.wait_for_function(READY, timeout=60000)
-        workflow = page.evaluate(LAY_OUT, [api, extra, out.stem])
-        out.write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        if picture is not None:
-            page.evaluate("wf => app.loadGraphData(wf)", workflow)
-            page.wait_for_timeout(1500)
-            page.keyboard.press("Escape")  # the template browser opens for new users
-            page.wait_for_timeout(1000)
-            page.evaluate(FIT)
-            page.wait_for_timeout(2000)
-            page.screenshot(path=picture)
+        yield page
         browser.close()
+
+
+def save(page: Page, api: dict[str, Any], out: Path, picture: Path | None = None) -> None:
+    """Load `api` in the front end, write the workflow to `out` and a screenshot of it to `picture`."""
+    extra = api.pop("_extra", {})
+    workflow = page.evaluate(LAY_OUT, [api, extra, out.stem])
+    out.write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if picture is not None:
+        page.evaluate("wf => app.loadGraphData(wf)", workflow)
+        page.wait_for_timeout(1500)
+        page.keyboard.press("Escape")  # the template browser opens for new users
+        page.wait_for_timeout(1000)
+        page.evaluate(FIT)
+        page.wait_for_timeout(2000)
+        page.screenshot(path=picture)
 
 
 if __name__ == "__main__":
     paths = [Path(argument) for argument in sys.argv[1:]]
-    save(json.loads(paths[0].read_text(encoding="utf-8")), *paths[1:])
+    with front_end() as page:
+        save(page, json.loads(paths[0].read_text(encoding="utf-8")), *paths[1:])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from comfyui_process import PACK_FOLDER
+from shipped import NAMES, make_files, model_files, prompt_of
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright")
 
@@ -213,9 +214,39 @@ def steps_shown(page):
     return {int(node): step for node, step in page.evaluate(script)}
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "workflows").glob("*.json")))
-def test_a_workflow_opens_without_a_complaint_and_nothing_overlaps(name, open_page, shots):
-    page = open_page("classic", workflow=shipped(name))
+UNKNOWN = """() => app.graph.nodes.map((n) => n.type)
+    .filter((type) => !LiteGraph.registered_node_types[type] && !["Note", "MarkdownNote"].includes(type))"""
+NOT_OFFERED = """() => app.graph.nodes.flatMap((node) => (node.widgets ?? [])
+    .filter((w) => Array.isArray(w.options?.values) && !w.options.values.includes(w.value))
+    .map((w) => [node.type, w.name, w.value]))"""
+LOADERS = {"UNETLoader", "CLIPLoader", "DualCLIPLoader", "VAELoader", "CheckpointLoaderSimple"}
+IN_ERROR = "() => app.graph.nodes.filter((node) => node.has_errors).map((node) => node.type)"
+
+
+def without_model_files(workflow):
+    """The same workflow, of which no model file is there."""
+    return json.loads(re.sub(r'(?<=")(?=[^"/]+\.safetensors")', "absent-", json.dumps(workflow)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_opens_without_a_complaint_and_nothing_overlaps(name, open_page, shots, comfyui):
+    files = model_files(prompt_of(comfyui, name))
+    make_files(comfyui, files)
+    page = open_page("classic", workflow=without_model_files(shipped(f"{name}.json")))
+    # What is not there is the user's to choose; the front end marks the loaders, or lists the files as it opens.
+    lacking = page.evaluate(NOT_OFFERED)
+    assert {value for _, _, value in lacking} == {f"absent-{file}" for file in files}
+    assert set(page.evaluate(IN_ERROR)) <= {kind for kind, _, _ in lacking} <= LOADERS
+    page.screenshot(path=shots / f"{name}-without-files.png")
+
+    page.keyboard.press("Escape")  # the list of missing files
+    page.wait_for_timeout(500)
+    page.evaluate("workflow => app.loadGraphData(workflow)", shipped(f"{name}.json"))
+    page.wait_for_timeout(1000)
+    assert page.evaluate(UNKNOWN) == []
+    assert page.evaluate(NOT_OFFERED) == []
+    assert page.evaluate(IN_ERROR) == []
+    assert page.locator(".p-dialog").count() == 0
     page.wait_for_timeout(500)
     page.keyboard.press(".")
     page.wait_for_timeout(700)

@@ -146,7 +146,10 @@ def test_targets_are_the_attention_layers_that_there_are_else_all_in_blocks():
 def test_both_attentions_of_an_sd35_medium_block_are_targets():
     network = Network()
     network.module = nn.ModuleDict(
-        {name: nn.ModuleDict({"qkv": nn.Linear(4, 12), "proj": nn.Linear(4, 4)}) for name in ("attn", "attn2")}
+        {
+            name: nn.ModuleDict({"qkv": nn.Linear(4, 12), "proj": nn.Linear(4, 4)})
+            for name in ("attn", "attn2")
+        }
     )
     config = LoRAConfig(rank=1, targets=HostModel(network).default_lora_targets)
     adapter = Adapter(network.module, config)
