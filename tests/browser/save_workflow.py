@@ -128,6 +128,9 @@ def front_end() -> Iterator[Page]:
 def save(page: Page, api: dict[str, Any], out: Path, picture: Path | None = None) -> None:
     """Load `api` in the front end, write the workflow to `out` and a screenshot of it to `picture`."""
     extra = api.pop("_extra", {})
+    # Else widgets left at their default get the values that the graph before gave to its node of that number.
+    page.reload()
+    page.wait_for_function(READY, timeout=60000)
     workflow = page.evaluate(LAY_OUT, [api, extra, out.stem])
     out.write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if picture is not None:
