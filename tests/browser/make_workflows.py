@@ -406,6 +406,6 @@ WORKFLOWS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 if __name__ == "__main__":
-    with front_end() as page:
+    with front_end() as new_page:
         for chosen in sys.argv[1:] or WORKFLOWS:
-            save(page, WORKFLOWS[chosen](), ROOT / "workflows" / f"{chosen}.json")
+            save(new_page(), WORKFLOWS[chosen](), ROOT / "workflows" / f"{chosen}.json")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+VIEW = {"scale": 0.7, "offset": [120, 130]}
+"""What a file shows first: its upper left, beside the page's own bars."""
 READY = "() => window.app && app.graph && Object.keys(LiteGraph.registered_node_types).length > 50"
 LAY_OUT = """async ([prompt, extra, name]) => {
     await app.loadApiJson(prompt, name);
@@ -107,8 +109,12 @@ FIT = """() => {
 
 
 @contextmanager
-def front_end() -> Iterator[Page]:
-    """A page that shows the front end of a fresh host."""
+def front_end() -> Iterator[Callable[[], Page]]:
+    """What opens the front end of a fresh host as a new user sees it.
+
+    Each graph wants a page of its own: widgets left at their default would get the values that a graph before gave to
+    its node of that number.
+    """
     installation = find_installation()
     if installation is None:
         raise SystemExit("no ComfyUI found; set COMFYUI_PATH")
@@ -118,20 +124,22 @@ def front_end() -> Iterator[Page]:
         sync_playwright() as p,
     ):
         browser = p.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 2400, "height": 1350})
-        page.goto(host.url)
-        page.wait_for_function(READY, timeout=60000)
-        yield page
+
+        def opened() -> Page:
+            page = browser.new_context(viewport={"width": 2400, "height": 1350}).new_page()
+            page.goto(host.url)
+            page.wait_for_function(READY, timeout=60000)
+            return page
+
+        yield opened
         browser.close()
 
 
 def save(page: Page, api: dict[str, Any], out: Path, picture: Path | None = None) -> None:
     """Load `api` in the front end, write the workflow to `out` and a screenshot of it to `picture`."""
     extra = api.pop("_extra", {})
-    # Else widgets left at their default get the values that the graph before gave to its node of that number.
-    page.reload()
-    page.wait_for_function(READY, timeout=60000)
     workflow = page.evaluate(LAY_OUT, [api, extra, out.stem])
+    workflow["extra"]["ds"] = VIEW
     out.write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if picture is not None:
         page.evaluate("wf => app.loadGraphData(wf)", workflow)
@@ -145,5 +153,5 @@ def save(page: Page, api: dict[str, Any], out: Path, picture: Path | None = None
 
 if __name__ == "__main__":
     paths = [Path(argument) for argument in sys.argv[1:]]
-    with front_end() as page:
-        save(page, json.loads(paths[0].read_text(encoding="utf-8")), *paths[1:])
+    with front_end() as new_page:
+        save(new_page(), json.loads(paths[0].read_text(encoding="utf-8")), *paths[1:])

@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 NOT_PACKAGES = {"tests", "demo", "benchmarks", "build", "dist", "out", "runs"}
 # ComfyUI's own modules, aiohttp of its server, and psutil, which host/report.py does without where it is missing.
 HOST_OR_OPTIONAL = {
-    "aiohttp", "comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "nodes", "psutil", "sentencepiece",
-    "server",
+    "aiohttp", "comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "nodes", "psutil",
+    "sentencepiece", "server",
 }  # fmt: skip
 DATA_FOLDERS = ("web", "workflows", "locales")
 
