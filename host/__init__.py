@@ -25,7 +25,7 @@ else:
     from . import comfy_model as models
     from . import comfy_sampling as sampling
     from .comfyui import Cancelled, current
-    from .events import serve
+    from .panel_routes import serve
     from .run_routes import serve_runs
 
 from .interface import Host, Progress

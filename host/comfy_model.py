@@ -226,6 +226,24 @@ class ComfyModel:
         pixels = self.vae.decode(self.patcher.model.process_latent_out(latent))
         return cast(Tensor, pixels.reshape(-1, *pixels.shape[-3:])[:1])
 
+    def preview_latent(self, latent: Tensor) -> Tensor:
+        """Small picture [1, h, w, 3] of one latent [1, C, ...], as the host's samplers preview it by default.
+
+        Raises:
+            RuntimeError: the host knows no colours for latents of this family.
+        """
+        family = self.patcher.model.latent_format
+        if family.latent_rgb_factors is None:
+            raise RuntimeError(f"{self.name} has no preview of its latents in this version of ComfyUI")
+        reshape = getattr(family, "latent_rgb_factors_reshape", None)
+        latent = latent if reshape is None else reshape(latent)
+        latent = latent[:, :, 0] if latent.ndim == 5 else latent  # of several frames, the first
+        factors = torch.tensor(family.latent_rgb_factors).to(latent)  # [C, 3]
+        bias = getattr(family, "latent_rgb_factors_bias", None)
+        offset = 0.0 if bias is None else torch.tensor(bias).to(latent)
+        colours = latent.movedim(1, -1) @ factors + offset  # -1 to 1
+        return (colours / 2 + 0.5).clamp(0, 1)
+
     def encode_caption(self, caption: str) -> dict[str, Tensor]:
         """Conditioning of one caption.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import folder_paths
 import torch
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from .events import Panel, prompt_server
-from .interface import Facts, Progress
+from .interface import Ask, Facts, Progress
 from .links import text_behind
 from .report import FOLDERS_VARIABLE, REPORT_VARIABLE, merge, write
 from .standalone import PACK, TerminalBar, first_existing
@@ -81,9 +81,9 @@ class ComfyHost:
         device: torch.device = model_management.get_torch_device()
         return device
 
-    def progress(self, total: int) -> Progress:
+    def progress(self, total: int, run: Path | None = None) -> Progress:
         """Start the running node's progress bar."""
-        return _NodeProgress(total)
+        return _NodeProgress(total, run)
 
     def cancel_requested(self) -> bool:
         """Return whether the user pressed cancel; the request stays pending."""
@@ -114,26 +114,36 @@ class ComfyHost:
 class _NodeProgress:
     """Progress, text and preview of one node, in the front end and, as core's samplers do, in the terminal."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, run: Path | None) -> None:
         context = get_executing_context()
         self._node_id = None if context is None else context.node_id
         self._total = total
         self._bar = ProgressBar(total, node_id=self._node_id)
         self._terminal = TerminalBar(total)
-        self._panel = None if context is None else Panel(context.prompt_id, context.node_id)
+        self._panel = None
+        if context is not None and run is not None:
+            self._panel = Panel(context.prompt_id, context.node_id, run)
 
     def update(
         self, done: int, text: str = "", image: Image.Image | None = None, facts: Facts | None = None
     ) -> None:
         self._terminal.show(done, text)
         if facts is not None and self._panel is not None:
-            self._panel.show(facts, done >= self._total, model_management.processing_interrupted())
+            self._panel.show(facts)
         # ProgressBar looks at the interrupt flag only when it sends, in newer hosts a few times a second.
         model_management.throw_exception_if_processing_interrupted()
         preview = None if image is None else ("JPEG", image, PREVIEW_SIZE)
         self._bar.update_absolute(done, self._total, preview)
         if text and self._node_id is not None:
             _send_text(text, self._node_id)
+
+    def asked(self) -> frozenset[Ask]:
+        return frozenset() if self._panel is None else self._panel.asked()
+
+    def end(self, facts: Facts, state: Literal["done", "stopped"]) -> None:
+        self._terminal.close()
+        if self._panel is not None:
+            self._panel.end(facts, state)
 
 
 def _send_text(text: str, node_id: str) -> None:

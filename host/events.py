@@ -1,52 +1,85 @@
-"""What ComfyUI tells the pack's own front end: facts about a running training, live and after a reload.
+"""What ComfyUI tells the pack's own front end: facts about a running training, and what it may ask of it.
 
-Live, they are the event `rollout_trainer.progress`. The newest facts of each node are also kept in memory
-for `GET /rollout_trainer/facts`: a page that is reloaded asks for them, and a training that was stopped has no
-entry of its own in the host's history. The front end is not asked for anything: no path, no code.
+Live, facts are the event `rollout_trainer.progress`. The newest ones of each node are also kept in memory, and those
+of each run in its folder (`panel_files`): a page that is reloaded asks for them, and a training that was stopped has
+no entry of its own in the host's history. `panel_routes` is where the page asks.
 """
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Literal
 
-from .interface import Facts
-
-if TYPE_CHECKING:
-    from aiohttp import web
+from . import panel_files
+from .interface import Ask, Facts
 
 EVENT = "rollout_trainer.progress"
-ROUTE = "/rollout_trainer/facts"
 INTERVAL = 0.25  # seconds: at most four events a second
+KEEP_INTERVAL = 30.0  # seconds between two files
 REMEMBERED = 100  # nodes
 
 _newest: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()
 """By workflow and node, in the order of the last change."""
+_training: Panel | None = None
+"""The panel of the training that began last; the host executes one at a time."""
 
 
 class Panel:
-    """The panel of one node during one execution of a graph."""
+    """The panel of one training node during one execution of a graph.
 
-    def __init__(self, prompt_id: str, node_id: str) -> None:
+    Args:
+        folder: the run's, where its newest facts are kept.
+    """
+
+    def __init__(self, prompt_id: str, node_id: str, folder: Path) -> None:
+        global _training
         self._server = prompt_server()
-        self._place = {
-            "node": node_id,
-            "prompt_id": prompt_id,
-            "workflow": workflow_of(self._server, prompt_id),
-        }
-        self._due = 0.0
+        self._workflow = workflow_of(self._server, prompt_id)
+        self.place = {"node": node_id, "prompt_id": prompt_id, "workflow": self._workflow}
+        self._folder = folder
+        self._due = self._keep_due = 0.0
+        self._asks: set[Ask] = set()
+        _training = self
 
-    def show(self, facts: Facts, done: bool, stopped: bool) -> None:
-        """Send the facts if it is time to, always if they are the last ones."""
+    def show(self, facts: Facts) -> None:
+        """Send the facts if it is time to."""
+        if time.monotonic() >= self._due:
+            self._tell({**facts(), **self.place, "state": "running"})
+
+    def end(self, facts: Facts, state: Literal["done", "stopped"]) -> None:
+        """Send the last facts, and take no more questions."""
+        global _training
+        _training = None
+        self._keep_due = 0.0
+        self._tell({**facts(), **self.place, "state": state})
+
+    def ask(self, what: Ask) -> None:
+        """Keep what the user asks for until the training looks; the server's thread calls this."""
+        self._asks.add(what)
+
+    def asked(self) -> frozenset[Ask]:
+        """Return what was asked for since the last call."""
+        asks = frozenset(self._asks)
+        self._asks -= asks
+        return asks
+
+    def _tell(self, data: dict[str, Any]) -> None:
         now = time.monotonic()
-        if self._server is None or (now < self._due and not done and not stopped):
-            return
         self._due = now + INTERVAL
-        state = "stopped" if stopped else "done" if done else "running"
-        data = {**facts(), **self._place, "state": state}
+        if self._server is None:
+            return
+        if now >= self._keep_due:
+            self._keep_due = now + KEEP_INTERVAL
+            panel_files.keep(self._folder, data)
         remember(data)
-        self._server.send_sync(EVENT, data, self._server.client_id)
+        # Every tab that shows this workflow may hear it. In a graph without one, which a script queued, the same id
+        # may be another node than in a tab: that is told to whoever queued it alone.
+        if self._workflow:
+            self._server.send_sync(EVENT, data, None)
+        elif self._server.client_id:
+            self._server.send_sync(EVENT, data, self._server.client_id)
 
 
 def prompt_server() -> Any:
@@ -56,14 +89,17 @@ def prompt_server() -> Any:
     return getattr(PromptServer, "instance", None)
 
 
+def executing(server: Any) -> dict[str, dict[str, Any]]:
+    """Return what the host executes now: the extra data of each graph, by its id."""
+    running = [] if server is None else server.prompt_queue.get_current_queue_volatile()[0]
+    return {own_id: extra for _, own_id, _, extra, *_ in running}
+
+
 def workflow_of(server: Any, prompt_id: str) -> str:
     """Return the id of the workflow whose graph is executed, "" if whoever queued it did not say."""
-    running = [] if server is None else server.prompt_queue.get_current_queue_volatile()[0]
-    for _, own_id, _, extra, *_ in running:
-        if own_id == prompt_id:
-            workflow = (extra.get("extra_pnginfo") or {}).get("workflow") or {}
-            return str(workflow.get("id", ""))
-    return ""
+    extra = executing(server).get(prompt_id, {})
+    workflow = (extra.get("extra_pnginfo") or {}).get("workflow") or {}
+    return str(workflow.get("id", ""))
 
 
 def remember(data: dict[str, Any]) -> None:
@@ -75,26 +111,34 @@ def remember(data: dict[str, Any]) -> None:
         _newest.popitem(last=False)
 
 
-def serve() -> None:
-    """Open the route; ComfyUI adds it to its server once all packs are loaded."""
-    server = prompt_server()
-    if server is None:
-        return
+def remembered(workflow: str) -> dict[str, dict[str, Any]]:
+    """Return the newest facts of the nodes of a workflow, by node.
 
-    server.routes.get(ROUTE)(newest)
+    A training that an error ended had no last word: it runs only while its graph is executed.
+    """
+    running = executing(prompt_server())
+    return {
+        node: data if data["prompt_id"] in running else panel_files.stopped(data)
+        for (own, node), data in tuple(_newest.items())  # the training's thread adds to it
+        if own == workflow
+    }
 
 
-async def newest(request: web.Request) -> web.Response:
-    """Answer with the newest facts of the nodes of the workflow that is asked for, by node."""
-    from aiohttp import web
+def ask(node: str, prompt_id: str, what: Ask) -> None:
+    """Ask something of a training that is running.
 
-    workflow = request.query.get("workflow", "")
-    return web.json_response({node: data for (own, node), data in _newest.items() if own == workflow})
+    Raises:
+        LookupError: that node of that graph does not train now.
+    """
+    panel = _training
+    if panel is None or (panel.place["node"], panel.place["prompt_id"]) != (node, prompt_id):
+        raise LookupError("this node does not train now")
+    if prompt_id not in executing(prompt_server()):  # an error ended it
+        raise LookupError("this graph is not executed now")
+    panel.ask(what)
 
 
 def trained_now() -> set[str]:
     """Names of the runs that graphs being executed have trained so far; their later nodes may go on with them."""
-    server = prompt_server()
-    running = [] if server is None else server.prompt_queue.get_current_queue_volatile()[0]
-    prompts = {prompt_id for _, prompt_id, *_ in running}
-    return {data["run"] for data in _newest.values() if data["prompt_id"] in prompts}
+    running = executing(prompt_server())
+    return {data["run"] for data in tuple(_newest.values()) if data["prompt_id"] in running}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
@@ -21,6 +21,9 @@ class Cancelled(BaseException):
 Facts = Callable[[], Mapping[str, Any]]
 """Makes what a node's panel shows, plain JSON values; called only when somebody will see it."""
 
+Ask = Literal["save", "preview"]
+"""What a user may ask of a training between two steps: a saved state, a film."""
+
 
 class Progress(Protocol):
     """One progress bar, from 0 to the `total` it was made with."""
@@ -33,6 +36,14 @@ class Progress(Protocol):
         `facts` go to the node's panel in the front end, at most four times a second; a terminal has none.
         Call it at step boundaries: `Cancelled` is raised here when the user asked to stop.
         """
+        ...
+
+    def asked(self) -> frozenset[Ask]:
+        """Return what the user asked of the training since the last call; nobody can in a terminal."""
+        ...
+
+    def end(self, facts: Facts, state: Literal["done", "stopped"]) -> None:
+        """Show the panel's last facts: the training has ended and its state is saved."""
         ...
 
 
@@ -81,8 +92,12 @@ class Host(Protocol):
         """Return the device to compute on."""
         ...
 
-    def progress(self, total: int) -> Progress:
-        """Start a progress bar of `total` units for the node that runs now."""
+    def progress(self, total: int, run: Path | None = None) -> Progress:
+        """Start a progress bar of `total` units for the node that runs now.
+
+        Args:
+            run: folder of the run that a training node trains; what its panel shows is kept there too.
+        """
         ...
 
     def cancel_requested(self) -> bool:

@@ -7,11 +7,11 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
-from .interface import Cancelled, Facts, Progress, Runs
+from .interface import Ask, Cancelled, Facts, Progress, Runs
 from .report import merge
 
 PACK = Path(__file__).resolve().parent.parent
@@ -89,7 +89,7 @@ class StandaloneHost:
         """Return the device given, else CUDA, MPS or the CPU, the first there is."""
         return torch.device(self._device or best_device())
 
-    def progress(self, total: int) -> Progress:
+    def progress(self, total: int, run: Path | None = None) -> Progress:
         """Start a bar on the terminal, named after the running node."""
         return _Progress(self, total)
 
@@ -174,11 +174,17 @@ class _Progress:
             self._bar.close()
             raise Cancelled
 
+    def asked(self) -> frozenset[Ask]:
+        return frozenset()
+
+    def end(self, facts: Facts, state: Literal["done", "stopped"]) -> None:
+        self._bar.close()
+
 
 _current: StandaloneHost | None = None
 
 
-def serve() -> None:
+def serve(find_run: Callable[[Path, str], Path]) -> None:
     """There is no front end to serve."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..host import ComfyExtension, current, io, serve, serve_runs
-from ..training.runs import Runs
+from ..training.runs import Runs, run_path
 from .comfy import RolloutApplyLoRA, RolloutDatasetFromLatents, RolloutFromComfyModel
 from .data import RolloutDatasetFromFolder, RolloutEncodeDataset
 from .model import RolloutLoadDiffusers, RolloutLoadLoRA
@@ -71,6 +71,6 @@ class RolloutTrainerExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All node classes; their ids are for ever."""
-        serve()  # not in `on_load`, which ComfyUI 0.3.64 does not call
+        serve(run_path)  # not in `on_load`, which ComfyUI 0.3.64 does not call
         serve_runs(Runs(current().runs_dir(), current().output_dir()))
         return NODES

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from ..host import Cancelled, current, io
+from ..host import current, io
 from ..training.config import RolloutConfig
 from ..training.data import LatentDataset
 from ..training.export import save_lora
@@ -106,6 +106,15 @@ def setup_inputs() -> list[io.Input]:
             tooltip="Steps between validation losses on the validation data; 0 is off. Always the same pictures, "
             "noise and noise levels, never rolled out.",
         ),
+        io.Int.Input(
+            "preview_every",
+            optional=True,
+            default=0,
+            min=0,
+            max=1_000_000,
+            tooltip="Steps between films in the panel: one picture of the data rolled out by the LoRA as it is then, "
+            "with its drift. Each costs about as much as a few steps; 0 is off, and a button takes one at any time.",
+        ),
         sockets.LoRA.Input(
             "lora",
             optional=True,
@@ -156,29 +165,32 @@ def begin(
 
 def train_watched(run: Run, steps: int) -> io.NodeOutput:
     """Train with the host's progress bar and the node's panel; tell first what rollouts will cost."""
-    progress, live = current().progress(steps), Live(run, steps)
+    progress, live = current().progress(steps, run.folder.path), Live(run, steps)
     extra = cost(run.config, run.source)
     if extra:
         factor = step_time_factor(extra, run.config.gradient_checkpointing)
         progress.update(
             0, f"about {extra:.1f} extra forwards per sample, {factor:.1f}x the time of a plain step"
         )
-    first = reached = run.step
+    first = run.step
 
     def watch(now: Progress) -> None:
-        nonlocal reached
-        reached = now.step
         live.add(now)
         text = f"loss {now.loss:.4f}, {now.steps_per_second:.1f} steps/s"
         if now.probability:
             text += f", rollouts {now.probability:.0%}"
-        progress.update(now.step - first, text, facts=live.facts)
+        picture = None if now.film is None else now.film.frames[-1]
+        progress.update(now.step - first, text, picture, live.facts)
 
     try:
-        run = train(run, steps, watch)
-    except Cancelled:
-        current().report({"saved": str(run.folder.state_path(reached))})
+        run = train(run, steps, watch, progress.asked)
+    except BaseException:
+        live.saved()
+        progress.end(live.facts, "stopped")
+        current().report({"saved": str(run.folder.state_path(live.step))})
         raise
+    live.saved()
+    progress.end(live.facts, "done")
     measured = report(run)
     current().report(measured)
     return outputs(run, measured, live.facts())

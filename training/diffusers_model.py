@@ -216,6 +216,10 @@ class DiffusersModel(ABC):
             decoded = [vae.decode(row.to(self.device, vae.dtype)).sample for row in raw.split(1)]
         return (torch.cat(decoded) / 2 + 0.5).clamp(0, 1).to(latents.dtype)
 
+    def preview_latents(self, latents: Tensor) -> Tensor:
+        """The same: the network stays where it is while the autoencoder visits its device."""
+        return self.decode_latents(latents)
+
     def save_lora(self, adapter: AdapterState, metadata: Mapping[str, str], path: Path) -> None:
         """Write `adapter` to `path` (safetensors); it is at scale 1 there, see `training.model.folded`.
 

@@ -95,6 +95,10 @@ class HostNetwork(Protocol):
         """Picture [1, H, W, 3] of a latent."""
         ...
 
+    def preview_latent(self, latent: Tensor) -> Tensor:
+        """Small picture [1, h, w, 3] in [0, 1] of a latent, without the autoencoder."""
+        ...
+
     def encode_caption(self, caption: str) -> Mapping[str, Tensor]:
         """Conditioning [1, ...] of a caption."""
         ...
@@ -182,6 +186,12 @@ class HostModel:
         """Pictures [N, 3, H, W] in [0, 1] of latents, one by one."""
         pixels = torch.cat([self.network.decode_latent(row) for row in latents.split(1)])
         return pixels.movedim(-1, 1).clamp(0, 1).clone()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def preview_latents(self, latents: Tensor) -> Tensor:
+        """Pictures [N, 3, h, w], a pixel per latent position: the host may move the network away to decode."""
+        return torch.cat([self.network.preview_latent(row) for row in latents.split(1)]).movedim(-1, 1)
 
     def lora_tensors(self, adapter: AdapterState) -> dict[str, Tensor]:
         """Tensors of a LoRA file, named by the host's own modules: its stock loader reads any family so."""

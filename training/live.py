@@ -9,13 +9,18 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from .film import equally_spaced, film_steps
 from .loop import Progress, Run
+from .meter import memory_in_use
 from .state import History
 
 COLUMNS = ("base", "fc", "adr", "validation")
 """The columns of a run's history that are drawn."""
 POINTS = 150
 """A curve has this many points to twice as many, or one per step while there are fewer steps."""
+
+FILMS = 100
+"""A panel offers so many films of a run at most, those in equal distances."""
 
 
 class Curve:
@@ -75,17 +80,37 @@ class Live:
 
     def __init__(self, run: Run, steps: int) -> None:
         self._name = run.folder.path.name
+        self._device = run.source.device
         self._last = run.step + steps
         self._curve = Curve.of(run.history, run.step)
         self._newest = Progress(run.step, math.nan, 0.0)
+        self._films = [step for step in film_steps(run.folder.path) if step <= run.step]
+        self._saved = run.step
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return self._newest.step
 
     def add(self, progress: Progress) -> None:
         """Take in one optimiser step."""
         self._curve.add(progress.row)
         self._newest = progress
+        if progress.saved:
+            self.saved()
+        if progress.film is not None and progress.film.step not in self._films[-1:]:
+            self._films.append(progress.film.step)
+
+    def saved(self) -> None:
+        """The state of this step is on the disk, as at every end of a stage."""
+        self._saved = self.step
 
     def facts(self) -> dict[str, Any]:
-        """Plain JSON values; `rollout_share` is the share of the model's time that rollouts took, in the whole run."""
+        """Plain JSON values.
+
+        `rollout_share` is the share of the model's time that rollouts took, in the whole run; `memory` is in bytes;
+        `film` has the steps of films, `saved` that of the last saved state.
+        """
         now = self._newest
         seconds, rate = now.seconds, now.steps_per_second
         extra = seconds.get("rollout", 0.0) + seconds.get("clean", 0.0)
@@ -99,4 +124,7 @@ class Live:
             "steps_per_second": round(rate, 3),
             "seconds_left": round((self._last - now.step) / rate, 1) if rate else None,
             "rollout_share": round(extra / total, 4) if total else 0.0,
+            "memory": memory_in_use(self._device),
+            "film": [self._films[i] for i in equally_spaced(len(self._films), FILMS)],
+            "saved": self._saved,
         }

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,10 +23,11 @@ from torch import Tensor
 from .config import RolloutConfig, check_choice, check_range, from_plain, to_plain
 from .data import BatchOrder, LatentDataset
 from .denoiser import Cond, to_velocity
+from .film import Camera, Film, film_steps
 from .inputs import Inputs, States, drop_captions, put, teacher_forced, training_target
 from .lora import Adapter, AdapterState, LoRAConfig
 from .losses import Loss, LossConfig, RolledTerms, batch_loss
-from .meter import Kind, Meter
+from .meter import Kind, Meter, Stopwatch
 from .model import LoadedModel, ModelSource
 from .optim import EMA, OptimizerConfig, build_optimizer, grad_norm_clip, set_lr
 from .reuse import StatePool
@@ -79,6 +79,8 @@ class TrainConfig:
     """Steps in a row with a non-finite loss or gradient after which the run stops."""
     validate_every: int = 0
     """Optimiser steps between validation losses; 0 is off. Needs validation data."""
+    preview_every: int = 0
+    """Optimiser steps between films of a rollout, from the stage's begin; 0 is off. See `training.film`."""
     rollout_from: int = 0
     """Optimiser step from which the steps of `rollout` count: where the first stage with these settings began."""
 
@@ -89,7 +91,7 @@ class TrainConfig:
         check_range("caption_dropout", self.caption_dropout, 0, 1)
         check_choice("autocast", self.autocast, get_args(Autocast))
         check_range("ema_decay", self.ema_decay, 0, 0.99999)
-        for name in ("save_every", "keep", "validate_every", "rollout_from"):
+        for name in ("save_every", "keep", "validate_every", "preview_every", "rollout_from"):
             check_range(name, getattr(self, name), 0)
         check_range("max_nonfinite", self.max_nonfinite, 1)
 
@@ -144,15 +146,23 @@ class Progress:
     probability: float
     """Chance of a rollout in this step."""
     steps_per_second: float = 0.0
-    """Over this stage so far."""
+    """Over this stage so far, without the time that films took."""
     row: Mapping[str, float] = field(default_factory=dict)
     """The step's row of the history."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Model time of the whole run so far, by kind."""
+    saved: bool = False
+    """The state of this step is on the disk."""
+    film: Film | None = None
+    """A film taken since the last step."""
 
 
 Watch = Callable[[Progress], None]
 """Called after every optimiser step; to stop the run it raises, and the state is saved first."""
+Ask = Literal["save", "preview"]
+"""What a watcher may ask for between two steps: the state on the disk, a film."""
+Asked = Callable[[], Collection[Ask]]
+"""What was asked for since it was last called."""
 
 
 class Trainer:
@@ -172,6 +182,7 @@ class Trainer:
         self.data = data
         self.device = source.device
         self.denoiser = source.denoiser(_DTYPES[config.autocast])
+        self.camera = Camera(self.denoiser, source, data, config.rollout)
         self.prediction = source.prediction
         self.reflexflow = config.rollout.max_step_offset > 0 and config.rollout.reflexflow.active(
             self.prediction
@@ -377,6 +388,11 @@ class Trainer:
                 self.config.loss,
             )
 
+    def film(self) -> Film:
+        """A rollout with the adapter as it would be saved; leaves no trace, not even in the meter."""
+        with self.averaged():
+            return self.camera.film(self.done)
+
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """The adapter is its moving average inside, where the run keeps one."""
@@ -518,39 +534,66 @@ def reopen(
     return Run(folder, steps[-1] if step < 0 else step, source, data, config, validation)
 
 
-def train(run: Run, steps: int, watch: Watch | None = None) -> Run:
+def train(run: Run, steps: int, watch: Watch | None = None, asked: Asked = tuple) -> Run:
     """Train on from the state that `run` names for `steps` optimiser steps; return a handle on the new state.
 
     Whatever ends the stage early, a stop from `watch` above all, the state is saved first and the log says where.
 
+    Args:
+        asked: called after every optimiser step; what it names is done before `watch` is called.
+
     Raises:
         FloatingPointError: the loss stayed non-finite; the last good state is saved.
     """
-    with training_mode(), run.folder.held(), Trainer(run.source, run.data, run.config) as trainer:
+    config = run.config
+    with training_mode(), run.folder.held(), Trainer(run.source, run.data, config) as trainer:
         trainer.load(run.state)
-        begin = last = time.perf_counter()
+        first = config.preview_every and run.step not in film_steps(run.folder.path)
+        film = filmed(run, trainer) if first else None
+        clock, last = Stopwatch(), 0.0
         try:
             for n in range(1, steps + 1):
                 with rewound(trainer):
                     progress = trainer.step()
-                every = run.config.validate_every
-                if run.validation is not None and every and trainer.done % every == 0:
+                if run.validation is not None and due(config.validate_every, trainer.done):
                     trainer.history.note("validation", trainer.validate(run.validation))
-                now = time.perf_counter()
+                now = clock.seconds()
                 trainer.seconds += now - last
                 last = now
-                if run.config.save_every and trainer.done % run.config.save_every == 0 and n < steps:
-                    run.folder.save(trainer.state(), keep=run.config.keep)
+                asks = asked()
+                if saved := n < steps and ("save" in asks or due(config.save_every, trainer.done)):
+                    run.folder.save(trainer.state(), pinned="save" in asks, keep=config.keep)
+                if "preview" in asks or due(config.preview_every, trainer.done):
+                    with clock.paused():
+                        film = filmed(run, trainer)
                 if watch is not None:
-                    rate, seconds = n / (now - begin), trainer.meter.seconds()
+                    rate, seconds = n / now, trainer.meter.seconds()
                     row = trainer.history.newest()
-                    watch(replace(progress, steps_per_second=rate, row=row, seconds=seconds))
+                    told = replace(progress, steps_per_second=rate, row=row, seconds=seconds)
+                    watch(replace(told, saved=saved, film=film))
+                    film = None
         except BaseException:
             path = run.folder.save(trainer.state(), pinned=True)
             logger.info("stopped at step %d; saved %s", trainer.done, path)
             raise
         run.folder.save(trainer.state(), pinned=True)
         return replace(run, step=trainer.done)
+
+
+def due(every: int, step: int) -> bool:
+    """Whether what happens every so many steps, 0 is never, happens after `step`."""
+    return bool(every) and step % every == 0
+
+
+def filmed(run: Run, trainer: Trainer) -> Film | None:
+    """A film, in the run's folder too; one that fails is a line in the log, and the training goes on without it."""
+    try:
+        film = trainer.film()
+        film.write(run.folder.path)
+    except Exception as err:  # out of memory, a decoder's error, a full disk: none is worth a run
+        logger.warning("no film of step %d: %s", trainer.done, err)
+        return None
+    return film
 
 
 @contextmanager

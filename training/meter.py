@@ -13,6 +13,37 @@ Kind = Literal["train", "rollout", "clean", "validation"]
 KINDS: tuple[Kind, ...] = ("train", "rollout", "clean", "validation")
 
 
+class Stopwatch:
+    """Wall time since it was made, without what was spent in `paused` blocks."""
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return time.perf_counter() - self._begin
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time inside does not count."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._begin += time.perf_counter() - start
+
+
+def memory_in_use(device: torch.device) -> int | None:
+    """Bytes: on CUDA the device's peak so far, else what the process has now; None if nobody can say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import psutil  # ComfyUI and diffusers bring it; a terminal does not show it
+    except ImportError:
+        return None
+    return int(psutil.Process().memory_info().rss)
+
+
 class Meter:
     """Counts and times model work without waiting for the device.
 

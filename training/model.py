@@ -97,6 +97,14 @@ class ModelSource(Protocol):
         """Inverse of `encode_images`, as far as the autoencoder goes."""
         ...
 
+    def preview_latents(self, latents: Tensor) -> Tensor:
+        """Pictures [N, 3, ...] of latents, while the network is being trained: it stays on its device.
+
+        Raises:
+            RuntimeError: the family has no such pictures.
+        """
+        ...
+
     def lora_tensors(self, adapter: AdapterState) -> dict[str, Tensor]:
         """The tensors of a LoRA file, with the key names that loaders of this family understand, at scale 1."""
         ...

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..samplers import Frame, integrate, trajectory
+from ..samplers import Frame, Schedule, integrate, trajectory
 from .config import RolloutConfig
 from .denoiser import Cond, Denoiser, Prediction, add_noise, expand, to_denoised
 from .model import LoadedModel, ModelSource
@@ -45,7 +45,6 @@ def rms(values: Tensor) -> Tensor:
 
 
 @torch.inference_mode(False)
-@torch.no_grad()
 def rollout_frames(
     model: LoadedModel,
     x0: Tensor,
@@ -57,17 +56,39 @@ def rollout_frames(
     dtype: torch.dtype | None = None,
     floor_draws: int = 4,
 ) -> RolloutFrames:
-    """Roll samples out as training does, and keep every state on the way.
+    """Open a model and roll samples out on it, see `frames_on`.
 
     Args:
         model: base and adapter.
+        dtype: the model computes under autocast to it; None: in its own.
+    """
+    device = model.source.device
+    x0, cond = x0.to(device), {name: value.to(device) for name, value in cond.items()}
+    with model.denoiser(dtype) as denoiser:
+        return frames_on(denoiser, x0, cond, u_target, steps, config, seed, floor_draws)
+
+
+@torch.no_grad()
+def frames_on(
+    denoiser: Denoiser,
+    x0: Tensor,
+    cond: Cond,
+    u_target: float,
+    steps: int,
+    config: RolloutConfig,
+    seed: int = 0,
+    floor_draws: int = 4,
+) -> RolloutFrames:
+    """Roll samples out as training does, and keep every state on the way.
+
+    Args:
+        denoiser: open, with its adapter on it; `x0` and `cond` are on its device.
         x0: [B, ...] data latents.
         cond: their conditioning, named tensors [B, ...].
         u_target: where the rollout ends, 0..1 of the trajectory.
         steps: rollout steps, at least 1; cut, as in training, where the source would be above u = 1.
         config: solver, its order and the number of steps of a whole trajectory.
         seed: of the noise.
-        dtype: the model computes under autocast to it; None: in its own.
         floor_draws: noise draws for each sample from which the floor is estimated, at least 1.
 
     Raises:
@@ -75,16 +96,12 @@ def rollout_frames(
     """
     if steps < 1 or floor_draws < 1:
         raise ValueError(f"steps and floor_draws must be at least 1, got {steps} and {floor_draws}")
-    source = model.source
-    sigmas = _sigmas(source, u_target, steps, config)
+    sigmas = _sigmas(denoiser.schedule, u_target, steps, config)
     generator = torch.Generator().manual_seed(seed)
-    x0 = x0.to(source.device)
     noise = _noise(x0, generator)
-    cond = {name: value.to(source.device) for name, value in cond.items()}
-    with model.denoiser(dtype) as denoiser:
-        own, denoised = _states(denoiser, x0, noise, cond, sigmas, config)
-        draws = [_residual(denoiser, x0, _noise(x0, generator), cond, sigmas[0]) for _ in range(floor_draws)]
-    clean = torch.stack([add_noise(source.prediction, x0, noise, sigma) for sigma in _levels(sigmas, x0)])
+    own, denoised = _states(denoiser, x0, noise, cond, sigmas, config)
+    draws = [_residual(denoiser, x0, _noise(x0, generator), cond, sigmas[0]) for _ in range(floor_draws)]
+    clean = torch.stack([add_noise(denoiser.prediction, x0, noise, sigma) for sigma in _levels(sigmas, x0)])
     scale = _norm(clean)
     return RolloutFrames(
         sigmas=sigmas,
@@ -114,21 +131,25 @@ def drift_floor(sigmas: Tensor, mmse: Tensor) -> Tensor:
     return (1 - sigmas / sigmas[0])[:, None] * mmse.sqrt()
 
 
-def pictures(source: ModelSource, states: Tensor, sigmas: Tensor | None = None) -> Tensor:
+def pictures(
+    source: ModelSource, states: Tensor, sigmas: Tensor | None = None, cheap: bool = False
+) -> Tensor:
     """Decode states ``[T + 1, B, C, h, w]`` to pictures ``[T + 1, B, H, W, 3]`` in [0, 1].
 
     Args:
         source: whose decoder is used.
         states: latents; noisy ones too, which look like noise.
         sigmas: [T + 1] their noise levels, by which VE states are brought to the scale of data; None: x0.
+        cheap: by `preview_latents`, which leaves the network where it is.
     """
     if sigmas is not None and source.schedule.process == "ve":
         states = states * expand((1 + sigmas**2).rsqrt().to(states), states)
-    pixels = source.decode_latents(states.flatten(0, 1)).cpu()
+    decode = source.preview_latents if cheap else source.decode_latents
+    pixels = decode(states.flatten(0, 1)).cpu()
     return pixels.permute(0, 2, 3, 1).unflatten(0, states.shape[:2])
 
 
-def _sigmas(source: ModelSource, u_target: float, steps: int, config: RolloutConfig) -> Tensor:
+def _sigmas(schedule: Schedule, u_target: float, steps: int, config: RolloutConfig) -> Tensor:
     """Noise levels [T + 1] from source to target; T is `steps` or what there is room for."""
     room = int((1 - u_target) * config.steps_per_trajectory + 1e-9)  # 1e-9 forgives rounding
     if not 0 <= u_target <= 1 or room < 1:
@@ -138,7 +159,7 @@ def _sigmas(source: ModelSource, u_target: float, steps: int, config: RolloutCon
         )
     steps = min(steps, room)
     u_source = min(u_target + steps / config.steps_per_trajectory, 1.0)
-    return trajectory(source.schedule, u_source, u_target, steps)[0]
+    return trajectory(schedule, u_source, u_target, steps)[0]
 
 
 def _states(

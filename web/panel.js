@@ -1,8 +1,10 @@
 // @ts-check
-/** The panel of a training node: chart, numbers, log switch, stop button. Knows the DOM, not the host. */
+/** The panel of a training node: chart, film, numbers, buttons. Knows the DOM, not the host. */
 
 import { LINES, draw } from "./chart.js";
-import { duration, newest, number } from "./scale.js";
+import { FilmView, STYLE as FILM_STYLE } from "./film.js";
+import { edition } from "./reel.js";
+import { bytes, duration, newest, number } from "./scale.js";
 
 /**
  * What the training node tells; complete each time.
@@ -16,10 +18,23 @@ import { duration, newest, number } from "./scale.js";
  * @property {number | null} seconds_left
  * @property {number} rollout_share of the model's time
  * @property {"running" | "done" | "stopped"} state
+ * @property {number | null} [memory] bytes
+ * @property {number[]} [film] training steps that were filmed
+ * @property {number} [saved] step of the last saved state
+ * @property {string} [node]
  * @property {string} [prompt_id]
  */
 
-export const MIN_HEIGHT = 200;
+/**
+ * What a panel asks of the host.
+ * @typedef {object} Host
+ * @property {(facts: Facts) => void} stop
+ * @property {(facts: Facts, what: "save" | "preview") => Promise<void>} ask
+ * @property {(run: string) => Promise<import("./reel.js").Film[]>} films
+ * @property {(run: string, film: import("./reel.js").Film, frame: number) => string} frame its address
+ */
+
+const MIN_HEIGHT = 200;
 
 const STYLE = `
 :host { display: block; box-sizing: border-box; height: 100%; min-height: ${MIN_HEIGHT}px; width: 100%; overflow: hidden; }
@@ -30,7 +45,8 @@ const STYLE = `
 .row > .end { margin-left: auto; }
 .name { display: inline-flex; gap: 4px; align-items: center; font-variant-numeric: tabular-nums; }
 .name::before { content: ""; width: 10px; height: 3px; border-radius: 2px; background: var(--own); }
-.base { --own: #3f8efc; } .fc { --own: #e08a1e; } .adr { --own: #c153d6; } .validation { --own: #22a565; }
+.base { --hue: #2f7df0; } .fc { --hue: #cf7408; } .adr { --hue: #b83fd0; } .validation { --hue: #129a55; }
+.base, .fc, .adr, .validation { --own: color-mix(in srgb, var(--hue) 68%, var(--input-text, #ddd)); } /* for any theme */
 .plot { flex: 1 1 0; min-height: 80px; position: relative; }
 .plot > svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 path { fill: none; stroke: var(--own); stroke-width: 1.6; }
@@ -42,22 +58,31 @@ text { fill: var(--descrip-text, #999); font-size: 9px; }
 .numbers { color: var(--descrip-text, #aaa); font-variant-numeric: tabular-nums; }
 label { display: inline-flex; gap: 3px; align-items: center; cursor: pointer; }
 input { margin: 0; }
+.buttons { display: inline-flex; gap: 4px; }
 button { font: inherit; color: inherit; background: transparent; border: 1px solid var(--border-color, #666);
   border-radius: 4px; padding: 1px 8px; cursor: pointer; }
 button:hover:enabled { background: var(--comfy-menu-bg, #444); }
 button:disabled { opacity: 0.45; cursor: default; }
+:focus-visible { outline: 2px solid var(--input-text, #ddd); outline-offset: 1px; }
 [hidden] { display: none !important; }
-`;
+${FILM_STYLE}`;
 
 export class Panel {
   /**
    * @param {(key: string) => string} word in the user's language
-   * @param {(facts: Facts) => void} stop called when the user asks to stop
+   * @param {Host} host
+   * @param {() => void} [grown] called when the panel needs another height
    */
-  constructor(word, stop) {
+  constructor(word, host, grown = () => {}) {
     this.word = word;
+    this.host = host;
+    this.grown = grown;
     /** @type {Facts | null} */
     this.facts = null;
+    /** What is shown of the films, see `edition`. */
+    this.edition = "";
+    /** Pixels that the panel needs. */
+    this.minHeight = MIN_HEIGHT;
     this.element = document.createElement("div");
     this.element.className = "rollout-trainer-panel";
     const root = this.element.attachShadow({ mode: "open" });
@@ -65,20 +90,21 @@ export class Panel {
     style.textContent = STYLE;
     this.legend = make("div", "row");
     this.svg = /** @type {SVGSVGElement} */ (document.createElementNS("http://www.w3.org/2000/svg", "svg"));
+    this.film = new FilmView(word, host.frame);
     this.numbers = make("span", "numbers");
     this.numbers.textContent = word("waiting");
+    this.saved = make("span", "numbers");
     this.log = document.createElement("input");
     this.log.type = "checkbox";
     this.log.checked = true; // ADR is often a hundredth of FC
     this.log.addEventListener("change", () => this.queueDraw());
-    this.button = document.createElement("button");
-    this.button.type = "button";
-    this.button.textContent = word("stop");
-    this.button.disabled = true;
-    this.button.addEventListener("click", () => this.askToStop(stop));
+    this.save = this.button("saveNow", () => this.ask(this.save, "save"));
+    this.preview = this.button("previewNow", () => this.ask(this.preview, "preview"));
+    this.stop = this.button("stop", () => this.askToStop());
     root.append(style, this.layOut());
-    this.resized = new ResizeObserver(() => this.queueDraw());
+    this.resized = new ResizeObserver(() => this.measure());
     this.resized.observe(this.plot);
+    this.resized.observe(this.film.element);
     this.frame = 0;
   }
 
@@ -90,13 +116,28 @@ export class Panel {
     head.append(this.legend, label);
     this.plot = make("div", "plot");
     this.plot.append(this.svg);
+    const buttons = make("span", "end buttons");
+    buttons.append(this.preview, this.save, this.stop);
     const foot = make("div", "row");
-    const end = make("span", "end");
-    end.append(this.button);
-    foot.append(this.numbers, end);
+    foot.append(this.numbers, this.saved, buttons);
     const panel = make("div", "panel");
-    panel.append(head, this.plot, foot);
+    panel.append(head, this.plot, this.film.element, foot);
     return panel;
+  }
+
+  /**
+   * A button that can be pressed while the training runs.
+   * @param {string} key of its word; its explanation is the word `<key>Title`
+   * @param {() => void} pressed
+   */
+  button(key, pressed) {
+    const made = document.createElement("button");
+    made.type = "button";
+    made.textContent = this.word(key);
+    made.title = this.word(`${key}Title`);
+    made.disabled = true;
+    made.addEventListener("click", pressed);
+    return made;
   }
 
   /**
@@ -105,13 +146,36 @@ export class Panel {
    */
   show(facts) {
     this.facts = facts;
-    this.button.textContent = this.word("stop");
-    this.button.disabled = facts.state !== "running";
+    this.stop.textContent = this.word("stop");
+    for (const button of [this.save, this.preview, this.stop]) button.disabled = facts.state !== "running";
     this.legend.replaceChildren(...this.names(facts.curve));
     this.numbers.textContent = this.summary(facts);
+    this.showSaved(facts);
     this.element.dataset.step = String(facts.step);
     this.element.dataset.state = facts.state;
+    this.element.dataset.run = facts.run;
+    this.showFilms(facts);
     this.queueDraw();
+  }
+
+  /** @param {Facts} facts */
+  showSaved({ run, saved }) {
+    this.saved.textContent = saved ? this.word("savedStep").replace("<n>", String(saved)) : "";
+    this.saved.title = saved ? `${run}/state-${String(saved).padStart(8, "0")}.safetensors` : "";
+  }
+
+  /**
+   * Fetch the films when there is a new one.
+   * @param {Facts} facts
+   */
+  async showFilms(facts) {
+    const wanted = edition(facts);
+    if (wanted === this.edition) return;
+    this.edition = wanted;
+    const films = wanted ? await this.host.films(facts.run) : [];
+    if (this.edition !== wanted) return; // a newer one is on its way
+    this.film.show(facts.run, films.filter(({ step }) => step <= (facts.film?.at(-1) ?? 0)));
+    this.element.dataset.films = String(this.film.reel.films.length);
   }
 
   /** The run ended without a last word, by an error for instance. */
@@ -138,15 +202,38 @@ export class Panel {
       parts.push(`${this.word("probability")} ${Math.round(facts.probability * 100)} %`);
       parts.push(`${this.word("share")} ${Math.round(facts.rollout_share * 100)} %`);
     }
+    if (facts.memory) parts.push(`${this.word("memory")} ${bytes(facts.memory)}`);
     return parts.join(" · ");
   }
 
-  /** @param {(facts: Facts) => void} stop */
-  askToStop(stop) {
+  /** Stop at the next step; what is shown then comes with the last facts. */
+  askToStop() {
     if (!this.facts) return;
-    this.button.disabled = true;
-    this.button.textContent = this.word("stopping");
-    stop(this.facts);
+    this.stop.disabled = true;
+    this.stop.textContent = this.word("stopping");
+    this.host.stop(this.facts);
+  }
+
+  /**
+   * Ask for something after the current step; the button is back with the facts that come next.
+   * @param {HTMLButtonElement} button
+   * @param {"save" | "preview"} what
+   */
+  ask(button, what) {
+    if (!this.facts) return;
+    button.disabled = true;
+    this.host.ask(this.facts, what);
+  }
+
+  /** What is in the panel has another size. */
+  measure() {
+    const height = MIN_HEIGHT + this.film.element.offsetHeight;
+    if (height !== this.minHeight) {
+      this.minHeight = height;
+      this.element.style.minHeight = `${height}px`;
+      this.grown();
+    }
+    this.queueDraw();
   }
 
   /** Draw before the next frame, once however often it is asked for. */

@@ -137,3 +137,12 @@ export function duration(seconds) {
   if (all >= 3600) parts.unshift(Math.floor(all / 3600));
   return parts.map((part, i) => (i ? String(part).padStart(2, "0") : String(part))).join(":");
 }
+
+/**
+ * An amount of memory, in units of 1024.
+ * @param {number} amount in bytes
+ */
+export function bytes(amount) {
+  const [size, unit] = amount < 2 ** 30 ? [amount / 2 ** 20, "MB"] : [amount / 2 ** 30, "GB"];
+  return `${number(size)} ${unit}`;
+}

@@ -6,7 +6,7 @@ import { app } from "../../scripts/app.js";
 // @ts-ignore
 import { api } from "../../scripts/api.js";
 import { findNode } from "./graph.js";
-import { MIN_HEIGHT, Panel } from "./panel.js";
+import { Panel } from "./panel.js";
 import { loadWords, word } from "./words.js";
 
 const NODES = ["RolloutTrainLoRA", "RolloutTrainSteps"];
@@ -20,8 +20,23 @@ const root = () => app.rootGraph ?? app.graph;
 /** @param {string | number} id as the host names the node */
 const panelOf = (id) => panels.get(findNode(root(), id));
 
-/** @param {import("./panel.js").Facts} facts */
-const stop = (facts) => api.interrupt(facts.prompt_id ?? null);
+/** @param {string} run */
+const filmRoute = (run) => `/rollout_trainer/runs/${encodeURIComponent(run)}/film`;
+
+/** @type {import("./panel.js").Host} */
+const host = {
+  stop: (facts) => api.interrupt(facts.prompt_id ?? null),
+  async ask({ node, prompt_id }, what) {
+    const body = JSON.stringify({ node, prompt_id, what });
+    const headers = { "Content-Type": "application/json" };
+    await api.fetchApi("/rollout_trainer/ask", { method: "POST", headers, body });
+  },
+  async films(run) {
+    const response = await api.fetchApi(filmRoute(run)).catch(() => null);
+    return response?.ok ? response.json() : []; // the run may have been deleted
+  },
+  frame: (run, film, frame) => api.apiURL(`${filmRoute(run)}/${film.step}/${frame}?version=${film.version}`),
+};
 
 /** Show what the server remembers of the trainings of the workflow that is open. */
 async function restore() {
@@ -30,6 +45,15 @@ async function restore() {
   const response = await api.fetchApi(`/rollout_trainer/facts?${query}`);
   if (!response.ok) return;
   for (const [id, facts] of Object.entries(await response.json())) panelOf(id)?.show(facts);
+}
+
+/**
+ * Make a node large enough for its panel.
+ * @param {any} node
+ */
+function fit(node) {
+  const [width, height] = node.computeSize();
+  node.setSize([Math.max(node.size[0], width, WIDTH), Math.max(node.size[1], height)]);
 }
 
 app.registerExtension({
@@ -53,8 +77,8 @@ app.registerExtension({
 
   nodeCreated(/** @type {any} */ node) {
     if (!NODES.includes(node.comfyClass)) return;
-    const panel = new Panel(word, stop);
-    const options = { serialize: false, hideOnZoom: false, getMinHeight: () => MIN_HEIGHT };
+    const panel = new Panel(word, host, () => fit(node));
+    const options = { serialize: false, hideOnZoom: false, getMinHeight: () => panel.minHeight };
     const widget = node.addDOMWidget("rollout_panel", "rollout_panel", panel.element, options);
     widget.serialize = false; // neither in the workflow file, where widgets are stored by position, nor in the prompt
     panels.set(node, panel);
@@ -64,8 +88,7 @@ app.registerExtension({
       panels.delete(node);
       return removed?.apply(this, args);
     };
-    const [width, height] = node.computeSize();
-    node.setSize([Math.max(node.size[0], width, WIDTH), Math.max(node.size[1], height)]);
+    fit(node);
   },
 
   afterConfigureGraph: restore,

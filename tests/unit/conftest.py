@@ -76,6 +76,9 @@ class ToySource:
     def denoiser(self, dtype: torch.dtype | None = None) -> ToyDenoiser:
         return ToyDenoiser(self)
 
+    def preview_latents(self, latents: Tensor) -> Tensor:
+        return latents[:, :3].sigmoid()
+
     def save_lora(self, adapter: AdapterState, metadata: Mapping[str, str], path: Path) -> None:
         from safetensors.torch import save_file
 

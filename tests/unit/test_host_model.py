@@ -68,6 +68,9 @@ class Network:
     def decode_latent(self, latent):
         return latent[:, :3].movedim(1, -1)
 
+    def preview_latent(self, latent):
+        return latent[:, :3].movedim(1, -1).clamp(0, 1)
+
     def encode_caption(self, caption):
         return {"cross_attn": torch.full((1, len(caption) + 1, 2), float(len(caption)))}
 
@@ -191,6 +194,7 @@ def test_pictures_go_through_one_by_one():
     pixels = torch.rand(2, 3, 16, 16)
     assert source.encode_images(pixels).shape == (2, 4, 2, 2)
     assert source.decode_latents(torch.rand(2, 4, 2, 2)).shape == (2, 3, 2, 2)
+    assert source.preview_latents(torch.rand(2, 4, 2, 2)).shape == (2, 3, 2, 2)
 
 
 def test_a_fingerprint_sees_weights_and_noise_levels():

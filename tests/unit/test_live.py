@@ -5,8 +5,9 @@ import math
 
 import pytest
 
-from rollout_trainer.training.live import COLUMNS, POINTS, Curve, Live
-from rollout_trainer.training.loop import start, train
+from rollout_trainer.training.film import Film
+from rollout_trainer.training.live import COLUMNS, FILMS, POINTS, Curve, Live
+from rollout_trainer.training.loop import Progress, start, train
 
 
 @pytest.mark.parametrize("n", [1, 7, 2 * POINTS, 2 * POINTS + 1, 5000])
@@ -46,3 +47,25 @@ def test_a_stage_shows_the_whole_run_and_what_the_history_says(make_data, make_c
         assert facts["curve"][name] == measured
     assert (facts["step"], facts["last_step"], facts["seconds_left"]) == (7, 7, 0.0)
     assert facts["rollout_share"] == 0.0
+    assert facts["memory"] > 2**20
+    assert (facts["film"], facts["saved"]) == ([], 3)
+    live.saved()
+    assert live.facts()["saved"] == 7
+
+
+def test_films_of_the_stages_before_are_told_of_and_few_at_any_length(
+    make_data, make_config, toy_source, tmp_path
+):
+    branch = train(start(tmp_path, "t", toy_source, make_data(), make_config(preview_every=2)), 2)
+    train(branch, 2)
+    live = Live(branch, 3)  # another stage that goes on from step 2
+    assert live.facts()["film"] == [0, 2]
+    train(branch, 3, live.add)
+    assert live.facts()["film"] == [0, 2, 4]
+    for step in range(5, 1000):
+        film = Film(step, (1.0,), (0.0,), (0.0,), ())
+        live.add(Progress(step, 1.0, 0.0, film=film, saved=step == 500))
+    told = live.facts()["film"]
+    assert len(told) <= FILMS
+    assert (told[0], told[-1], told) == (0, 999, sorted(set(told)))
+    assert live.facts()["saved"] == 500

@@ -461,9 +461,11 @@ def test_what_rollouts_cost_is_said_first(toy_source, make_data, make_config, tm
     from rollout_trainer.nodes.train import train_watched
 
     class Told(standalone.StandaloneHost):
-        def progress(self, total):
-            texts = self.texts = []
-            return type("Progress", (), {"update": lambda self, done, text="", **more: texts.append(text)})()
+        def progress(self, total, run=None):
+            bar, texts = super().progress(total, run), []
+            self.texts = texts
+            bar.update = lambda done, text="", *more: texts.append(text)
+            return bar
 
     rollout = RolloutConfig(max_step_offset=4, probability=0.5, reflexflow=ReflexFlowConfig("off"))
     for checkpointing, factor in ((False, "1.5x"), (True, "1.3x")):

@@ -6,6 +6,8 @@ from rollout_trainer.host import io
 from rollout_trainer.nodes import NODES
 
 LATER = {
+    "RolloutTrainLoRA": ("preview_every",),
+    "RolloutInitTraining": ("preview_every",),
     "RolloutTrainSteps": ("until_step", "learning_rate"),
     "RolloutEncodeDataset": ("caption_variants", "keep_tags"),
 }
