@@ -132,9 +132,10 @@ class _NodeProgress:
             self._panel.show(facts)
         # ProgressBar looks at the interrupt flag only when it sends, in newer hosts a few times a second.
         model_management.throw_exception_if_processing_interrupted()
-        preview = None if image is None else ("JPEG", image, PREVIEW_SIZE)
+        watched = self._panel is not None and self._panel.watched
+        preview = None if image is None or watched else ("JPEG", image, PREVIEW_SIZE)
         self._bar.update_absolute(done, self._total, preview)
-        if text and self._node_id is not None:
+        if text and self._node_id is not None and not watched:
             _send_text(text, self._node_id)
 
     def asked(self) -> frozenset[Ask]:

@@ -43,6 +43,11 @@ class Panel:
         self._asks: set[Ask] = set()
         _training = self
 
+    @property
+    def watched(self) -> bool:
+        """Whether a page queued the graph, so that the panel is there and shows text and pictures itself."""
+        return bool(self._workflow)
+
     def show(self, facts: Facts) -> None:
         """Send the facts if it is time to."""
         if time.monotonic() >= self._due:

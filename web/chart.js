@@ -12,8 +12,8 @@ export const LINES = ["base", "fc", "adr", "validation"];
 
 /** Colours and strokes, for the style sheet of whatever holds the chart. */
 export const STYLE = `
-.base { --own: #3f8efc; } .fc { --own: #e08a1e; } .adr { --own: #c153d6; } .validation { --own: #22a565; }
-.run0 { --own: #3f8efc; } .run1 { --own: #e08a1e; }
+.base, .run0 { --hue: #2f7df0; } .fc, .run1 { --hue: #cf7408; } .adr { --hue: #b83fd0; } .validation { --hue: #129a55; }
+:is(.base, .fc, .adr, .validation, .run0, .run1) { --own: color-mix(in srgb, var(--hue) 68%, var(--input-text, #ddd)); }
 path { fill: none; stroke: var(--own); stroke-width: 1.6; }
 path.raw { stroke-width: 1; opacity: 0.3; }
 path.run1 { stroke-dasharray: 6 3; }

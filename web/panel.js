@@ -1,7 +1,7 @@
 // @ts-check
 /** The panel of a training node: chart, film, numbers, buttons. Knows the DOM, not the host. */
 
-import { LINES, draw } from "./chart.js";
+import { LINES, STYLE as CHART_STYLE, draw, isMeasured } from "./chart.js";
 import { FilmView, STYLE as FILM_STYLE } from "./film.js";
 import { edition } from "./reel.js";
 import { bytes, duration, newest, number } from "./scale.js";
@@ -45,16 +45,8 @@ const STYLE = `
 .row > .end { margin-left: auto; }
 .name { display: inline-flex; gap: 4px; align-items: center; font-variant-numeric: tabular-nums; }
 .name::before { content: ""; width: 10px; height: 3px; border-radius: 2px; background: var(--own); }
-.base { --hue: #2f7df0; } .fc { --hue: #cf7408; } .adr { --hue: #b83fd0; } .validation { --hue: #129a55; }
-.base, .fc, .adr, .validation { --own: color-mix(in srgb, var(--hue) 68%, var(--input-text, #ddd)); } /* for any theme */
 .plot { flex: 1 1 0; min-height: 80px; position: relative; }
 .plot > svg { position: absolute; inset: 0; width: 100%; height: 100%; }
-path { fill: none; stroke: var(--own); stroke-width: 1.6; }
-path.raw { stroke-width: 1; opacity: 0.3; }
-circle { fill: var(--own); }
-.frame { fill: none; stroke: var(--border-color, #666); }
-.grid { stroke: var(--border-color, #666); opacity: 0.35; }
-text { fill: var(--descrip-text, #999); font-size: 9px; }
 .numbers { color: var(--descrip-text, #aaa); font-variant-numeric: tabular-nums; }
 label { display: inline-flex; gap: 3px; align-items: center; cursor: pointer; }
 input { margin: 0; }
@@ -65,7 +57,7 @@ button:hover:enabled { background: var(--comfy-menu-bg, #444); }
 button:disabled { opacity: 0.45; cursor: default; }
 :focus-visible { outline: 2px solid var(--input-text, #ddd); outline-offset: 1px; }
 [hidden] { display: none !important; }
-${FILM_STYLE}`;
+${CHART_STYLE}${FILM_STYLE}`;
 
 export class Panel {
   /**
@@ -185,7 +177,7 @@ export class Panel {
 
   /** @param {import("./chart.js").Curve} curve */
   names(curve) {
-    const measured = LINES.filter((name) => curve[name]?.some((value) => value !== null));
+    const measured = LINES.filter((name) => isMeasured(curve, name));
     return measured.map((name) => {
       const item = make("span", `name ${name}`);
       item.textContent = `${this.word(name)} ${number(newest(curve[name]))}`;

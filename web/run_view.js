@@ -48,8 +48,8 @@ const STYLE = `
 & li { display: flex; gap: 10px; align-items: center; padding: 5px 6px; border-radius: 8px; cursor: pointer; }
 & li:hover { background: var(--field); }
 & li[aria-selected=true] { background: var(--over); }
-& li[data-mark]::after { content: ""; flex: none; width: 14px; border-top: 3px solid var(--mark); }
-& li[data-mark="0"] { --mark: #3f8efc; } & li[data-mark="1"] { --mark: #e08a1e; }
+& li[data-mark]::after { content: ""; flex: none; width: 14px; border-top: 3px solid color-mix(in srgb, var(--hue) 68%, var(--input-text, #ddd)); }
+& li[data-mark="0"] { --hue: #2f7df0; } & li[data-mark="1"] { --hue: #cf7408; } /* as .run0 and .run1 of the chart */
 & li[data-mark="1"]::after { border-top-style: dashed; }
 & :focus-visible { outline: 2px solid var(--accent); outline-offset: -2px; }
 & .picture { position: relative; flex: none; display: grid; place-items: center; width: 40px; height: 40px; border-radius: 6px;

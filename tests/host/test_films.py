@@ -57,12 +57,12 @@ def frame(comfyui: ComfyUI, run: str, step: int, number: int) -> bytes:
 @pytest.fixture(scope="module")
 def filmed(comfyui: ComfyUI) -> str:
     """Name of a run with films of the steps 0 and 2."""
-    graph = demo_training(comfyui, "routes", steps=2, preview_every=2)
+    graph = demo_training(comfyui, "film-routes", steps=2, preview_every=2)
     with comfyui.events() as events:
         comfyui.queue(graph.prompt)
         kinds = {struct.unpack(">I", data[:4])[0] for data in events.binary}
     assert kinds & set(PREVIEWS)  # the newest frame went with the progress
-    return "routes-0001"
+    return "film-routes-0001"
 
 
 def demo_training(comfyui: ComfyUI, name: str, **settings: object) -> PromptBuilder:
@@ -86,7 +86,7 @@ def test_a_film_is_listed_and_its_frames_are_jpegs(comfyui: ComfyUI, filmed: str
 
 
 OUTSIDE = [
-    "..", ".", "../runs/routes-0001", "/etc", "routes-0001/film", "..\\routes-0001", "routes-0001\0", "C:", "nowhere",
+    "..", ".", "../runs/film-routes-0001", "/etc", "routes-0001/film", "..\\routes-0001", "routes-0001\0", "C:", "nowhere",
 ]  # fmt: skip
 
 
