@@ -86,7 +86,7 @@ def test_a_film_is_listed_and_its_frames_are_jpegs(comfyui: ComfyUI, filmed: str
 
 
 OUTSIDE = [
-    "..", ".", "../runs/film-routes-0001", "/etc", "routes-0001/film", "..\\routes-0001", "routes-0001\0", "C:", "nowhere",
+    "..", ".", "../runs/film-routes-0001", "/etc", "film-routes-0001/film", "..\\film-routes-0001", "film-routes-0001\0", "C:", "nowhere",
 ]  # fmt: skip
 
 
