@@ -43,11 +43,14 @@ class StyleNet(nn.Module):
         )
         self.head = nn.Linear(48 * 4 * 4, 1)
 
+    def pooled(self, pixels: Tensor) -> Tensor:
+        """[N, 3, H, W] in [0, 1] -> what the last layer sees, [N, 768]: for distances between sets of pictures."""
+        small = F.interpolate(pixels, size=(SIDE, SIDE), mode="bilinear", antialias=True)
+        return F.adaptive_avg_pool2d(self.features(small * 2 - 1), 4).flatten(1)  # [N, 48, 4, 4] -> [N, 768]
+
     def forward(self, pixels: Tensor) -> Tensor:
         """[N, 3, H, W] in [0, 1] -> log-odds of the new style, [N]."""
-        small = F.interpolate(pixels, size=(SIDE, SIDE), mode="bilinear", antialias=True)
-        features = F.adaptive_avg_pool2d(self.features(small * 2 - 1), 4)  # [N, 48, 4, 4]
-        logits: Tensor = self.head(features.flatten(1))
+        logits: Tensor = self.head(self.pooled(pixels))
         return logits[:, 0]
 
 

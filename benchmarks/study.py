@@ -1,0 +1,643 @@
+"""Do rollouts help a LoRA? Arms x seeds on the demo model, paired by seed.
+
+    python benchmarks/study.py [--results FILE] [--seeds 8] [--minutes 70] [--arms plain residual]
+    python benchmarks/study.py --table [docs/study.json]    print the stored study
+    python benchmarks/study.py --save docs                  write study.json and study.png there
+    python benchmarks/study.py --quick                      a small version of everything, in about a minute
+
+The results file has a line for each run that has ended; a study that was killed goes on where it was.
+What follows was written before any result of an arm with rollouts existed; docs/study.md has the outcome.
+
+**Runs.** The quick start's model, 24 pictures and settings (LoRA rank 8, batch 8, AdamW 2e-3 cosine, 300 steps).
+With one seed all arms have the same first weights, batches, noise levels, noise and dropped captions, and those
+with rollouts of one length distribution roll out the same samples equally far.
+
+| arm | rollouts (per sample: chance, steps of 1/20 of the trajectory) | optimiser steps |
+|---|---|---|
+| plain | none | N = 300 |
+| plain, longer | none | as long as N steps of `quickstart` cost |
+| residual | 0.5, 0 to 3, target `residual` | N |
+| clean | 0.5, 0 to 3, target `clean`, the published one | N |
+| clean, gentle | 0.25, 0 to 1, target `clean`, as careful users of the published form have it | N |
+| solver_error | 0.5, 0 to 3, target `solver_error` | N |
+| quickstart | as `residual`, with ReflexFlow (beta1 0.1): what workflows/quickstart.json has | N |
+| quickstart, shorter | as `quickstart` | as long as N plain steps cost |
+
+Cost is counted in forward evaluations, of which a training row takes two (`TRAIN_COST`); the processor time is told.
+The learning rate falls over an arm's own number of steps. `clean, gentle` runs last, if there is time.
+
+**Moments.** `end`: after the last step. `early`: after N / 3 steps, since a pilot of the plain arm (another seed) found
+that the style rate is at its ceiling, 96 %, from there on. `stopped`: at the least held-out loss of the states after
+every 50 steps and at the end, chosen on one half of the 24 held-out pictures and measured on the other, for both halves.
+
+**Metrics**, on the 24 held-out pictures and their captions (`unseen`), and on the 24 of the training set (`taught`):
+`loss`, teacher-forced, same noise for all; of pictures drawn with unipc 2, CFG 2, at 20 (`@20`) and 8 steps: `style`, the
+classifier's mean probability; `rate`, the share above its threshold; `distance`, the energy distance of the classifier's
+features to the real pictures' (0 for one distribution; as far as pictures of other captions are apart: see `real`);
+`nearest`, RMS pixel distance to the nearest training picture (copying lowers it); `own`, to the real picture of the caption.
+Of the model's own trajectories at CFG 1 (unipc 2, 10 steps; training/exposure.py): `exposure`, the energy distance to the
+forward process above its floor, mean over noise levels; `power` of the final latents over that of the data (1 is
+right); `latents`, the energy distance of the final latents to the data.
+The main metric is `distance@20` on unseen captions; then come `loss` and `style@20`. All others describe.
+
+**Statistics.** Per metric and comparison: the mean over seeds of the paired differences, its standard error, and
+Student's 95 % interval. A difference whose interval contains 0 is called indistinguishable. Of many such intervals
+about one in twenty misses 0 by chance. The number of seeds is what fits into the time; results do not decide it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rollout_trainer.demo.style import THRESHOLD, style_net, style_probability
+from rollout_trainer.training.config import ReflexFlowConfig, RolloutConfig
+from rollout_trainer.training.data import LatentDataset, encode, read_image_folder
+from rollout_trainer.training.denoiser import select
+from rollout_trainer.training.diffusers_model import DiffusersModel, load_diffusers
+from rollout_trainer.training.exposure import energy_distance, exposure_bias
+from rollout_trainer.training.images import ImageDataset
+from rollout_trainer.training.loop import TrainConfig, Trainer, training_mode
+from rollout_trainer.training.lora import AdapterState, LoRAConfig
+from rollout_trainer.training.model import LoadedModel
+from rollout_trainer.training.optim import OptimizerConfig
+from rollout_trainer.training.rollout import expected_extra_forwards
+from rollout_trainer.training.sampling import sample
+from rollout_trainer.training.state import write_atomically
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAIN_COST = 2.0
+"""Forward evaluations that a training row costs: forward and activations' gradients; a LoRA's own are small."""
+CFG = 2.0
+Metrics = dict[str, float]
+
+
+# --- the arms -----------------------------------------------------------------------------------
+
+PLAIN = RolloutConfig(reflexflow=ReflexFlowConfig("off"))
+RESIDUAL = replace(PLAIN, max_step_offset=3, probability=0.5, steps_per_trajectory=20)
+QUICKSTART = replace(RESIDUAL, reflexflow=ReflexFlowConfig(beta1=0.1))
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train."""
+
+    rollout: RolloutConfig
+    budget: RolloutConfig | None = None
+    """The arm trains as many steps as cost what the full number of steps costs with this; None: the full number."""
+
+    def steps(self, full: int) -> int:
+        """Optimiser steps, where an arm without a budget of its own has `full`."""
+        return round(full * step_cost(self.budget or self.rollout) / step_cost(self.rollout))
+
+
+def step_cost(rollout: RolloutConfig) -> float:
+    """Expected forward evaluations per sample of an optimiser step."""
+    active = rollout.max_step_offset > 0 and rollout.reflexflow.active("flow")
+    return TRAIN_COST + expected_extra_forwards(rollout, active)
+
+
+ARMS = {
+    "plain": Arm(PLAIN),
+    "plain, longer": Arm(PLAIN, budget=QUICKSTART),
+    "residual": Arm(RESIDUAL),
+    "clean": Arm(replace(RESIDUAL, target="clean")),
+    "solver_error": Arm(replace(RESIDUAL, target="solver_error")),
+    "quickstart": Arm(QUICKSTART),
+    "quickstart, shorter": Arm(QUICKSTART, budget=PLAIN),
+    "clean, gentle": Arm(replace(RESIDUAL, target="clean", max_step_offset=1, probability=0.25)),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How large the study is."""
+
+    steps: int = 300
+    """Optimiser steps of the plain arm."""
+    every: int = 50
+    """Optimiser steps between the states that early stopping chooses from; `early` is the one at a third."""
+    solver_steps: tuple[int, int] = (8, 20)
+    """Few and many steps to draw with."""
+    exposure_steps: int = 10
+    """Steps of the own trajectories whose exposure bias is measured."""
+
+    def config(self, arm: Arm, seed: int) -> TrainConfig:
+        """The quick start's settings with the arm's rollouts."""
+        return TrainConfig(
+            steps=arm.steps(self.steps),
+            batch_size=8,
+            seed=seed,
+            lora=LoRAConfig(
+                rank=8,
+                alpha=8.0,
+                targets=(
+                    r"attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$",
+                    r"ff(_context)?\.net\.(0\.proj|2)$",
+                ),
+            ),
+            optimizer=OptimizerConfig(
+                lr=2e-3, weight_decay=0.0, schedule="cosine", warmup_steps=10, final_lr=0.1
+            ),
+            caption_dropout=0.05,
+            rollout=arm.rollout,
+        )
+
+
+QUICK = Plan(steps=12, every=4, solver_steps=(2, 3), exposure_steps=2)
+
+
+# --- what is measured on ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """N captioned drawings of the style."""
+
+    data: LatentDataset
+    """In one bucket."""
+    pixels: Tensor
+    """[N, 3, H, W] in [0, 1], through the autoencoder as the model's own pictures are."""
+    features: Tensor
+    """[N, 768], the classifier's."""
+
+    @classmethod
+    def encoded(cls, images: ImageDataset, source: DiffusersModel) -> Pictures:
+        """Encode the pictures of a folder."""
+        data = encode(images, source)
+        pixels = source.decode_latents(data.buckets[0].latents)
+        return cls(data, pixels, style_net().pooled(pixels))
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """N captions."""
+        return self.data.buckets[0].captions
+
+    def halves(self) -> list[LatentDataset]:
+        """The first and the second half of the pictures."""
+        return [rows_of(self.data, rows) for rows in torch.arange(len(self.data)).chunk(2)]
+
+
+def rows_of(data: LatentDataset, rows: Tensor) -> LatentDataset:
+    """The samples numbered `rows: LongTensor [B]` of the only bucket."""
+    bucket = data.buckets[0]
+    part = replace(
+        bucket,
+        latents=bucket.latents[rows],
+        cond=select(bucket.cond, rows),
+        repeats=bucket.repeats[rows],
+        names=tuple(bucket.names[i] for i in rows),
+        captions=tuple(bucket.captions[i] for i in rows),
+    )
+    return replace(data, buckets=(part,))
+
+
+@dataclass(frozen=True)
+class Lab:
+    """The demo model and its pictures."""
+
+    source: DiffusersModel
+    taught: Pictures
+    unseen: Pictures
+
+    @classmethod
+    def of_the_demo(cls) -> Lab:
+        """Load and encode; the unseen pictures in the (shuffled) order of their list of captions."""
+        demo = ROOT / "demo"
+        source = load_diffusers(demo / "model")
+        captions = (demo / "unseen_captions.txt").read_text(encoding="utf-8").split("\n")
+        unseen = read_image_folder(demo / "unseen", default_caption="")
+        items = {item.path.stem.replace("-", " "): item for item in unseen.items}
+        found = [(items[line.partition(",")[0].replace("-", " ")], line) for line in captions if line]
+        ordered = replace(unseen, items=tuple(replace(item, caption=line) for item, line in found))
+        taught = Pictures.encoded(read_image_folder(demo / "data"), source)
+        return cls(source, taught, Pictures.encoded(ordered, source))
+
+
+# --- one run ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state of a run."""
+
+    step: int
+    adapter: AdapterState
+    losses: tuple[float, ...]
+    """Held-out loss of either half."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run that has ended, in plain values."""
+
+    arm: str
+    seed: int
+    metrics: dict[str, Metrics]
+    """By moment: end, early, stopped."""
+
+
+def train(lab: Lab, config: TrainConfig, every: int) -> tuple[list[Checkpoint], Metrics]:
+    """Train an arm; return its states and what it cost: processor seconds, evaluations by kind."""
+    halves = lab.unseen.halves()
+    states, seconds = [], 0.0
+    with training_mode(), Trainer(lab.source, lab.taught.data, config) as trainer:
+        while trainer.done < config.steps:
+            begin = time.process_time()
+            trainer.step()
+            seconds += time.process_time() - begin
+            if trainer.done % every == 0 or trainer.done == config.steps:
+                losses = tuple(trainer.validate(half) for half in halves)
+                states.append(Checkpoint(trainer.done, trainer.adapter.state(), losses))
+        rows = trainer.meter.rows
+    kinds = ("train", "rollout", "clean")
+    return states, {"steps": config.steps, "seconds": seconds} | {f"rows.{k}": rows[k] for k in kinds}
+
+
+def run_arm(lab: Lab, plan: Plan, name: str, seed: int) -> Result:
+    """Train an arm and measure it at its three moments."""
+    states, cost = train(lab, plan.config(ARMS[name], seed), plan.every)
+    models = [LoadedModel(lab.source, state.adapter) for state in states]
+    noise = 1000 * (seed + 1)
+    few, many = plan.solver_steps
+
+    early = next(i for i, state in enumerate(states) if state.step >= plan.steps / 3)
+    chosen = [best(states, half) for half in (1, 0)]  # the first half is measured where the second was best
+    stopped = {
+        "step": statistics.fmean(states[i].step for i in chosen),
+        "unseen.loss": statistics.fmean(states[i].losses[half] for half, i in enumerate(chosen)),
+        **drawn(lab, lab.unseen, [models[i] for i in chosen], many, noise, "unseen", "@20"),
+    }
+    return Result(
+        name,
+        seed,
+        {
+            "end": cost | at_the_end(lab, plan, models[-1], states[-1].losses, noise),
+            "early": drawn(lab, lab.unseen, [models[early]] * 2, few, noise, "unseen", "@8")
+            | {"unseen.loss": statistics.fmean(states[early].losses)},
+            "stopped": stopped,
+        },
+    )
+
+
+def best(states: Sequence[Checkpoint], half: int) -> int:
+    """The index of the state with the least loss on a half of the held-out pictures."""
+    return min(range(len(states)), key=lambda i: states[i].losses[half])
+
+
+def at_the_end(
+    lab: Lab, plan: Plan, model: LoadedModel, losses: Sequence[float], noise: int
+) -> Metrics:
+    """Every metric of one model."""
+    few, many = plan.solver_steps
+    return {
+        "unseen.loss": statistics.fmean(losses),
+        **drawn(lab, lab.unseen, [model] * 2, many, noise, "unseen", "@20"),
+        **drawn(lab, lab.unseen, [model] * 2, few, noise, "unseen", "@8"),
+        **drawn(lab, lab.taught, [model] * 2, few, noise, "taught", "@8"),
+        **exposed(model, lab.unseen, plan.exposure_steps, noise, "unseen"),
+        **exposed(model, lab.taught, plan.exposure_steps, noise, "taught"),
+    }
+
+
+def drawn(
+    lab: Lab, real: Pictures, models: Sequence[LoadedModel], steps: int, noise: int, label: str, mark: str
+) -> Metrics:
+    """Metrics of pictures drawn for the captions of `real`: one part of them by each of the models."""
+    size = len(real.captions) // len(models)
+    pixels = torch.cat(
+        [
+            sample(
+                model, real.captions[i * size : (i + 1) * size], steps=steps, cfg=CFG, seed=noise + i * size
+            )
+            for i, model in enumerate(models)
+        ]
+    )
+    return {f"{label}.{name}{mark}": value for name, value in look(pixels, real, lab.taught).items()}
+
+
+def look(pixels: Tensor, real: Pictures, taught: Pictures) -> Metrics:
+    """Metrics of pictures [N, 3, H, W], the i-th of which has the i-th caption of `real`."""
+    probability = style_probability(pixels)
+    apart = torch.cdist(pixels.flatten(1), taught.pixels.flatten(1)) / math.sqrt(pixels[0].numel())
+    return {
+        "style": float(probability.mean()),
+        "rate": float((probability > THRESHOLD).float().mean()),
+        "distance": float(energy_distance(style_net().pooled(pixels), real.features)),
+        "nearest": float(apart.min(1).values.mean()),
+        "own": float((pixels - real.pixels).square().mean((1, 2, 3)).sqrt().mean()),
+    }
+
+
+def exposed(model: LoadedModel, real: Pictures, steps: int, noise: int, label: str) -> Metrics:
+    """How the states of the model's own trajectories differ from noised real pictures."""
+    bias = exposure_bias(model, real.data, len(real.data), steps, sampler="unipc", seed=noise)
+    return {
+        f"{label}.exposure": float((bias.energy - bias.energy_floor).mean()),
+        f"{label}.power": float(bias.power[-1]),
+        f"{label}.latents": float(bias.energy[-1]),
+    }
+
+
+# --- what the metrics are compared with ---------------------------------------------------------
+
+
+def untrained(lab: Lab, plan: Plan) -> Result:
+    """The base model's metrics."""
+    with training_mode(), Trainer(lab.source, lab.taught.data, plan.config(ARMS["plain"], 0)) as trainer:
+        losses = [trainer.validate(half) for half in lab.unseen.halves()]
+    return Result("base", 0, {"end": at_the_end(lab, plan, LoadedModel(lab.source), losses, 1000)})
+
+
+def real_pictures(lab: Lab) -> Result:
+    """The unseen pictures' own metrics; distances are those of the two sets of 24, whose captions differ.
+
+    `distance.spread` is the standard deviation of the distance of random halves of all 48: that of chance.
+    """
+    seen = {f"unseen.{name}": value for name, value in look(lab.unseen.pixels, lab.unseen, lab.taught).items()}
+    features = torch.cat([lab.taught.features, lab.unseen.features])
+    generator = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(len(features), generator=generator).chunk(2) for _ in range(200)]
+    chance = [float(energy_distance(features[a], features[b])) for a, b in orders]
+    seen["unseen.distance"] = float(energy_distance(lab.taught.features, lab.unseen.features))
+    return Result("real", 0, {"end": seen | {"distance.spread": statistics.stdev(chance)}})
+
+
+# --- the runner ---------------------------------------------------------------------------------
+
+Job = tuple[str, int]
+"""Arm and seed."""
+
+
+def read(path: Path) -> list[Result]:
+    """The results in a file, none if it is not there."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [Result(**json.loads(line)) for line in lines]
+
+
+def go_on(path: Path, jobs: Sequence[Job], run: Callable[[str, int], Result], until: float = math.inf) -> None:
+    """Run the jobs of which `path` has no result, in order, and write each result as it ends.
+
+    Args:
+        until: `time.monotonic` after which no job begins.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results = read(path)
+    done = {(result.arm, result.seed) for result in results}
+    for arm, seed in jobs:
+        if (arm, seed) in done:
+            continue
+        if time.monotonic() > until:
+            return
+        begin = time.monotonic()
+        results.append(run(arm, seed))
+        lines = "".join(json.dumps(asdict(result)) + "\n" for result in results)
+        write_atomically(path, lines.encode())
+        print(f"{arm}, seed {seed}: {time.monotonic() - begin:.0f} s", flush=True)
+
+
+# --- statistics ---------------------------------------------------------------------------------
+
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+"""97.5 % quantiles of Student's distribution by degrees of freedom, from 1."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds."""
+
+    mean: float
+    error: float
+    """Standard error."""
+    low: float
+    """Lower end of Student's 95 % interval."""
+    high: float
+    """Upper end."""
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate:
+        """Estimate the mean that 2 to 16 independent values have.
+
+        Raises:
+            ValueError: fewer or more.
+        """
+        n = len(values)
+        if not 2 <= n <= len(STUDENT) + 1:
+            raise ValueError(f"values must be 2 to {len(STUDENT) + 1}, got {n}; run more seeds, or fewer")
+        mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(n)
+        reach = STUDENT[n - 2] * error
+        return cls(mean, error, mean - reach, mean + reach)
+
+    @property
+    def distinct(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One arm at one moment against another at one."""
+
+    title: str
+    arm: str
+    against: str
+    at: str = "end"
+    against_at: str = "end"
+
+
+COMPARISONS = {
+    "equal steps": [
+        Comparison(f"{arm} − plain", arm, "plain")
+        for arm in ("residual", "quickstart", "clean", "clean, gentle", "solver_error")
+    ],
+    "equal compute": [
+        Comparison("quickstart − plain, longer", "quickstart", "plain, longer"),
+        Comparison("residual − plain, longer", "residual", "plain, longer"),
+        Comparison("quickstart, shorter − plain", "quickstart, shorter", "plain"),
+    ],
+    "stopped at the least held-out loss": [
+        Comparison("plain, stopped − plain at its end", "plain", "plain", "stopped"),
+        *(
+            Comparison(f"{arm} − plain, both stopped", arm, "plain", "stopped", "stopped")
+            for arm in ("residual", "quickstart", "clean", "solver_error")
+        ),
+        Comparison("quickstart at its end − plain, stopped", "quickstart", "plain", "end", "stopped"),
+    ],
+}
+LOWER_IS_BETTER = ("loss", "distance", "own", "exposure", "latents")
+HIGHER_IS_BETTER = ("style", "rate")
+MAIN = ("unseen.distance@20", "unseen.loss", "unseen.style@20")
+OTHERS = ("unseen.distance@8", "unseen.style@8", "unseen.own@20", "unseen.nearest@20", "unseen.exposure")
+TAUGHT = ("unseen.power", "unseen.latents", "taught.distance@8", "taught.exposure", "taught.power")
+
+
+Table = Mapping[str, Mapping[int, Mapping[str, Metrics]]]
+"""``table[arm][seed][moment]``."""
+
+
+def tabulate(results: Sequence[Result]) -> Table:
+    """The results by arm and seed."""
+    table: dict[str, dict[int, dict[str, Metrics]]] = {}
+    for result in results:
+        table.setdefault(result.arm, {})[result.seed] = result.metrics
+    return table
+
+
+def differences(table: Table, comparison: Comparison, metric: str) -> list[float]:
+    """Paired differences of a metric over the seeds that both arms have."""
+    one, other = table.get(comparison.arm, {}), table.get(comparison.against, {})
+    pairs = [
+        (one[seed][comparison.at], other[seed][comparison.against_at])
+        for seed in sorted(one.keys() & other.keys())
+    ]
+    return [a[metric] - b[metric] for a, b in pairs if metric in a and metric in b]
+
+
+def verdict(metric: str, difference: Estimate) -> str:
+    """better, worse, up, down, or nothing where 0 is in the interval."""
+    if not difference.distinct:
+        return ""
+    up = difference.mean > 0
+    kind = metric.split(".")[-1].partition("@")[0]
+    if kind in LOWER_IS_BETTER:
+        return "worse" if up else "better"
+    if kind in HIGHER_IS_BETTER:
+        return "better" if up else "worse"
+    return "up" if up else "down"
+
+
+# --- output -------------------------------------------------------------------------------------
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a Markdown table."""
+    for row in (head, ["---", *["---:"] * (len(head) - 1)], *rows):
+        print("| " + " | ".join(row) + " |")
+    print(flush=True)
+
+
+def report(table: Table) -> None:
+    """Print the means of all arms and the paired differences."""
+    for metrics in (MAIN, OTHERS, TAUGHT):
+        rows = [[arm, *(mean_cell(table[arm], metric) for metric in metrics)] for arm in table]
+        print_table(["at the end: mean ± standard error", *metrics], rows)
+    cost = ("steps", "seconds", "rows.train", "rows.rollout", "rows.clean")
+    print_table(["cost", *cost], [[arm, *(mean_cell(table[arm], c, 0) for c in cost)] for arm in table])
+    for moment in ("stopped", "early"):
+        names = sorted({m for arm in table.values() for run in arm.values() for m in run.get(moment, {})})
+        arms = [arm for arm in table if any(moment in run for run in table[arm].values())]
+        rows = [[arm, *(mean_cell(table[arm], name, 4, moment) for name in names)] for arm in arms]
+        print_table([f"{moment}: mean ± standard error", *names], rows)
+    for title, comparisons in COMPARISONS.items():
+        for metrics in (MAIN, OTHERS, TAUGHT):
+            rows = [[c.title, *(difference_cell(table, c, m) for m in metrics)] for c in comparisons]
+            print_table([f"{title}: difference [95 % interval]", *metrics], rows)
+
+
+def mean_cell(runs: Mapping[int, Mapping[str, Metrics]], metric: str, digits: int = 4, at: str = "end") -> str:
+    """Mean and standard error of a metric over the seeds."""
+    values = [run[at][metric] for run in runs.values() if metric in run.get(at, {})]
+    if len(values) < 2:
+        return f"{values[0]:.{digits}f}" if values else ""
+    estimate = Estimate.of(values)
+    return f"{estimate.mean:.{digits}f} ± {estimate.error:.{digits}f}"
+
+
+def difference_cell(table: Table, comparison: Comparison, metric: str) -> str:
+    """A paired difference, its interval and what it says."""
+    values = differences(table, comparison, metric)
+    if len(values) < 2:
+        return ""
+    e = Estimate.of(values)
+    return f"{e.mean:+.4f} [{e.low:+.4f}, {e.high:+.4f}] {verdict(metric, e)}".rstrip()
+
+
+def plot(table: Table, path: Path) -> None:
+    """Draw the differences of the main metrics: every seed, the mean and its interval."""
+    from matplotlib.figure import Figure
+
+    rows = [c for comparisons in COMPARISONS.values() for c in comparisons if differences(table, c, MAIN[0])]
+    figure = Figure(figsize=(12, 0.36 * len(rows) + 1.4), layout="constrained")
+    for axis, metric in zip(figure.subplots(1, len(MAIN), sharey=True), MAIN, strict=True):
+        for y, comparison in enumerate(rows):
+            values = differences(table, comparison, metric)
+            e = Estimate.of(values)
+            colour = {"better": "#1a7f37", "worse": "#cf222e"}.get(verdict(metric, e), "#6e7781")
+            axis.plot(values, [y] * len(values), "|", color=colour, alpha=0.5)
+            axis.errorbar(e.mean, y, xerr=e.high - e.mean, fmt="o", color=colour, capsize=3)
+        axis.axvline(0, color="black", lw=0.8)
+        better = "right" if verdict(metric, Estimate(1, 0, 1, 1)) == "better" else "left"
+        axis.set(title=metric, xlabel=f"difference; {better} is better")
+        axis.grid(axis="x", alpha=0.3)
+    axis.set_yticks(range(len(rows)), [c.title for c in rows])
+    axis.invert_yaxis()
+    figure.savefig(path, dpi=90)
+
+
+def save(results: Sequence[Result], folder: Path) -> None:
+    """Write the stored study: per-seed numbers to five digits, and the plot."""
+    plain = [asdict(result) for result in results]
+    for result in plain:
+        for metrics in result["metrics"].values():
+            metrics.update({name: float(f"{value:.5g}") for name, value in metrics.items()})
+    lines = ",\n ".join(json.dumps(result) for result in plain)
+    write_atomically(folder / "study.json", f"[{lines}]\n".encode())
+    plot(tabulate(results), folder / "study.png")
+
+
+def study(path: Path, plan: Plan, arms: Sequence[str], seeds: int, minutes: float) -> None:
+    """Run what is missing of the study, all arms of a seed before the next seed."""
+    until = time.monotonic() + 60 * minutes
+    lab = Lab.of_the_demo()
+    references = {"base": partial(untrained, lab, plan), "real": partial(real_pictures, lab)}
+
+    def run(arm: str, seed: int) -> Result:
+        return references[arm]() if arm in references else run_arm(lab, plan, arm, seed)
+
+    jobs = [(arm, 0) for arm in references] + [(arm, seed) for seed in range(seeds) for arm in arms]
+    go_on(path, jobs, run, until)
+
+
+def main() -> None:
+    """Run, print or save the study."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=ROOT / "out" / "study.jsonl", help="one line per run")
+    parser.add_argument("--seeds", type=int, default=8, help="runs of every arm, 2 to 16")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="no run begins after so long")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="these arms alone")
+    parser.add_argument("--table", type=Path, nargs="?", const=ROOT / "docs" / "study.json", metavar="JSON")
+    parser.add_argument("--save", type=Path, metavar="DIR", help="write study.json and study.png there")
+    parser.add_argument("--quick", action="store_true", help="two seeds of tiny runs; its figures mean nothing")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.table:
+        stored = json.loads(options.table.read_text(encoding="utf-8"))
+        report(tabulate([Result(**result) for result in stored]))
+    elif options.quick:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "study.jsonl"
+            study(path, QUICK, options.arms, 2, options.minutes)
+            report(tabulate(read(path)))
+    elif options.save:
+        save(read(options.results), options.save)
+    else:
+        study(options.results, Plan(), options.arms, options.seeds, options.minutes)
+        report(tabulate(read(options.results)))
+
+
+if __name__ == "__main__":
+    main()
