@@ -26,18 +26,20 @@ with rollouts of one length distribution roll out the same samples equally far.
 Cost is counted in forward evaluations, of which a training row takes two (`TRAIN_COST`); the processor time is told.
 The learning rate falls over an arm's own number of steps. `clean, gentle` runs last, if there is time.
 
-**Moments.** `end`: after the last step. `early`: after N / 3 steps, since a pilot of the plain arm (another seed) found
-that the style rate is at its ceiling, 96 %, from there on. `stopped`: at the least held-out loss of the states after
-every 50 steps and at the end, chosen on one half of the 24 held-out pictures and measured on the other, for both halves.
+**Moments.** `end`: after the last step. `early`: after N / 3 steps, since a pilot of the plain arm (another seed)
+found that the style rate is at its ceiling, 96 %, from there on. `stopped`: at the least held-out loss of the states
+after every 50 steps and at the end, chosen on one half of the 24 held-out pictures and measured on the other, for both
+halves.
 
 **Metrics**, on the 24 held-out pictures and their captions (`unseen`), and on the 24 of the training set (`taught`):
-`loss`, teacher-forced, same noise for all; of pictures drawn with unipc 2, CFG 2, at 20 (`@20`) and 8 steps: `style`, the
-classifier's mean probability; `rate`, the share above its threshold; `distance`, the energy distance of the classifier's
-features to the real pictures' (0 for one distribution; as far as pictures of other captions are apart: see `real`);
-`nearest`, RMS pixel distance to the nearest training picture (copying lowers it); `own`, to the real picture of the caption.
-Of the model's own trajectories at CFG 1 (unipc 2, 10 steps; training/exposure.py): `exposure`, the energy distance to the
-forward process above its floor, mean over noise levels; `power` of the final latents over that of the data (1 is
-right); `latents`, the energy distance of the final latents to the data.
+- `loss`: teacher-forced, the same noise for all;
+- of pictures drawn with unipc 2, CFG 2, at 20 (`@20`) and 8 steps (`@8`): `style`, the classifier's mean probability;
+  `rate`, the share above its threshold; `distance`, the energy distance of the classifier's features to the real
+  pictures' (0 for one distribution; the row `real` has what the taught pictures give); `nearest`, the RMS pixel
+  distance to the nearest training picture (copying lowers it); `own`, that to the real picture of the caption;
+- of the model's own trajectories at CFG 1 (unipc 2, 10 steps; training/exposure.py): `exposure`, the energy distance to
+  the forward process above its floor, mean over noise levels; `power` of the final latents over that of the data (1
+  is right); `latents`, the energy distance of the final latents to the data.
 The main metric is `distance@20` on unseen captions; then come `loss` and `style@20`. All others describe.
 
 **Statistics.** Per metric and comparison: the mean over seeds of the paired differences, its standard error, and
@@ -133,6 +135,8 @@ class Plan:
     """Few and many steps to draw with."""
     exposure_steps: int = 10
     """Steps of the own trajectories whose exposure bias is measured."""
+    pictures: int = 24
+    """Taught pictures, and unseen ones; even."""
 
     def config(self, arm: Arm, seed: int) -> TrainConfig:
         """The quick start's settings with the arm's rollouts."""
@@ -156,7 +160,7 @@ class Plan:
         )
 
 
-QUICK = Plan(steps=12, every=4, solver_steps=(2, 3), exposure_steps=2)
+QUICK = Plan(steps=6, every=2, solver_steps=(2, 3), exposure_steps=2, pictures=4)
 
 
 # --- what is measured on ------------------------------------------------------------------------
@@ -174,9 +178,9 @@ class Pictures:
     """[N, 768], the classifier's."""
 
     @classmethod
-    def encoded(cls, images: ImageDataset, source: DiffusersModel) -> Pictures:
-        """Encode the pictures of a folder."""
-        data = encode(images, source)
+    def encoded(cls, images: ImageDataset, source: DiffusersModel, count: int) -> Pictures:
+        """Encode the first `count` pictures."""
+        data = encode(replace(images, items=images.items[:count]), source)
         pixels = source.decode_latents(data.buckets[0].latents)
         return cls(data, pixels, style_net().pooled(pixels))
 
@@ -213,8 +217,8 @@ class Lab:
     unseen: Pictures
 
     @classmethod
-    def of_the_demo(cls) -> Lab:
-        """Load and encode; the unseen pictures in the (shuffled) order of their list of captions."""
+    def of_the_demo(cls, count: int) -> Lab:
+        """Load and encode `count` pictures of each kind, the unseen ones in the order of their list."""
         demo = ROOT / "demo"
         source = load_diffusers(demo / "model")
         captions = (demo / "unseen_captions.txt").read_text(encoding="utf-8").split("\n")
@@ -222,8 +226,8 @@ class Lab:
         items = {item.path.stem.replace("-", " "): item for item in unseen.items}
         found = [(items[line.partition(",")[0].replace("-", " ")], line) for line in captions if line]
         ordered = replace(unseen, items=tuple(replace(item, caption=line) for item, line in found))
-        taught = Pictures.encoded(read_image_folder(demo / "data"), source)
-        return cls(source, taught, Pictures.encoded(ordered, source))
+        taught = Pictures.encoded(read_image_folder(demo / "data"), source, count)
+        return cls(source, taught, Pictures.encoded(ordered, source, count))
 
 
 # --- one run ------------------------------------------------------------------------------------
@@ -297,9 +301,7 @@ def best(states: Sequence[Checkpoint], half: int) -> int:
     return min(range(len(states)), key=lambda i: states[i].losses[half])
 
 
-def at_the_end(
-    lab: Lab, plan: Plan, model: LoadedModel, losses: Sequence[float], noise: int
-) -> Metrics:
+def at_the_end(lab: Lab, plan: Plan, model: LoadedModel, losses: Sequence[float], noise: int) -> Metrics:
     """Every metric of one model."""
     few, many = plan.solver_steps
     return {
@@ -366,12 +368,13 @@ def real_pictures(lab: Lab) -> Result:
 
     `distance.spread` is the standard deviation of the distance of random halves of all 48: that of chance.
     """
-    seen = {f"unseen.{name}": value for name, value in look(lab.unseen.pixels, lab.unseen, lab.taught).items()}
+    itself = look(lab.unseen.pixels, lab.unseen, lab.taught)
+    seen = {f"unseen.{name}@20": value for name, value in itself.items()}
     features = torch.cat([lab.taught.features, lab.unseen.features])
     generator = torch.Generator().manual_seed(0)
     orders = [torch.randperm(len(features), generator=generator).chunk(2) for _ in range(200)]
     chance = [float(energy_distance(features[a], features[b])) for a, b in orders]
-    seen["unseen.distance"] = float(energy_distance(lab.taught.features, lab.unseen.features))
+    seen["unseen.distance@20"] = float(energy_distance(lab.taught.features, lab.unseen.features))
     return Result("real", 0, {"end": seen | {"distance.spread": statistics.stdev(chance)}})
 
 
@@ -387,7 +390,9 @@ def read(path: Path) -> list[Result]:
     return [Result(**json.loads(line)) for line in lines]
 
 
-def go_on(path: Path, jobs: Sequence[Job], run: Callable[[str, int], Result], until: float = math.inf) -> None:
+def go_on(
+    path: Path, jobs: Sequence[Job], run: Callable[[str, int], Result], until: float = math.inf
+) -> None:
     """Run the jobs of which `path` has no result, in order, and write each result as it ends.
 
     Args:
@@ -410,7 +415,7 @@ def go_on(path: Path, jobs: Sequence[Job], run: Callable[[str, int], Result], un
 
 # --- statistics ---------------------------------------------------------------------------------
 
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
 """97.5 % quantiles of Student's distribution by degrees of freedom, from 1."""
 
 
@@ -457,31 +462,24 @@ class Comparison:
     against_at: str = "end"
 
 
-COMPARISONS = {
-    "equal steps": [
-        Comparison(f"{arm} − plain", arm, "plain")
-        for arm in ("residual", "quickstart", "clean", "clean, gentle", "solver_error")
-    ],
-    "equal compute": [
-        Comparison("quickstart − plain, longer", "quickstart", "plain, longer"),
-        Comparison("residual − plain, longer", "residual", "plain, longer"),
-        Comparison("quickstart, shorter − plain", "quickstart, shorter", "plain"),
-    ],
-    "stopped at the least held-out loss": [
-        Comparison("plain, stopped − plain at its end", "plain", "plain", "stopped"),
-        *(
-            Comparison(f"{arm} − plain, both stopped", arm, "plain", "stopped", "stopped")
-            for arm in ("residual", "quickstart", "clean", "solver_error")
-        ),
-        Comparison("quickstart at its end − plain, stopped", "quickstart", "plain", "end", "stopped"),
-    ],
-}
+EQUAL_STEPS = ("residual", "quickstart", "clean", "clean, gentle", "solver_error")
+COMPARISONS = (
+    *(Comparison(f"{arm} - plain", arm, "plain") for arm in EQUAL_STEPS),
+    Comparison("quickstart - plain, longer", "quickstart", "plain, longer"),
+    Comparison("residual - plain, longer", "residual", "plain, longer"),
+    Comparison("quickstart, shorter - plain", "quickstart, shorter", "plain"),
+    Comparison("plain, stopped - plain", "plain", "plain", "stopped"),
+    Comparison("quickstart - plain, stopped", "quickstart", "plain", "end", "stopped"),
+    *(Comparison(f"{arm} - plain, both stopped", arm, "plain", "stopped", "stopped") for arm in EQUAL_STEPS),
+)
+"""At equal steps, at equal compute, and with early stopping."""
 LOWER_IS_BETTER = ("loss", "distance", "own", "exposure", "latents")
 HIGHER_IS_BETTER = ("style", "rate")
 MAIN = ("unseen.distance@20", "unseen.loss", "unseen.style@20")
 OTHERS = ("unseen.distance@8", "unseen.style@8", "unseen.own@20", "unseen.nearest@20", "unseen.exposure")
 TAUGHT = ("unseen.power", "unseen.latents", "taught.distance@8", "taught.exposure", "taught.power")
-
+EARLY = ("unseen.distance@8", "unseen.loss", "unseen.style@8", "unseen.rate@8")
+COST = ("steps", "seconds", "rows.train", "rows.rollout", "rows.clean")
 
 Table = Mapping[str, Mapping[int, Mapping[str, Metrics]]]
 """``table[arm][seed][moment]``."""
@@ -505,11 +503,17 @@ def differences(table: Table, comparison: Comparison, metric: str) -> list[float
     return [a[metric] - b[metric] for a, b in pairs if metric in a and metric in b]
 
 
-def verdict(metric: str, difference: Estimate) -> str:
+def difference(table: Table, comparison: Comparison, metric: str) -> Estimate | None:
+    """The mean paired difference of a metric; None for fewer than two pairs."""
+    values = differences(table, comparison, metric)
+    return Estimate.of(values) if len(values) > 1 else None
+
+
+def verdict(metric: str, estimate: Estimate) -> str:
     """better, worse, up, down, or nothing where 0 is in the interval."""
-    if not difference.distinct:
+    if not estimate.distinct:
         return ""
-    up = difference.mean > 0
+    up = estimate.mean > 0
     kind = metric.split(".")[-1].partition("@")[0]
     if kind in LOWER_IS_BETTER:
         return "worse" if up else "better"
@@ -530,37 +534,41 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def report(table: Table) -> None:
     """Print the means of all arms and the paired differences."""
+    for metrics in (COST, MAIN, OTHERS, TAUGHT):
+        print_rows("at the end", metrics, {arm: [mean_cell(table[arm], m) for m in metrics] for arm in table})
+    for moment, metrics in (("stopped", ("step", *MAIN)), ("early", EARLY)):
+        means = {arm: [mean_cell(table[arm], m, moment) for m in metrics] for arm in table}
+        print_rows(moment, metrics, means)
     for metrics in (MAIN, OTHERS, TAUGHT):
-        rows = [[arm, *(mean_cell(table[arm], metric) for metric in metrics)] for arm in table]
-        print_table(["at the end: mean ± standard error", *metrics], rows)
-    cost = ("steps", "seconds", "rows.train", "rows.rollout", "rows.clean")
-    print_table(["cost", *cost], [[arm, *(mean_cell(table[arm], c, 0) for c in cost)] for arm in table])
-    for moment in ("stopped", "early"):
-        names = sorted({m for arm in table.values() for run in arm.values() for m in run.get(moment, {})})
-        arms = [arm for arm in table if any(moment in run for run in table[arm].values())]
-        rows = [[arm, *(mean_cell(table[arm], name, 4, moment) for name in names)] for arm in arms]
-        print_table([f"{moment}: mean ± standard error", *names], rows)
-    for title, comparisons in COMPARISONS.items():
-        for metrics in (MAIN, OTHERS, TAUGHT):
-            rows = [[c.title, *(difference_cell(table, c, m) for m in metrics)] for c in comparisons]
-            print_table([f"{title}: difference [95 % interval]", *metrics], rows)
+        cells = {c.title: [difference_cell(table, c, m) for m in metrics] for c in COMPARISONS}
+        print_rows("difference [95 % interval]", metrics, cells)
+    shown = [difference(table, c, m) for m in (*MAIN, *OTHERS, *TAUGHT) for c in COMPARISONS]
+    found = [e.distinct for e in shown if e is not None]
+    print(
+        f"{sum(found)} of {len(found)} intervals leave 0 out; chance alone would make it {len(found) / 20:.0f}."
+    )
+    print("Tables of means: mean ± standard error over seeds.")
 
 
-def mean_cell(runs: Mapping[int, Mapping[str, Metrics]], metric: str, digits: int = 4, at: str = "end") -> str:
+def print_rows(title: str, metrics: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
+    """Print a table without the rows that have nothing in it."""
+    print_table([title, *metrics], [[name, *cells] for name, cells in rows.items() if any(cells)])
+
+
+def mean_cell(runs: Mapping[int, Mapping[str, Metrics]], metric: str, at: str = "end") -> str:
     """Mean and standard error of a metric over the seeds."""
     values = [run[at][metric] for run in runs.values() if metric in run.get(at, {})]
     if len(values) < 2:
-        return f"{values[0]:.{digits}f}" if values else ""
+        return f"{values[0]:.4g}" if values else ""
     estimate = Estimate.of(values)
-    return f"{estimate.mean:.{digits}f} ± {estimate.error:.{digits}f}"
+    return f"{estimate.mean:.4g} ± {estimate.error:.2g}"
 
 
 def difference_cell(table: Table, comparison: Comparison, metric: str) -> str:
     """A paired difference, its interval and what it says."""
-    values = differences(table, comparison, metric)
-    if len(values) < 2:
+    e = difference(table, comparison, metric)
+    if e is None:
         return ""
-    e = Estimate.of(values)
     return f"{e.mean:+.4f} [{e.low:+.4f}, {e.high:+.4f}] {verdict(metric, e)}".rstrip()
 
 
@@ -568,7 +576,7 @@ def plot(table: Table, path: Path) -> None:
     """Draw the differences of the main metrics: every seed, the mean and its interval."""
     from matplotlib.figure import Figure
 
-    rows = [c for comparisons in COMPARISONS.values() for c in comparisons if differences(table, c, MAIN[0])]
+    rows = [c for c in COMPARISONS if difference(table, c, MAIN[0])]
     figure = Figure(figsize=(12, 0.36 * len(rows) + 1.4), layout="constrained")
     for axis, metric in zip(figure.subplots(1, len(MAIN), sharey=True), MAIN, strict=True):
         for y, comparison in enumerate(rows):
@@ -600,7 +608,7 @@ def save(results: Sequence[Result], folder: Path) -> None:
 def study(path: Path, plan: Plan, arms: Sequence[str], seeds: int, minutes: float) -> None:
     """Run what is missing of the study, all arms of a seed before the next seed."""
     until = time.monotonic() + 60 * minutes
-    lab = Lab.of_the_demo()
+    lab = Lab.of_the_demo(plan.pictures)
     references = {"base": partial(untrained, lab, plan), "real": partial(real_pictures, lab)}
 
     def run(arm: str, seed: int) -> Result:
@@ -621,7 +629,9 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="these arms alone")
     parser.add_argument("--table", type=Path, nargs="?", const=ROOT / "docs" / "study.json", metavar="JSON")
     parser.add_argument("--save", type=Path, metavar="DIR", help="write study.json and study.png there")
-    parser.add_argument("--quick", action="store_true", help="two seeds of tiny runs; its figures mean nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="two seeds of tiny runs; its figures mean nothing"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.table:
