@@ -475,11 +475,24 @@ COMPARISONS = (
 """At equal steps, at equal compute, and with early stopping."""
 LOWER_IS_BETTER = ("loss", "distance", "own", "exposure", "latents")
 HIGHER_IS_BETTER = ("style", "rate")
-MAIN = ("unseen.distance@20", "unseen.loss", "unseen.style@20")
-OTHERS = ("unseen.distance@8", "unseen.style@8", "unseen.own@20", "unseen.nearest@20", "unseen.exposure")
-TAUGHT = ("unseen.power", "unseen.latents", "taught.distance@8", "taught.exposure", "taught.power")
-EARLY = ("unseen.distance@8", "unseen.loss", "unseen.style@8", "unseen.rate@8")
-COST = ("steps", "seconds", "rows.train", "rows.rollout", "rows.clean")
+MAIN: tuple[str, ...] = ("unseen.distance@20", "unseen.loss", "unseen.style@20")
+OTHERS: tuple[str, ...] = (
+    "unseen.distance@8",
+    "unseen.style@8",
+    "unseen.own@20",
+    "unseen.nearest@20",
+    "unseen.exposure",
+)
+TAUGHT: tuple[str, ...] = (
+    "unseen.power",
+    "unseen.latents",
+    "taught.distance@8",
+    "taught.exposure",
+    "taught.power",
+)
+STOPPED: tuple[str, ...] = ("step", *MAIN)
+EARLY: tuple[str, ...] = ("unseen.distance@8", "unseen.loss", "unseen.style@8", "unseen.rate@8")
+COST: tuple[str, ...] = ("steps", "seconds", "rows.train", "rows.rollout", "rows.clean")
 
 Table = Mapping[str, Mapping[int, Mapping[str, Metrics]]]
 """``table[arm][seed][moment]``."""
@@ -536,7 +549,7 @@ def report(table: Table) -> None:
     """Print the means of all arms and the paired differences."""
     for metrics in (COST, MAIN, OTHERS, TAUGHT):
         print_rows("at the end", metrics, {arm: [mean_cell(table[arm], m) for m in metrics] for arm in table})
-    for moment, metrics in (("stopped", ("step", *MAIN)), ("early", EARLY)):
+    for moment, metrics in (("stopped", STOPPED), ("early", EARLY)):
         means = {arm: [mean_cell(table[arm], m, moment) for m in metrics] for arm in table}
         print_rows(moment, metrics, means)
     for metrics in (MAIN, OTHERS, TAUGHT):
