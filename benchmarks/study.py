@@ -355,12 +355,14 @@ def exposed(model: LoadedModel, real: Pictures, steps: int, noise: int, label: s
 
 # --- what the metrics are compared with ---------------------------------------------------------
 
+BASE, REAL = "base", "real"
+
 
 def untrained(lab: Lab, plan: Plan) -> Result:
     """The base model's metrics."""
     with training_mode(), Trainer(lab.source, lab.taught.data, plan.config(ARMS["plain"], 0)) as trainer:
         losses = [trainer.validate(half) for half in lab.unseen.halves()]
-    return Result("base", 0, {"end": at_the_end(lab, plan, LoadedModel(lab.source), losses, 1000)})
+    return Result(BASE, 0, {"end": at_the_end(lab, plan, LoadedModel(lab.source), losses, 1000)})
 
 
 def real_pictures(lab: Lab) -> Result:
@@ -375,7 +377,7 @@ def real_pictures(lab: Lab) -> Result:
     orders = [torch.randperm(len(features), generator=generator).chunk(2) for _ in range(200)]
     chance = [float(energy_distance(features[a], features[b])) for a, b in orders]
     seen["unseen.distance@20"] = float(energy_distance(lab.taught.features, lab.unseen.features))
-    return Result("real", 0, {"end": seen | {"distance.spread": statistics.stdev(chance)}})
+    return Result(REAL, 0, {"end": seen | {"distance.spread": statistics.stdev(chance)}})
 
 
 # --- the runner ---------------------------------------------------------------------------------
@@ -499,8 +501,10 @@ Table = Mapping[str, Mapping[int, Mapping[str, Metrics]]]
 
 
 def tabulate(results: Sequence[Result]) -> Table:
-    """The results by arm and seed."""
+    """The results by arm and seed, what the metrics are compared with first."""
     table: dict[str, dict[int, dict[str, Metrics]]] = {}
+    order = [BASE, REAL, *ARMS]
+    results = sorted(results, key=lambda result: order.index(result.arm))
     for result in results:
         table.setdefault(result.arm, {})[result.seed] = result.metrics
     return table
@@ -546,21 +550,26 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def report(table: Table) -> None:
-    """Print the means of all arms and the paired differences."""
-    for metrics in (COST, MAIN, OTHERS, TAUGHT):
-        print_rows("at the end", metrics, {arm: [mean_cell(table[arm], m) for m in metrics] for arm in table})
-    for moment, metrics in (("stopped", STOPPED), ("early", EARLY)):
-        means = {arm: [mean_cell(table[arm], m, moment) for m in metrics] for arm in table}
-        print_rows(moment, metrics, means)
+    """Print the means of all arms and the paired differences, behind each name the number of seeds."""
+    moments = [("at the end", "end", metrics) for metrics in (COST, MAIN, OTHERS, TAUGHT)]
+    for title, at, metrics in (*moments, ("stopped", "stopped", STOPPED), ("early", "early", EARLY)):
+        means = {
+            f"{arm} ({len(table[arm])})": [mean_cell(table[arm], m, at) for m in metrics] for arm in table
+        }
+        print_rows(f"{title}: mean ± standard error", metrics, means)
     for metrics in (MAIN, OTHERS, TAUGHT):
-        cells = {c.title: [difference_cell(table, c, m) for m in metrics] for c in COMPARISONS}
+        cells = {
+            f"{c.title} ({len(differences(table, c, MAIN[0]))})": [
+                difference_cell(table, c, m) for m in metrics
+            ]
+            for c in COMPARISONS
+        }
         print_rows("difference [95 % interval]", metrics, cells)
     shown = [difference(table, c, m) for m in (*MAIN, *OTHERS, *TAUGHT) for c in COMPARISONS]
     found = [e.distinct for e in shown if e is not None]
     print(
         f"{sum(found)} of {len(found)} intervals leave 0 out; chance alone would make it {len(found) / 20:.0f}."
     )
-    print("Tables of means: mean ± standard error over seeds.")
 
 
 def print_rows(title: str, metrics: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
@@ -602,7 +611,8 @@ def plot(table: Table, path: Path) -> None:
         better = "right" if verdict(metric, Estimate(1, 0, 1, 1)) == "better" else "left"
         axis.set(title=metric, xlabel=f"difference; {better} is better")
         axis.grid(axis="x", alpha=0.3)
-    axis.set_yticks(range(len(rows)), [c.title for c in rows])
+    seeds = [len(differences(table, c, MAIN[0])) for c in rows]
+    axis.set_yticks(range(len(rows)), [f"{c.title} ({n})" for c, n in zip(rows, seeds, strict=True)])
     axis.invert_yaxis()
     figure.savefig(path, dpi=90)
 
@@ -622,7 +632,7 @@ def study(path: Path, plan: Plan, arms: Sequence[str], seeds: int, minutes: floa
     """Run what is missing of the study, all arms of a seed before the next seed."""
     until = time.monotonic() + 60 * minutes
     lab = Lab.of_the_demo(plan.pictures)
-    references = {"base": partial(untrained, lab, plan), "real": partial(real_pictures, lab)}
+    references = {BASE: partial(untrained, lab, plan), REAL: partial(real_pictures, lab)}
 
     def run(arm: str, seed: int) -> Result:
         return references[arm]() if arm in references else run_arm(lab, plan, arm, seed)

@@ -67,13 +67,13 @@ def result(study, arm, seed, **metrics):
 
 
 def test_differences_pair_the_seeds_that_both_arms_have(study):
-    results = [result(study, "a", seed, loss=value) for seed, value in ((2, 5.0), (0, 1.0), (1, 3.0))]
-    results += [result(study, "b", seed, loss=value) for seed, value in ((0, 0.5), (2, 1.0), (3, 9.0))]
-    comparison = study.Comparison("a - b", "a", "b")
+    results = [result(study, "residual", seed, loss=value) for seed, value in ((2, 5.0), (0, 1.0), (1, 3.0))]
+    results += [result(study, "plain", seed, loss=value) for seed, value in ((0, 0.5), (2, 1.0), (3, 9.0))]
+    comparison = study.Comparison("residual - plain", "residual", "plain")
     table = study.tabulate(results)
     assert study.differences(table, comparison, "loss") == [0.5, 4.0]
     assert study.differences(table, comparison, "style") == []
-    assert study.differences(table, replace(comparison, arm="c"), "loss") == []
+    assert study.differences(table, replace(comparison, arm="clean"), "loss") == []
 
 
 def test_a_verdict_needs_an_interval_without_zero_and_knows_the_direction(study):
