@@ -164,3 +164,20 @@ def test_halves_are_whole_and_apart(study, make_data):
     assert first.buckets[0].names + second.buckets[0].names == tuple(map(str, range(12)))
     whole = make_data(12).buckets[0].latents
     torch.testing.assert_close(torch.cat([first.buckets[0].latents, second.buckets[0].latents]), whole)
+
+
+# --- the stored study
+
+
+def test_the_page_quotes_the_stored_study(study, capsys):
+    stored, page = ROOT / "docs" / "study.json", (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    assert stored.stat().st_size < 100_000
+    table = study.tabulate([study.Result(**r) for r in json.loads(stored.read_text())])
+    assert min(len(table[arm]) for arm in ("plain", "plain, longer", "residual", "clean", "quickstart")) >= 4
+    study.report(table)
+    printed = capsys.readouterr().out
+    for comparison in study.COMPARISONS:
+        for metric in study.MAIN:
+            cell = study.difference_cell(table, comparison, metric).partition("]")[0]
+            assert cell in page
+            assert cell in printed
