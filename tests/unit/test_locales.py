@@ -1,6 +1,7 @@
 """Every text that users see is there in every language; English is what the schemas say."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,13 @@ def test_japanese_is_japanese(schemas):
 def test_every_node_has_a_help_page(language):
     pages = {path.parent.name for path in (ROOT / "web" / "docs").glob(f"*/{language}.md")}
     assert pages == english().keys()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_help_page_shows_pictures_that_are_there(language):
+    # The front end looks for the pictures of a pack from its `docs` folder on, not from the page's.
+    docs = ROOT / "web" / "docs"
+    for page in docs.glob(f"*/{language}.md"):
+        named = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+        assert f"{page.parent.name}/node.png" in named, page
+        assert [name for name in named if not (docs / name).is_file()] == [], page
