@@ -85,9 +85,8 @@ def test_a_film_is_listed_and_its_frames_are_jpegs(comfyui: ComfyUI, filmed: str
     assert (kept["state"], kept["step"], kept["film"], kept["saved"]) == ("done", 2, [0, 2], 2)
 
 
-OUTSIDE = [
-    "..", ".", "../runs/film-routes-0001", "/etc", "film-routes-0001/film", "..\\film-routes-0001", "film-routes-0001\0", "C:", "nowhere",
-]  # fmt: skip
+RUN = "film-routes-0001"
+OUTSIDE = ["..", ".", f"../runs/{RUN}", "/etc", f"{RUN}/film", f"..\\{RUN}", f"{RUN}\0", "C:", "nowhere"]
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
