@@ -19,7 +19,9 @@ from .interface import Ask
 
 ROOT = "/rollout_trainer"
 LONGEST = 500  # bytes of a question
-FOREVER = {"Cache-Control": "private, max-age=31536000, immutable"}  # the page adds a film's version to its frames
+FOREVER = {
+    "Cache-Control": "private, max-age=31536000, immutable"
+}  # the page adds a film's version to its frames
 
 _kept = panel_files.Kept()
 
@@ -82,7 +84,9 @@ def question(content_type: str, body: bytes) -> dict[str, Any]:
     Raises:
         ValueError: it is anything else.
     """
-    rule = f'the question must be JSON {{"node", "prompt_id", "what"}}, what one of {", ".join(get_args(Ask))}'
+    rule = (
+        f'the question must be JSON {{"node", "prompt_id", "what"}}, what one of {", ".join(get_args(Ask))}'
+    )
     try:
         asked = json.loads(body) if content_type == "application/json" else None
     except ValueError as err:

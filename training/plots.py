@@ -102,9 +102,7 @@ def drift_plot(sigmas: Values, drift: Values, floor: Values, size: tuple[int, in
     return _render(figure)
 
 
-def exposure_plot(
-    reports: Mapping[str, Mapping[str, Any]], size: tuple[int, int] = (1100, 680)
-) -> Picture:
+def exposure_plot(reports: Mapping[str, Mapping[str, Any]], size: tuple[int, int] = (1100, 680)) -> Picture:
     """Plot exposure bias of one or more models over sigma and, at a few noise levels, over radial frequency.
 
     Args:
@@ -113,7 +111,9 @@ def exposure_plot(
     """
     figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100, layout="constrained", facecolor=PAPER)
     sigmas = next(iter(reports.values()))["sigma"]
-    levels = sorted({math.ceil((len(sigmas) - 1) * part / 4) for part in (1, 2, 3, 4)})  # the last is the picture
+    levels = sorted(
+        {math.ceil((len(sigmas) - 1) * part / 4) for part in (1, 2, 3, 4)}
+    )  # the last is the picture
     upper = [name for name in EXPOSURE for _ in range(4)]
     lower = [str(level) for level in levels for _ in range(12 // len(levels))]
     rows: list[Any] = [upper, lower]  # 12 columns each

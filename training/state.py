@@ -128,7 +128,9 @@ class RunFolder:
             RuntimeError: the place cannot be written.
         """
         if not name.strip() or name[0] == "." or set(name) & set("/\\:\0"):
-            raise ValueError(f"run_name must be a plain file name, not hidden and without / \\ :, got {name!r}")
+            raise ValueError(
+                f"run_name must be a plain file name, not hidden and without / \\ :, got {name!r}"
+            )
         try:
             root.mkdir(parents=True, exist_ok=True)
             for number in range(1, 1_000_000):

@@ -166,6 +166,8 @@ def test_the_training_that_runs_saves_and_films_when_it_is_asked(comfyui: ComfyU
     told = json.loads((run / "panel.json").read_text())
     assert told["film"] == [film["step"]]
     states = sorted(int(path.stem.removeprefix("state-")) for path in run.glob("state-*.safetensors"))
-    assert states == [0, film["step"], told["step"]] or len(states) == 4  # both in one step, or one after the other
+    assert (
+        states == [0, film["step"], told["step"]] or len(states) == 4
+    )  # both in one step, or one after the other
     assert all(json.loads((run / f"state-{s:08d}.json").read_text())["pinned"] for s in states)
     assert (told["state"], told["saved"]) == ("stopped", told["step"])
