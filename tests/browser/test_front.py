@@ -198,8 +198,8 @@ def test_every_stage_has_a_panel_of_the_whole_run_so_far(open_page, comfyui, sho
     page = open_page("classic", workflow=staged())
     page.evaluate("app.queuePrompt(0, 1)")
     deadline = time.monotonic() + 120
-    while page.locator(f"{PANEL}[data-state=done]").count() < 3:
-        assert time.monotonic() < deadline
+    while states_shown(page) != ["done"] * 3:
+        assert time.monotonic() < deadline, states_shown(page)
         page.wait_for_timeout(300)
     assert steps_shown(page) == {9: "4", 10: "8", 11: "12"}
     visit(page, comfyui.url)
@@ -211,9 +211,17 @@ def test_every_stage_has_a_panel_of_the_whole_run_so_far(open_page, comfyui, sho
 
 def steps_shown(page):
     """The step that the panel of each node shows, by node."""
-    script = f"""() => app.graph.nodes.flatMap((node) => (node.widgets ?? [])
-        .filter((w) => w.element?.matches("{PANEL}")).map((w) => [node.id, w.element.dataset.step ?? null]))"""
-    return {int(node): step for node, step in page.evaluate(script)}
+    return {int(node): facts.get("step") for node, facts in panels(page)}
+
+
+def states_shown(page):
+    return [facts.get("state") for _, facts in panels(page)]
+
+
+def panels(page):
+    """Nodes and what their panels show, whether on the screen or, in newer front ends, not in the page then."""
+    return page.evaluate(f"""() => app.graph.nodes.flatMap((node) => (node.widgets ?? [])
+        .filter((w) => w.element?.matches("{PANEL}")).map((w) => [node.id, {{ ...w.element.dataset }}]))""")
 
 
 UNKNOWN = """() => app.graph.nodes.map((n) => n.type)
@@ -335,8 +343,14 @@ def test_japanese_is_shown(mode, open_page, comfyui, shots):
         "id => app.graph.getNodeById(id).inputs.map((i) => i.localized_name ?? i.label)", SAMPLING
     )
     assert {"確率", "最大ステップ数", "ターゲット"} <= set(names)
-    assert page.evaluate(COST) == "1 サンプルあたり約 1.1 回の追加フォワード、1 ステップの時間は通常の約 1.6 倍"
-    assert page.locator(f"{PANEL} button").all_inner_texts() == ["今すぐプレビュー", "今すぐ保存", "停止して保存"]
+    assert (
+        page.evaluate(COST) == "1 サンプルあたり約 1.1 回の追加フォワード、1 ステップの時間は通常の約 1.6 倍"
+    )
+    assert page.locator(f"{PANEL} button").all_inner_texts() == [
+        "今すぐプレビュー",
+        "今すぐ保存",
+        "停止して保存",
+    ]
     pages = [f"/extensions/{PACK_FOLDER}/docs/RolloutTrainLoRA/{language}.md" for language in ("en", "ja")]
     assert [comfyui.request(path).decode().splitlines()[0] for path in pages] == [
         "# Train LoRA",
