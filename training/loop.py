@@ -561,8 +561,8 @@ def train(run: Run, steps: int, watch: Watch | None = None, asked: Asked = tuple
                 trainer.seconds += now - last
                 last = now
                 asks = asked()
-                if saved := n < steps and ("save" in asks or due(config.save_every, trainer.done)):
-                    run.folder.save(trainer.state(), pinned="save" in asks, keep=config.keep)
+                wanted = n < steps and ("save" in asks or due(config.save_every, trainer.done))
+                saved = wanted and saved_midway(run, trainer, pinned="save" in asks)
                 if "preview" in asks or due(config.preview_every, trainer.done):
                     with clock.paused():
                         film = filmed(run, trainer)
@@ -583,6 +583,20 @@ def train(run: Run, steps: int, watch: Watch | None = None, asked: Asked = tuple
 def due(every: int, step: int) -> bool:
     """Whether what happens every so many steps, 0 is never, happens after `step`."""
     return bool(every) and step % every == 0
+
+
+def saved_midway(run: Run, trainer: Trainer, pinned: bool) -> bool:
+    """Save the state while the stage goes on; whether the disk took it.
+
+    If it did not, that is a line in the log: ending the stage would lose every step since the last save, and going on
+    leaves time to free space before its end.
+    """
+    try:
+        run.folder.save(trainer.state(), pinned=pinned, keep=run.config.keep)
+    except RuntimeError as err:
+        logger.warning("step %d not saved, training goes on: %s", trainer.done, err)
+        return False
+    return True
 
 
 def filmed(run: Run, trainer: Trainer) -> Film | None:

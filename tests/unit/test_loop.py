@@ -13,6 +13,7 @@ from rollout_trainer.training.lora import Adapter, LoRAConfig
 from rollout_trainer.training.losses import LossConfig
 from rollout_trainer.training.optim import OptimizerConfig
 from rollout_trainer.training.sigmas import TimestepConfig
+from rollout_trainer.training.state import RunFolder
 
 ROLLOUT = RolloutConfig(max_step_offset=4, probability=0.7, steps_per_trajectory=20)
 
@@ -473,3 +474,26 @@ def test_what_rollouts_cost_is_said_first(toy_source, make_data, make_config, tm
         with standalone.installed(host := Told(tmp_path)):
             train_watched(start(tmp_path, "t", toy_source, make_data(), config), 1)
         assert host.texts[0] == f"about 1.0 extra forwards per sample, {factor} the time of a plain step"
+
+
+def test_a_disk_that_is_full_for_a_while_ends_no_stage(
+    make_source, make_data, make_config, tmp_path, monkeypatch, caplog
+):
+    config, data = make_config(save_every=2), make_data()
+    whole = trained(make_source("flow"), data, config, 6, tmp_path / "whole")
+    run = start(tmp_path, "t", make_source("flow"), data, config)
+    save = RunFolder.save
+
+    def full_at_two(folder, state, *args, **kwargs):
+        if state.step == 2:
+            raise RuntimeError("state must be writable, got No space left on device; free space")
+        return save(folder, state, *args, **kwargs)
+
+    monkeypatch.setattr(RunFolder, "save", full_at_two)
+    told = []
+    with caplog.at_level(logging.WARNING):
+        run = train(run, 6, told.append)
+    assert run.folder.steps() == [0, 4, 6]
+    assert [now.saved for now in told] == [False, False, False, True, False, False]
+    assert "step 2 not saved, training goes on: state must be writable" in caplog.text
+    assert same(run.state, whole.state)
