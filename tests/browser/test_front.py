@@ -261,7 +261,7 @@ def test_a_workflow_opens_without_a_complaint_and_nothing_overlaps(name, open_pa
     page.keyboard.press(".")
     page.wait_for_timeout(700)
     page.screenshot(path=shots / f"{name}.png")
-    assert page.locator(".p-toast-message").all_inner_texts() == []
+    assert page.locator(".p-toast-message, [data-sonner-toast]").all_inner_texts() == []
     boxes = page.evaluate("app.graph.nodes.map((n) => [n.title, ...n.pos, ...n.size])")
     titles = 30  # pixels above a node's position
     overlapping = [

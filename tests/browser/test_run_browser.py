@@ -18,7 +18,7 @@ __all__ = ["browser", "open_page", "shots"]  # the fixtures
 
 EVIL = "<img src=x onerror=alert(2)>"
 TAB = ".rollout-runs"
-TAB_BUTTON = ".rollout-trainer-runs-tab-button"
+TAB_BUTTON = ".side-bar-button:has(.pi-chart-line)"
 NAMES = {"plain-0001", "rollouts-0001", f"{EVIL}-0001"}
 PALETTE = "palette => app.extensionManager.setting.set('Comfy.ColorPalette', palette)"
 DIALOG = "[role=dialog], [role=alertdialog]"
@@ -219,7 +219,7 @@ def test_the_path_is_copied_and_a_run_deleted_after_a_question(mode, open_tab, c
     item(page, name).click()
     button(page, "Copy path").click()
     wait(page, lambda: page.evaluate("navigator.clipboard.readText()") == str(root / name))
-    page.wait_for_selector(".p-toast-message")
+    page.get_by_text("Path copied", exact=True).first.wait_for()
 
     button(page, "Delete").click()
     dialog = page.locator(DIALOG).last
