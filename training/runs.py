@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from .config import from_plain, to_plain
+from .film import film_path, film_steps
 from .live import COLUMNS, Curve
 from .loop import TrainConfig
 from .state import History, RunFolder, sweep
 
-_FILM = re.compile(r"step-(\d{8,})")
 _FRAME = re.compile(r"\d{2,}\.jpg")
 _BROKEN = (
     ArithmeticError,
@@ -139,7 +139,7 @@ class Runs:
             LookupError: there is no such run, or no film of it.
         """
         path = run_path(self.root, name)
-        folder = path / "film" / f"step-{newest_film(path) or 0:08d}"
+        folder = film_path(path, newest_film(path) or 0)
         frames = (p for p in folder.glob("*.jpg") if _FRAME.fullmatch(p.name))
         last = max(frames, key=lambda p: int(p.stem), default=None)
         if last is None or not last.resolve().is_relative_to(path.resolve()):
@@ -212,8 +212,7 @@ def saved_loss(path: Path) -> float | None:
 
 def newest_film(path: Path) -> int | None:
     """The last step that a whole film was made of, None if there is none."""
-    whole_ones = [p.parent.name for p in path.glob("film/step-*/film.json")]
-    return max((int(match[1]) for match in map(_FILM.fullmatch, whole_ones) if match), default=None)
+    return max(film_steps(path), default=None)
 
 
 def settings(folder: RunFolder) -> Mapping[str, Any]:
