@@ -20,6 +20,11 @@ from save_workflow import front_end, save  # noqa: E402
 GREEN, BLUE, BROWN = ["#232", "#353"], ["#223", "#335"], ["#432", "#653"]
 BYPASSED = 4
 HUGGING_FACE = "https://huggingface.co/"
+CHANGE = (
+    "**Change** the folder in 2 (`cat.png` beside `cat.txt`), *trigger_word* if the captions have none, "
+    "the prompt in 6."
+)
+STOP = "Stop at any time: the run is saved, *Resume Training* goes on."
 PROMPT = "a cat with a wizard hat, blob style, white background"
 Item = Any
 """A node id, a pair of a node id and its height, or a note."""
@@ -213,15 +218,14 @@ def flux_lora() -> dict[str, Any]:
         "# Flux LoRA\n"
         "Teaches FLUX.1 dev a style, a character or a thing from a folder of pictures, in this graph, and draws with "
         "the result. Opens with the pack's 24 small blob faces, to try it.\n\n"
-        "**Change** the folder in 2 (`cat.png` beside `cat.txt`), *trigger_word* if the captions have none, the "
-        "prompt in 6. 15 to 40 good pictures are plenty.\n\n"
+        f"{CHANGE} 15 to 40 good pictures are plenty.\n\n"
         "**Memory** Set for 24 GB: fp8 base, 512 pixels, gradient checkpointing. 768 or 1024 are sharper, and take 2 "
         "or 4 times as long. The fp8 base alone is 12 GB: on a 12 GB card ComfyUI keeps part of it in RAM, which is "
         "slow. We had no such cards to measure on.\n\n"
         "**Guidance** dev was distilled and takes guidance as an input: 1 while it trains is usual, 3.5 to draw.\n\n"
         "**Rollouts** cost little here; Scheduled Sampling says how much. Probability 0 is plain training, to compare. "
         "ReflexFlow is bypassed (Ctrl+B): it turns the velocity towards the data, and dev's is bent by guidance.\n\n"
-        "Stop at any time: the run is saved, *Resume Training* goes on.", 460)  # fmt: skip
+        + STOP, 460)  # fmt: skip
     rollouts = modest_rollouts(sheet, 20, reflexflow)
     settings = [lora_settings(sheet, 16), optimizer(sheet), middle_levels(sheet)]
     return lora_workflow(
@@ -246,14 +250,13 @@ def sd35_lora() -> dict[str, Any]:
         "# SD3.5 LoRA\n"
         "Teaches Stable Diffusion 3.5 medium a style, a character or a thing from a folder of pictures, and draws with "
         "the result. SD3 medium and SD3.5 large go the same way.\n\n"
-        "**Change** the folder in 2 (`cat.png` beside `cat.txt`), *trigger_word* if the captions have none, the prompt "
-        "in 6.\n\n"
+        f"{CHANGE}\n\n"
         "**Memory** The network is 5 GB in fp16. Set for 24 GB: 1024 pixels, gradient checkpointing; 512 or 768 for "
         "12 GB. We had no such cards to measure on.\n\n"
         "**Rollouts** cost little here; Scheduled Sampling says how much. Probability 0 is plain training, to compare. "
         "**ReflexFlow** adds one forward for each rolled sample; its weight beta1 is 0.1, the published 10 would be "
         "several times the base loss. Unplug it to see what it does.\n\n"
-        "Stop at any time: the run is saved, *Resume Training* goes on.", 400)  # fmt: skip
+        + STOP, 400)  # fmt: skip
     rollouts = modest_rollouts(sheet, 28, reflexflow)
     settings = [lora_settings(sheet, 16), optimizer(sheet), middle_levels(sheet)]
     return lora_workflow(
@@ -275,13 +278,12 @@ def sdxl_lora() -> dict[str, Any]:
         "# SDXL LoRA\n"
         "Teaches SDXL, or any model made from it, a style, a character or a thing from a folder of pictures, and draws "
         "with the result. SD1.5 goes the same way at 512.\n\n"
-        "**Change** the folder in 2 (`cat.png` beside `cat.txt`), *trigger_word* if the captions have none, the prompt "
-        "in 6.\n\n"
+        f"{CHANGE}\n\n"
         "**Memory** The network is 5 GB in fp16. Set for 24 GB: 1024 pixels, gradient checkpointing, batch 1; 768 for "
         "12 GB. We had no such cards to measure on.\n\n"
         "**Rollouts** work for models that predict noise, too; probability 0 is plain training, to compare. "
         "**ReflexFlow** is for flow models and is not in this graph; min-SNR is for these, 5 is usual.\n\n"
-        "Stop at any time: the run is saved, *Resume Training* goes on.", 370)  # fmt: skip
+        + STOP, 370)  # fmt: skip
     loss = "loss", sheet.put("RolloutLossSettings", "Loss", min_snr_gamma=5.0)
     rollouts = modest_rollouts(sheet, 25)
     settings = [lora_settings(sheet, 16), optimizer(sheet), loss]
@@ -312,8 +314,7 @@ def wan_image_lora() -> dict[str, Any]:
         "# Wan image LoRA\n"
         "Teaches the video model Wan a style, a character or a thing from *pictures*: each is a film of one frame. The "
         "LoRA then works in your film workflows, too.\n\n"
-        "**Change** the folder in 2 (`cat.png` beside `cat.txt`), *trigger_word* if the captions have none, the prompt "
-        "in 6.\n\n"
+        f"{CHANGE}\n\n"
         "**Memory** The 1.3B network is 3 GB: 512 pixels, gradient checkpointing should suit 12 GB. For the 14B one "
         "choose its fp8 file (14 GB, for 24 GB). We had no such cards to measure on.\n\n"
         "**Shift** 3 suits pictures; films are drawn with 5 to 8.\n\n"
