@@ -20,15 +20,15 @@ import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .host import Cancelled, io, report
-from .host.catalog import Catalog, InputSpec, NodeSpec, from_nodes
-from .host.core_nodes import CORE_NODES
-from .host.graph import Graph, GraphError
-from .host.override import override
+from .host.graph.catalog import Catalog, InputSpec, NodeSpec, from_nodes
+from .host.graph.normal import Graph, GraphError
+from .host.graph.override import override
+from .host.graph.reading import parse, read_file
+from .host.graph.validate import destination_problems, problems, structure_problems
 from .host.remote import HostError, Installation, find, started
-from .host.run import NodeError, run
-from .host.standalone import StandaloneHost, installed, interruptible
-from .host.validate import destination_problems, problems, structure_problems
-from .host.workflow import parse, read_file
+from .host.standalone.core_nodes import CORE_NODES
+from .host.standalone.host import StandaloneHost, installed, interruptible
+from .host.standalone.run import NodeError, run
 
 FAILED, BAD_INPUT, CANCELLED = 1, 2, 130
 

@@ -64,19 +64,19 @@ import torch
 from torch import Tensor
 
 from rollout_trainer.demo.style import THRESHOLD, style_net, style_probability
-from rollout_trainer.training.config import ReflexFlowConfig, RolloutConfig
-from rollout_trainer.training.data import LatentDataset, encode, read_image_folder
-from rollout_trainer.training.denoiser import select
-from rollout_trainer.training.diffusers_model import DiffusersModel, load_diffusers
-from rollout_trainer.training.exposure import energy_distance, exposure_bias
-from rollout_trainer.training.images import ImageDataset
-from rollout_trainer.training.loop import TrainConfig, Trainer, training_mode
-from rollout_trainer.training.lora import AdapterState, LoRAConfig
-from rollout_trainer.training.model import LoadedModel
-from rollout_trainer.training.optim import OptimizerConfig
-from rollout_trainer.training.rollout import expected_extra_forwards
-from rollout_trainer.training.sampling import sample
-from rollout_trainer.training.state import write_atomically
+from rollout_trainer.training.data.dataset import LatentDataset, encode, read_image_folder
+from rollout_trainer.training.data.images import ImageDataset
+from rollout_trainer.training.forms import select
+from rollout_trainer.training.lora.adapter import AdapterState, LoRAConfig
+from rollout_trainer.training.models.diffusers import DiffusersModel, load_diffusers
+from rollout_trainer.training.models.source import LoadedModel
+from rollout_trainer.training.objective.config import ReflexFlowConfig, RolloutConfig
+from rollout_trainer.training.objective.rollout import expected_extra_forwards
+from rollout_trainer.training.pictures.exposure import energy_distance, exposure_bias
+from rollout_trainer.training.pictures.sampling import sample
+from rollout_trainer.training.runs.folder import write_atomically
+from rollout_trainer.training.trainer.optim import OptimizerConfig
+from rollout_trainer.training.trainer.trainer import TrainConfig, Trainer, training_mode
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN_COST = 2.0

@@ -32,14 +32,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rollout_trainer.training.config import ReflexFlowConfig, RolloutConfig
-from rollout_trainer.training.data import LatentDataset, encode, read_image_folder
-from rollout_trainer.training.diffusers_model import DiffusersModel, load_diffusers
-from rollout_trainer.training.inputs import Inputs, States, join
-from rollout_trainer.training.loop import TrainConfig, Trainer
-from rollout_trainer.training.lora import LoRAConfig
-from rollout_trainer.training.optim import OptimizerConfig, build_optimizer
-from rollout_trainer.training.rollout import Plan
+from rollout_trainer.training.data.dataset import LatentDataset, encode, read_image_folder
+from rollout_trainer.training.lora.adapter import LoRAConfig
+from rollout_trainer.training.models.diffusers import DiffusersModel, load_diffusers
+from rollout_trainer.training.objective.config import ReflexFlowConfig, RolloutConfig
+from rollout_trainer.training.objective.rollout import Plan
+from rollout_trainer.training.objective.states import Inputs, States, join
+from rollout_trainer.training.trainer.optim import OptimizerConfig, build_optimizer
+from rollout_trainer.training.trainer.trainer import TrainConfig, Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 8

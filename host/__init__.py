@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or "comfy_api" not in sys.modules:
     from . import schema as io
-    from . import schema_ui as ui
     from .interface import Cancelled
     from .schema import ComfyExtension
-    from .standalone import current, serve, serve_runs
+    from .standalone import ui
+    from .standalone.host import current, serve, serve_runs
 
     sampling: Any = None  # there is no MODEL to sample without ComfyUI
     models: Any = None
 else:
     from comfy_api.latest import ComfyExtension, io, ui
 
-    from . import comfy_model as models
-    from . import comfy_sampling as sampling
-    from .comfyui import Cancelled, current
-    from .panel_routes import serve
-    from .run_routes import serve_runs
+    from .comfyui import model as models
+    from .comfyui import sampling
+    from .comfyui.host import Cancelled, current
+    from .comfyui.panel_routes import serve
+    from .comfyui.run_routes import serve_runs
 
 from .interface import Host, Progress
 

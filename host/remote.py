@@ -26,10 +26,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .catalog import NodeSpec, from_object_info
-from .graph import Graph, GraphError
+from .graph.catalog import NodeSpec, from_object_info
+from .graph.normal import Graph, GraphError
 from .report import FOLDERS_VARIABLE, REPORT_VARIABLE
-from .standalone import PACK, StandaloneHost
+from .standalone.host import PACK, StandaloneHost
 
 PACK_LINK = "rollout_trainer"
 """What this pack's folder is called in there; ComfyUI names a node's module after it."""

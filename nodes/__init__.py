@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..host import ComfyExtension, current, io, serve, serve_runs
-from ..training.runs import Runs, run_path
+from ..training.runs.browse import Runs, run_path
 from .comfy import RolloutApplyLoRA, RolloutDatasetFromLatents, RolloutFromComfyModel
 from .data import RolloutDatasetFromFolder, RolloutEncodeDataset
 from .model import RolloutLoadDiffusers, RolloutLoadLoRA

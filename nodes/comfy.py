@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..host import io, models
-from ..training.host_model import HostModel
-from ..training.latents import Latents, dataset_from_latents
-from ..training.loop import Run
-from ..training.lora_file import read_file
-from ..training.model import LoadedModel
+from ..training.data.latents import Latents, dataset_from_latents
+from ..training.lora.file import read_file
+from ..training.models.hosted import HostModel
+from ..training.models.source import LoadedModel
+from ..training.trainer.trainer import Run
 from . import sockets
 from .model import lora_path
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..host import current, io
-from ..training.data import ImageDataset, encode, read_image_folder
-from ..training.model import LoadedModel
+from ..training.data.dataset import ImageDataset, encode, read_image_folder
+from ..training.models.source import LoadedModel
 from . import sockets
 
 

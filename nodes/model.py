@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from ..host import current, io
-from ..training.diffusers_model import check_diffusers, load_diffusers
-from ..training.lora_reading import read_lora
-from ..training.model import LoadedModel
+from ..training.lora.reading import read_lora
+from ..training.models.diffusers import check_diffusers, load_diffusers
+from ..training.models.source import LoadedModel
 from . import sockets
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

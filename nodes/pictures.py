@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ..host import current, io
 from ..samplers import SAMPLERS
-from ..training import plots, preview
-from ..training.config import RolloutConfig
-from ..training.data import LatentDataset
-from ..training.exposure import exposure_bias
-from ..training.loop import Run
-from ..training.model import LoadedModel
-from ..training.sampling import sample
+from ..training.data.dataset import LatentDataset
+from ..training.models.source import LoadedModel
+from ..training.objective.config import RolloutConfig
+from ..training.pictures import plots, preview
+from ..training.pictures.exposure import exposure_bias
+from ..training.pictures.sampling import sample
+from ..training.trainer.trainer import Run
 from . import sockets
 from .sampler import solver_inputs
 

@@ -8,12 +8,12 @@ from typing import Any, get_args
 
 from ..host import current, io
 from ..samplers import SAMPLERS
-from ..training.config import FCNorm, RampShape, ReflexFlowConfig, RolloutConfig, Strategy, Switch
-from ..training.lora import AdapterKind, LoRAConfig
-from ..training.losses import LossConfig, LossKind
-from ..training.optim import LRSchedule, OptimizerConfig, OptimizerName
-from ..training.sigmas import Distribution, TimestepConfig
-from ..training.targets import TARGETS
+from ..training.lora.adapter import AdapterKind, LoRAConfig
+from ..training.objective.config import FCNorm, RampShape, ReflexFlowConfig, RolloutConfig, Strategy, Switch
+from ..training.objective.losses import LossConfig, LossKind
+from ..training.objective.targets import TARGETS
+from ..training.objective.timesteps import Distribution, TimestepConfig
+from ..training.trainer.optim import LRSchedule, OptimizerConfig, OptimizerName
 from . import sockets
 
 

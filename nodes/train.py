@@ -6,19 +6,29 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from ..host import current, io
-from ..training.config import RolloutConfig
-from ..training.data import LatentDataset
-from ..training.export import save_lora
-from ..training.live import Live
-from ..training.loop import Autocast, Progress, Run, TrainConfig, cost, reopen, start, train, validate
-from ..training.lora import LoRAConfig
-from ..training.losses import LossConfig
-from ..training.model import LoadedModel
-from ..training.optim import OptimizerConfig
-from ..training.report import describe, report
-from ..training.rollout import step_time_factor
-from ..training.sigmas import TimestepConfig
-from ..training.stages import branch
+from ..training.data.dataset import LatentDataset
+from ..training.lora.adapter import LoRAConfig
+from ..training.models.source import LoadedModel
+from ..training.objective.config import RolloutConfig
+from ..training.objective.losses import LossConfig
+from ..training.objective.rollout import step_time_factor
+from ..training.objective.timesteps import TimestepConfig
+from ..training.runs.export import save_lora
+from ..training.runs.live import Live
+from ..training.runs.report import describe, report
+from ..training.runs.stages import branch
+from ..training.trainer.optim import OptimizerConfig
+from ..training.trainer.trainer import (
+    Autocast,
+    Progress,
+    Run,
+    TrainConfig,
+    cost,
+    reopen,
+    start,
+    train,
+    validate,
+)
 from . import sockets
 
 

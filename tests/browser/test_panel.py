@@ -112,7 +112,9 @@ def test_a_film_is_moved_through_by_mouse_and_keyboard_and_is_there_after_a_relo
     assert "0.00 %" in page.locator(f"{PANEL} .film").inner_text()  # at the source there is none yet
     page.keyboard.press("ArrowRight")
     assert re.search(r"/film/\d+/1\?", picture(page))
-    assert page.evaluate("id => [...app.graph.getNodeById(id).pos]", TRAIN) == place  # arrows are the slider's alone
+    assert (
+        page.evaluate("id => [...app.graph.getNodeById(id).pos]", TRAIN) == place
+    )  # arrows are the slider's alone
     slider(page, "training step").focus()
     page.keyboard.press("Home")
     assert "/film/0/1?" in picture(page)
@@ -187,7 +189,9 @@ def test_a_second_tab_sees_the_same_and_a_tab_with_another_workflow_nothing(open
 
 def test_of_a_queue_the_run_that_runs_now_is_shown(open_page, comfyui):
     page = open_page("classic", workflow=filmed(steps=12, name="queue"))
-    set_seed = "([id, seed]) => { app.graph.getNodeById(id).widgets.find((w) => w.name === 'seed').value = seed }"
+    set_seed = (
+        "([id, seed]) => { app.graph.getNodeById(id).widgets.find((w) => w.name === 'seed').value = seed }"
+    )
     for seed in (1, 2):
         page.evaluate(set_seed, [TRAIN, seed])
         page.evaluate("app.queuePrompt(0, 1)")

@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rollout_trainer.samplers import integrate, trajectory
-from rollout_trainer.training.denoiser import Cond
-from rollout_trainer.training.diffusers_model import DiffusersModel, load_diffusers
-from rollout_trainer.training.sampling import Guided
+from rollout_trainer.training.forms import Cond
+from rollout_trainer.training.models.diffusers import DiffusersModel, load_diffusers
+from rollout_trainer.training.pictures.sampling import Guided
 
 ROOT = Path(__file__).resolve().parents[2]
 SCALE, SHIFT = 1.5305, 0.0609  # comfy.latent_formats.SD3

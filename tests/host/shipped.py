@@ -9,8 +9,8 @@ from typing import Any
 from comfyui_process import ComfyUI, Prompt
 from prompt_builder import PromptBuilder
 
-from rollout_trainer.host.catalog import from_object_info
-from rollout_trainer.host.workflow import parse, read_file
+from rollout_trainer.host.graph.catalog import from_object_info
+from rollout_trainer.host.graph.reading import parse, read_file
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))

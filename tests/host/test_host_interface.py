@@ -8,8 +8,8 @@ from comfyui_process import environment, find_installation
 from PIL import Image
 
 from rollout_trainer.__main__ import main
-from rollout_trainer.host.catalog import from_nodes, from_object_info
-from rollout_trainer.host.core_nodes import CORE_NODES
+from rollout_trainer.host.graph.catalog import from_nodes, from_object_info
+from rollout_trainer.host.standalone.core_nodes import CORE_NODES
 
 TRAINING = {
     "1": {"class_type": "RolloutLoadDiffusers", "inputs": {}},

@@ -22,9 +22,9 @@ from PIL import Image
 from prompt_builder import PromptBuilder
 from safetensors.torch import load_file
 
-from rollout_trainer.host.catalog import from_nodes, from_object_info
-from rollout_trainer.host.core_nodes import CORE_NODES
-from rollout_trainer.host.workflow import parse, read_file
+from rollout_trainer.host.graph.catalog import from_nodes, from_object_info
+from rollout_trainer.host.graph.reading import parse, read_file
+from rollout_trainer.host.standalone.core_nodes import CORE_NODES
 from rollout_trainer.nodes import NODES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,8 @@ import subprocess
 import pytest
 from comfyui_process import HOW_TO, environment, find_installation
 
-from rollout_trainer.host import schema, schema_ui
+from rollout_trainer.host import schema
+from rollout_trainer.host.standalone import ui as schema_ui
 
 WIDGETS = ("Boolean", "Int", "Float", "String", "Combo")
 SOCKETS = (

@@ -11,24 +11,24 @@ import pytest
 from comfyui_process import ComfyUI
 from shipped import WORKFLOWS, prompt_of
 
-from rollout_trainer.host.catalog import from_object_info
+from rollout_trainer.host.graph.catalog import from_object_info
 
-BROWSER = Path(__file__).resolve().parents[1] / "browser"
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 
 def builders() -> dict[str, Any]:
     """What makes the graphs, by name; skip where Playwright, which the script saves them with, is missing."""
     pytest.importorskip("playwright.sync_api")
-    sys.path.insert(0, str(BROWSER))
+    sys.path.insert(0, str(TOOLS))
     try:
-        spec = importlib.util.spec_from_file_location("make_workflows", BROWSER / "make_workflows.py")
+        spec = importlib.util.spec_from_file_location("make_workflows", TOOLS / "make_workflows.py")
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules["make_workflows"] = module
         spec.loader.exec_module(module)
     finally:
-        sys.path.remove(str(BROWSER))
+        sys.path.remove(str(TOOLS))
     made: dict[str, Any] = module.WORKFLOWS
     return made
 

@@ -19,9 +19,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from shipped import NAMES, WORKFLOWS, make_files, model_files, prompt_of, shortened
 
-from rollout_trainer.host.catalog import from_object_info
-from rollout_trainer.host.validate import problems
-from rollout_trainer.host.workflow import parse, read_file
+from rollout_trainer.host.graph.catalog import from_object_info
+from rollout_trainer.host.graph.reading import parse, read_file
+from rollout_trainer.host.graph.validate import problems
 
 Pictures = list[NDArray[np.uint8]]
 

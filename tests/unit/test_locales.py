@@ -30,7 +30,7 @@ def schemas():
 
 
 def test_english_is_what_the_schemas_say():
-    assert locale("en", "nodeDefs.json") == english(), "run: python tests/unit/make_en.py"
+    assert locale("en", "nodeDefs.json") == english(), "run: python tools/make_en.py"
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

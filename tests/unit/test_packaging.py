@@ -17,7 +17,7 @@ else:
     import tomli as tomllib  # pytest brings it along where the standard library lacks it
 
 ROOT = Path(__file__).resolve().parents[2]
-NOT_PACKAGES = {"tests", "demo", "benchmarks", "build", "dist", "out", "runs"}
+NOT_PACKAGES = {"tests", "tools", "demo", "benchmarks", "build", "dist", "out", "runs"}
 # ComfyUI's own modules, aiohttp of its server, and psutil, which host/report.py does without where it is missing.
 HOST_OR_OPTIONAL = {
     "aiohttp", "comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "nodes", "psutil",
@@ -76,7 +76,9 @@ def test_every_third_party_import_is_a_dependency(pyproject):
 
 def test_everything_that_tests_import_is_pinned():
     # Else a test passes on the machine of its author and nowhere else.
-    code = [path for folder in ("tests", "demo", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    code = [
+        path for folder in ("tests", "tools", "demo", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+    ]
     pins = requirements((ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines())
     theirs = {path.stem for path in code} | {path.parent.name for path in code}
     # playwright is for scripts that make test data in a browser; pytest brings tomli where it is needed.
@@ -141,7 +143,11 @@ def wheel(tmp_path_factory):
     if importlib.util.find_spec("setuptools") is None:
         pytest.skip("building a wheel needs setuptools")
     source = tmp_path_factory.mktemp("source") / "my pack-1.0.x"
-    ignore = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", *NOT_PACKAGES)
+    clutter = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info")
+
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        return clutter(folder, names) | (NOT_PACKAGES & set(names) if Path(folder) == ROOT else set())
+
     shutil.copytree(ROOT, source, ignore=ignore)
     script = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
     out = tmp_path_factory.mktemp("wheel")

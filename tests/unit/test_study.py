@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from rollout_trainer.training.exposure import energy_distance
+from rollout_trainer.training.pictures.exposure import energy_distance
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rollout_trainer.training.config import RolloutConfig
-from rollout_trainer.training.rollout import expected_extra_forwards, step_time_factor
+from rollout_trainer.training.objective.config import RolloutConfig
+from rollout_trainer.training.objective.rollout import expected_extra_forwards, step_time_factor
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE = shutil.which("node")

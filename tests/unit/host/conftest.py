@@ -8,8 +8,8 @@ import torch
 
 from rollout_trainer import host
 from rollout_trainer.host import io, ui
-from rollout_trainer.host.catalog import from_nodes
-from rollout_trainer.host.core_nodes import CORE_NODES
+from rollout_trainer.host.graph.catalog import from_nodes
+from rollout_trainer.host.standalone.core_nodes import CORE_NODES
 
 GRAPHS = Path(__file__).parent.parent / "graphs"
 Run = io.Custom("ROLLOUT_RUN")

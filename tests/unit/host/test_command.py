@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from rollout_trainer.__main__ import main
-from rollout_trainer.host import standalone, validate
+from rollout_trainer.host.graph import validate
+from rollout_trainer.host.standalone import host as standalone
 
 SETTINGS, TRAIN, SAVE = "node 1 (ToySettings)", "node 2 (ToyTrain, 'My training')", "node 3 (SaveImage)"
 LABELS = {"1": SETTINGS, "2": TRAIN, "3": SAVE}

@@ -1,0 +1,473 @@
+"""A MODEL of ComfyUI as a plain object that can be computed with and trained through, by the host's own means.
+
+Noise levels, conditioning, weight casting, offloading and patches stay the host's; what a MODEL is made of is not
+touched, and what a block of work needs is undone at its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, cast
+
+import torch
+from comfy import lora, model_management, model_patcher, model_sampling, patcher_extension, samplers, sd
+from comfy.ldm.modules.attention import attention_pytorch
+from torch import Tensor, nn
+
+from .sampling import model_noise_levels
+
+PREFIX = "diffusion_model"
+"""Where the network lies in the host's model, and what its LoRA keys begin with."""
+REFUSED = ("control", "area", "mask", "gligen", "hooks", "start_percent", "end_percent", "timestep_start")
+"""Conditioning that applies to a part of a picture or of a trajectory; no sample of a data set has such."""
+
+Row = Mapping[str, Tensor]
+"""Conditioning of one sample: tensors [1, ...] by the host's names; one of no other axis is a number."""
+Prediction = Literal["flow", "epsilon", "v"]
+
+
+class ComfyModel:
+    """A MODEL with, perhaps, its CLIP and VAE.
+
+    Args:
+        model: a ModelPatcher of any loader.
+        guidance: what captions carry for models that were distilled to take it as an input; 0: the host's own.
+
+    Raises:
+        ValueError: a model that does not remove noise, and so cannot be trained to.
+    """
+
+    def __init__(self, model: Any, clip: Any = None, vae: Any = None, guidance: float = 0.0) -> None:
+        self.patcher = model
+        self.clip = clip
+        self.vae = vae
+        self.guidance = guidance
+        levels = model_noise_levels(model)
+        self.prediction = prediction_of(levels.sampling)
+        self.table: Tensor = levels.table
+        self._flow_sigma = levels.flow_sigma
+        self._options: dict[str, Any] = {}
+
+    # --- facts ----------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The family, as the host names it."""
+        return type(self.patcher.model).__name__
+
+    @property
+    def module(self) -> nn.Module:
+        """The network."""
+        return cast(nn.Module, self.patcher.model.diffusion_model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return torch.device(self.patcher.load_device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        model = self.patcher.model
+        return cast(torch.dtype, model.manual_cast_dtype or model.get_dtype())
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        return int(self.patcher.model.latent_format.latent_channels)
+
+    @property
+    def frames(self) -> bool:
+        """Whether latents have an axis of frames, as those of video models."""
+        return int(getattr(self.patcher.model.latent_format, "latent_dimensions", 2)) == 3
+
+    @property
+    def scale_factor(self) -> int:
+        """Pixels per latent position and axis."""
+        if self.vae is not None:
+            return int(self.vae.spacial_compression_encode())
+        return int(getattr(self.patcher.model.latent_format, "spacial_downscale_ratio", 8))
+
+    @property
+    def patch_size(self) -> int:
+        """Latent positions per axis that the network takes as one."""
+        size = getattr(self.module, "patch_size", None) or 1
+        return int(size[-1] if isinstance(size, (tuple, list)) else size)
+
+    def flow_sigma(self, u: Tensor) -> Tensor:
+        """Sigma of a flow model at fractions of the trajectory."""
+        return self._flow_sigma(u)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The network's weights as they were loaded, and after them the tensors of every patch on them."""
+        for name, weight in self.module.state_dict().items():
+            own = self._unpatched(f"{PREFIX}.{name}", weight)
+            yield name, getattr(own, "_qdata", own)  # of a weight with a layout of its own, what is stored
+        for name, patches in self.patcher.patches.items():
+            yield from tensors_in(patches, f"{name}.patches")
+
+    def weight(self, module: str) -> Tensor:
+        """The weight of a module as it was loaded, patches not included."""
+        weight = self._unpatched(f"{PREFIX}.{module}.weight", self.module.get_submodule(module).weight)
+        return weight if is_plain(weight) else cast(Any, weight).dequantize()
+
+    def _unpatched(self, key: str, weight: Any) -> Tensor:
+        """A weight before the host merged patches into it."""
+        backup = self.patcher.backup.get(key)
+        return cast(Tensor, weight if backup is None else backup.weight)
+
+    def encoder_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Weights of the text encoders and the autoencoder, and the guidance that goes with captions."""
+        if self.guidance:
+            yield "guidance", torch.tensor(self.guidance)
+        for name, part in (("clip", self.clip), ("vae", self.vae)):
+            if part is not None:
+                yield from ((f"{name}.{k}", v) for k, v in part.patcher.model.state_dict().items())
+
+    # --- computing ------------------------------------------------------------------------------
+
+    @contextmanager
+    def opened(self, training: bool = False) -> Iterator[None]:
+        """The model is on its device inside, through the host's memory management, and takes adapters.
+
+        With `training` gradients can flow through it: the host keeps from in-place shortcuts, attention is the one
+        that autograd knows, and weights that are cast or fetched for each use are so again in the backward pass and
+        not kept.
+        """
+        with torch.inference_mode():  # as the host loads it
+            shape = [1, self.latent_channels, *([1] if self.frames else []), 128, 128]
+            reserve = self.patcher.model.memory_required(shape) * (3 if training else 1)
+            model_management.load_models_gpu([self.patcher], memory_required=reserve)
+        with ExitStack() as stack:
+            self.patcher.pre_run()
+            stack.callback(self.patcher.cleanup)
+            stack.callback(setattr, self, "_options", self._options)
+            self._options = self._transformer_options()
+            stack.enter_context(as_normal_tensors(self.patcher.model))
+            if training:
+                self._options["optimized_attention_override"] = differentiable_attention
+                stack.enter_context(in_training())
+                stack.enter_context(recast_in_backward(self.module, self.dtype, self.device))
+            yield
+
+    def _transformer_options(self) -> dict[str, Any]:
+        """What the host's sampler hands to the network: the user's patches, and the wrappers on the MODEL."""
+        options = model_patcher.create_model_options_clone(self.patcher.model_options)
+        samplers.cast_to_load_options(options, device=self.device, dtype=self.dtype)
+        own: dict[str, Any] = options["transformer_options"]
+        for kind in ("wrappers", "callbacks"):
+            added = getattr(self.patcher, kind)
+            patcher_extension.merge_nested_dicts(own.setdefault(kind, {}), added, copy_dict1=False)
+        return own
+
+    def denoised(self, x: Tensor, sigma: Tensor, rows: Sequence[Row]) -> Tensor:
+        """The estimate of x0 at `x: [B, ...]`, `sigma: [B]`; inside `opened`.
+
+        Every sample goes through the network once: samples whose conditioning can share a batch do, as in the
+        host's sampler, the others go in turn.
+        """
+        conds = [self._model_conds(x[i : i + 1], row) for i, row in enumerate(rows)]
+        groups = concatable(conds)
+        if len(groups) == 1:
+            return self._apply(x, sigma, conds)
+        parts = []
+        for group in groups:
+            index = torch.tensor(group, device=x.device)
+            parts.append(self._apply(x[index], sigma[index], [conds[i] for i in group]))
+        order = torch.tensor([i for group in groups for i in group], device=x.device)
+        return torch.cat(parts).index_select(0, order.argsort())
+
+    def _model_conds(self, x: Tensor, row: Row) -> dict[str, Any]:
+        """What the family makes of one sample's conditioning."""
+        entry: dict[str, Any] = {name: as_given(value) for name, value in row.items()}
+        entry["model_conds"] = {}
+        extra = self.patcher.model.extra_conds
+        (entry,) = samplers.encode_model_conds(extra, [entry], x, x.device, "positive")
+        return {name: c.process_cond(batch_size=1, area=None) for name, c in entry["model_conds"].items()}
+
+    def _apply(self, x: Tensor, sigma: Tensor, conds: Sequence[Mapping[str, Any]]) -> Tensor:
+        c = samplers.cond_cat(conds)
+        c["transformer_options"] = {**self._options, "cond_or_uncond": [0], "uuids": [None], "sigmas": sigma}
+        apply = self.patcher.model.apply_model
+        wrapper = self.patcher.model_options.get("model_function_wrapper")
+        if wrapper is None:
+            return cast(Tensor, apply(x, sigma, **c))
+        asked = {"input": x, "timestep": sigma, "c": c, "cond_or_uncond": [0]}
+        return cast(Tensor, wrapper(apply, asked))
+
+    # --- latents, pictures, texts ---------------------------------------------------------------
+
+    def latent_in(self, latent: Tensor) -> Tensor:
+        """A LATENT's samples as the network sees them."""
+        return cast(Tensor, self.patcher.model.process_latent_in(latent))
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Latent [1, C, ...] of one picture [1, H, W, 3], as the network sees it.
+
+        Raises:
+            ValueError: no VAE is wired.
+        """
+        if self.vae is None:
+            raise ValueError("vae must be wired to Model from ComfyUI, to turn pictures into latents")
+        latent = self.vae.encode(pixels)
+        if self.frames and latent.ndim == 4:
+            latent = latent[:, :, None]
+        return self.latent_in(latent).to(pixels)
+
+    def decode_latent(self, latent: Tensor) -> Tensor:
+        """Picture [1, H, W, 3] of one latent [1, C, ...]; of several frames, the first.
+
+        Raises:
+            ValueError: no VAE is wired.
+        """
+        if self.vae is None:
+            raise ValueError("vae must be wired to Model from ComfyUI, to turn latents into pictures")
+        pixels = self.vae.decode(self.patcher.model.process_latent_out(latent))
+        return cast(Tensor, pixels.reshape(-1, *pixels.shape[-3:])[:1])
+
+    def preview_latent(self, latent: Tensor) -> Tensor:
+        """Small picture [1, h, w, 3] of one latent [1, C, ...], as the host's samplers preview it by default.
+
+        Raises:
+            RuntimeError: the host knows no colours for latents of this family.
+        """
+        family = self.patcher.model.latent_format
+        if family.latent_rgb_factors is None:
+            raise RuntimeError(f"{self.name} has no preview of its latents in this version of ComfyUI")
+        reshape = getattr(family, "latent_rgb_factors_reshape", None)
+        latent = latent if reshape is None else reshape(latent)
+        latent = latent[:, :, 0] if latent.ndim == 5 else latent  # of several frames, the first
+        factors = torch.tensor(family.latent_rgb_factors).to(latent)  # [C, 3]
+        bias = getattr(family, "latent_rgb_factors_bias", None)
+        offset = 0.0 if bias is None else torch.tensor(bias).to(latent)
+        colours = latent.movedim(1, -1) @ factors + offset  # -1 to 1
+        return (colours / 2 + 0.5).clamp(0, 1)
+
+    def encode_caption(self, caption: str) -> dict[str, Tensor]:
+        """Conditioning of one caption.
+
+        Raises:
+            ValueError: no CLIP is wired.
+        """
+        if self.clip is None:
+            raise ValueError("clip must be wired to Model from ComfyUI, to turn captions into conditioning")
+        (row,) = conditioning_rows(self.clip.encode_from_tokens_scheduled(self.clip.tokenize(caption)))
+        return row | ({"guidance": torch.tensor([self.guidance])} if self.guidance else {})
+
+
+# --- LoRA --------------------------------------------------------------------------------------------
+
+
+def with_lora(model: Any, tensors: Mapping[str, Tensor], strength: float) -> Any:
+    """A MODEL with a LoRA on it, by the host's own patching; the one that comes in stays as it is.
+
+    Raises:
+        ValueError: not one of its keys fits the model.
+    """
+    keys = lora.model_lora_keys_unet(model.model, {})
+    modules = {name.partition(".lora_")[0].partition(".hada_")[0].partition(".lokr_")[0] for name in tensors}
+    if not modules & keys.keys():
+        raise ValueError(f"the LoRA must fit the model, but none of its {len(modules)} modules does")
+    patched, _ = sd.load_lora_for_models(model, None, dict(tensors), strength, 0)
+    return patched
+
+
+# --- conditioning ------------------------------------------------------------------------------------
+
+
+def conditioning_rows(conditioning: Sequence[Any]) -> list[dict[str, Tensor]]:
+    """The samples in a CONDITIONING: one for each entry, or for each row of an entry that is a batch.
+
+    Raises:
+        ValueError: conditioning of a part of a picture or a trajectory, or of a kind that is neither tensor nor number.
+    """
+    rows: list[dict[str, Tensor]] = []
+    for context, options in conditioning:
+        named = {"cross_attn": context, **options}
+        refused = [name for name in REFUSED if named.get(name) is not None]
+        if refused:
+            raise ValueError(
+                f"conditioning must hold for whole pictures and trajectories, got {', '.join(refused)}"
+            )
+        n = 1 if context is None else len(context)
+        kept = {k: as_tensor(k, v, n) for k, v in named.items() if v is not None}
+        rows += [{k: v[i : i + 1] for k, v in kept.items()} for i in range(n)]
+    return rows
+
+
+def as_tensor(name: str, value: Any, n: int) -> Tensor:
+    """A value in a CONDITIONING as a tensor with `n` rows."""
+    if isinstance(value, Tensor) and value.ndim > 1 and len(value) in (1, n):
+        return value.detach().clone().expand(n, *value.shape[1:])
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return torch.full((n,), value, dtype=torch.long if isinstance(value, int) else torch.float32)
+    kind = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    raise ValueError(f"conditioning {name} must be a number, or a tensor with a row per caption, got {kind}")
+
+
+def as_given(value: Tensor) -> Any:
+    """Inverse of `as_tensor` for one row."""
+    return value.item() if value.ndim == 1 else value
+
+
+def concatable(conds: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Numbers of the samples, in groups that the host would run as one batch."""
+    groups: list[list[int]] = []
+    for i, cond in enumerate(conds):
+        for group in groups:
+            if samplers.cond_equal_size(conds[group[0]], cond):
+                group.append(i)
+                break
+        else:
+            groups.append([i])
+    return groups
+
+
+# --- what a network needs to be trained through ------------------------------------------------------
+
+
+def prediction_of(sampling: Any) -> Prediction:
+    """What a model predicts, by its kind of sampling; other parametrisations of x0 count as epsilon.
+
+    Raises:
+        ValueError: it does not remove noise, or noise of another scale.
+    """
+    kinds = model_sampling
+    strange = tuple(
+        getattr(kinds, name) for name in ("X0", "IMG_TO_IMG", "IMG_TO_IMG_FLOW") if hasattr(kinds, name)
+    )
+    if isinstance(sampling, strange):
+        raise ValueError("model must be a denoiser, got one that turns pictures into pictures in one step")
+    if getattr(sampling, "noise_scale", 1.0) != 1.0:
+        raise ValueError(f"model must take noise of scale 1, got {sampling.noise_scale}")
+    if isinstance(sampling, kinds.CONST):
+        return "flow"
+    v = tuple(getattr(kinds, name) for name in ("V_PREDICTION", "V_PREDICTION_DDPM") if hasattr(kinds, name))
+    return "v" if isinstance(sampling, v) and not isinstance(sampling, kinds.EDM) else "epsilon"
+
+
+def tensors_in(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors and numbers in a patch, wherever they are in it."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, (int, float)):
+        yield name, torch.tensor(float(value))
+    elif isinstance(value, (tuple, list)):
+        for i, item in enumerate(value):
+            yield from tensors_in(item, f"{name}.{i}")
+    elif hasattr(value, "weights"):  # a weight adapter
+        yield from tensors_in(value.weights, name)
+
+
+def differentiable_attention(_function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """PyTorch's attention in place of the one that the host has chosen."""
+    return cast(Tensor, attention_pytorch(*args, **kwargs))
+
+
+@contextmanager
+def in_training() -> Iterator[None]:
+    """Tell the host, where it can be told, that gradients are taken."""
+    if not hasattr(model_management, "in_training"):
+        yield
+        return
+    before = model_management.in_training
+    model_management.in_training = True
+    try:
+        yield
+    finally:
+        model_management.in_training = before
+
+
+@contextmanager
+def as_normal_tensors(module: nn.Module) -> Iterator[None]:
+    """Inside, weights that are inference tensors are usual tensors on the same memory; after, they are the old ones.
+
+    The host loads models under inference mode; autograd cannot keep what was made there, nor may it be told whether it
+    is trained.
+    """
+    replaced: list[tuple[dict[str, Any], str, Tensor]] = []
+    for part in module.modules():
+        for members in (part._parameters, part._buffers):
+            kept = cast(dict[str, Any], members)
+            replaced += [(kept, name, t) for name, t in kept.items() if is_plain(t) and t.is_inference()]
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            for kept, name, tensor in replaced:
+                kept[name] = normal(tensor)
+        yield
+    finally:
+        for kept, name, tensor in replaced:
+            kept[name] = tensor
+
+
+def is_plain(tensor: Any) -> bool:
+    """Whether it is a tensor without a layout of its own, as those of quantised weights."""
+    return type(tensor) in (Tensor, nn.Parameter)
+
+
+def normal(tensor: Tensor) -> Tensor:
+    """A usual tensor on the memory of an inference tensor."""
+    own = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    own.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+    return nn.Parameter(own, requires_grad=False) if isinstance(tensor, nn.Parameter) else own
+
+
+class Recast(torch.autograd.Function):
+    """A frozen linear layer whose weight is cast or fetched anew for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Callable[[Tensor], Tensor]) -> Tensor:
+        """``layer(x)``, keeping nothing of its weight."""
+        kind = x.device.type
+        ctx.save_for_backward(x)
+        ctx.layer = layer
+        ctx.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+        with torch.no_grad():
+            return layer(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """The gradient of the input; the layer has no other."""
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad(), torch.autocast(*ctx.autocast):
+            own = x.detach().requires_grad_(True)
+            y = ctx.layer(own)
+        return torch.autograd.grad(y, own, grad)[0], None
+
+
+@contextmanager
+def recast_in_backward(module: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Layers whose weights are not on `device` as `dtype` do not keep what they are cast to for the backward pass.
+
+    Kept, they would be a second copy of the model; and the host fetches offloaded weights into buffers that serve the
+    next layers too.
+    """
+    layers: list[Any] = [m for m in module.modules() if is_cast(m, dtype, device)]
+    for layer in layers:
+        layer.forward = recast(layer.forward)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward  # what hides the class's
+
+
+def is_cast(layer: Any, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether it is a linear layer for each use of whose weight the host makes another tensor."""
+    if not (hasattr(layer, "comfy_cast_weights") and hasattr(layer, "in_features")):
+        return False
+    weight = layer.weight
+    stored = not is_plain(weight) or weight.dtype != dtype or weight.device.type != device.type
+    return stored or bool(layer.weight_function)
+
+
+def recast(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`forward` through `Recast` where a gradient is asked for."""
+
+    def call(x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            return cast(Tensor, Recast.apply(x, forward))  # type: ignore[no-untyped-call]
+        return forward(x)
+
+    return call

@@ -1,0 +1,98 @@
+"""The routes of the run browser: what runs there are, one of them, its thumbnail, and its end.
+
+Names come from whoever can reach the server. They go to `Runs` alone, which finds a run of that name in the runs
+folder or nothing. ComfyUI refuses requests that other web sites make, except where it was started with
+`--enable-cors-header`: then any page may send DELETE, but not with a header of its own, so deleting asks for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from ..interface import Runs
+from .panel import prompt_server, trained_now
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+ROUTE = "/rollout_trainer/runs"
+HEADER = "X-Rollout-Trainer"
+"""A request that carries it was made by the pack's own scripts."""
+
+
+class RunRoutes:
+    """The handlers; what touches the disk runs beside the event loop."""
+
+    def __init__(self, runs: Runs) -> None:
+        self._runs = runs
+
+    def open(self, routes: web.RouteTableDef) -> None:
+        """Add the handlers to the server's table."""
+        routes.get(ROUTE)(self.listed)
+        routes.get(ROUTE + "/{name}")(self.details)
+        routes.get(ROUTE + "/{name}/thumbnail")(self.thumbnail)
+        routes.delete(ROUTE + "/{name}")(self.remove)
+
+    async def listed(self, request: web.Request) -> web.Response:
+        """All runs."""
+        listed = await asyncio.to_thread(self._runs.listed)
+        busy = trained_now()
+        for run in listed["runs"]:
+            run["training"] |= run["name"] in busy
+        return answer(listed)
+
+    async def details(self, request: web.Request) -> web.Response:
+        """One run with its settings and curve."""
+        try:
+            return answer(await asyncio.to_thread(self._runs.details, request.match_info["name"]))
+        except LookupError:
+            return answer({"error": "no such run"}, 404)
+
+    async def thumbnail(self, request: web.Request) -> web.StreamResponse:
+        """The picture of a run; its address names the film's step, so it may be kept."""
+        from aiohttp import web
+
+        try:
+            path = await asyncio.to_thread(self._runs.thumbnail, request.match_info["name"])
+        except LookupError:
+            return answer({"error": "no such picture"}, 404)
+        headers = {"Content-Type": "image/jpeg", "Cache-Control": "private, max-age=86400", **SAFE}
+        return web.FileResponse(path, headers=headers)
+
+    async def remove(self, request: web.Request) -> web.Response:
+        """Delete a run, for our own scripts only and not while a graph works with it."""
+        name = request.match_info["name"]
+        if HEADER not in request.headers:
+            return answer({"error": f"the header {HEADER} must be there"}, 403)
+        if name in trained_now():
+            return answer(
+                {"error": f"{name} must not be in a graph that runs to be deleted; stop it first"}, 409
+            )
+        try:
+            await asyncio.to_thread(self._runs.remove, name)
+        except LookupError:
+            return answer({"error": "no such run"}, 404)
+        except RuntimeError as err:
+            return answer({"error": str(err)}, 409)
+        return answer({})
+
+
+SAFE = {"X-Content-Type-Options": "nosniff"}
+"""Names in an answer are not markup, whatever a browser thinks they look like."""
+
+
+def answer(value: dict[str, Any], status: int = 200) -> web.Response:
+    """`value` as JSON that nobody keeps."""
+    from aiohttp import web
+
+    return web.json_response(value, status=status, headers={"Cache-Control": "no-store", **SAFE})
+
+
+def serve_runs(runs: Runs) -> None:
+    """Open the routes; ComfyUI adds them to its server once all packs are loaded."""
+    server = prompt_server()
+    if server is None:
+        return
+    runs.sweep()
+    RunRoutes(runs).open(server.routes)

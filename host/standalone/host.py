@@ -1,0 +1,263 @@
+"""The host for a terminal: folders below one output folder, a progress bar, Ctrl-C as the cancel button."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+from tqdm import tqdm
+
+from ..interface import Ask, Cancelled, Facts, Progress, Runs
+from ..report import merge
+
+PACK = Path(__file__).resolve().parents[2]
+BAR = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}, {elapsed}, {remaining} left{postfix}"
+
+
+class StandaloneHost:
+    """A `Host` whose results all go below `out`.
+
+    Args:
+        out: Output folder; made when something is first written.
+        folder: The folder of the graph; relative paths are looked for there too.
+        device: A torch device, or None for the best one here.
+        quiet: Draw no progress bars.
+    """
+
+    name = "standalone"
+
+    def __init__(
+        self,
+        out: Path | str = "out",
+        folder: Path | str = ".",
+        device: str | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self.out = Path(out).expanduser().absolute()
+        self.folder = Path(folder).absolute()
+        self.quiet = quiet
+        self.title = ""
+        """What the progress bars of the running node are called."""
+        self.sections: dict[str, Any] = {}
+        """What nodes reported so far."""
+        self.images: list[str] = []
+        """Pictures saved so far, relative to `out`."""
+        self._device = device
+        self._cancelled = False
+
+    def output_dir(self) -> Path:
+        """Return the output folder."""
+        return self.out
+
+    def input_dir(self) -> Path:
+        """Return the folder of the graph."""
+        return self.folder
+
+    def loras_dir(self) -> Path:
+        """Return `out/loras`."""
+        return self.out / "loras"
+
+    def runs_dir(self) -> Path:
+        """Return `out/runs`."""
+        return self.out / "runs"
+
+    def cache_dir(self) -> Path:
+        """Return `out/cache`."""
+        return self.out / "cache"
+
+    def resolve_path(self, text: str) -> Path:
+        """Look for `text` in the working directory, beside the graph, in the output folder, in the pack."""
+        return first_existing(text, [Path.cwd(), self.folder, self.out, PACK])
+
+    def linked_text(self, name: str) -> str | None:
+        """Return None: every run is new here, so nothing is asked for its fingerprint."""
+        return None
+
+    def device(self) -> torch.device:
+        """Return the device given, else CUDA, MPS or the CPU, the first there is."""
+        return torch.device(self._device or best_device())
+
+    def progress(self, total: int, run: Path | None = None) -> Progress:
+        """Start a bar on the terminal, named after the running node."""
+        return _Progress(self, total)
+
+    def cancel(self) -> None:
+        """Ask the running node to stop at its next step boundary."""
+        self._cancelled = True
+
+    def cancel_requested(self) -> bool:
+        """Return whether `cancel` was called."""
+        return self._cancelled
+
+    def check_cancelled(self) -> None:
+        """Raise `Cancelled` if `cancel` was called."""
+        if self._cancelled:
+            raise Cancelled
+
+    def save_images(self, images: Tensor, prefix: str, node: type | None = None) -> list[dict[str, str]]:
+        """Write `<prefix>_00001_.png` and so on below `out`, numbered after the files that are there.
+
+        Raises:
+            ValueError: if `images` is not `[N, H, W, 1 | 3 | 4]` or `prefix` leaves the output folder.
+        """
+        if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
+            raise ValueError(f"images must be [N, H, W, 1 | 3 | 4], got {list(images.shape)}")
+        target = (self.out / prefix).absolute()
+        if not Path(os.path.normpath(target)).is_relative_to(self.out):
+            raise ValueError(f"filename_prefix must stay in the output folder, got {prefix!r}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        first, metadata = _next_number(target), _png_metadata(node)
+        saved = []
+        for i, image in enumerate(images):
+            path = target.with_name(f"{target.name}_{first + i:05}_.png")
+            _to_pil(image).save(path, pnginfo=metadata, compress_level=4)
+            relative = path.relative_to(self.out)
+            self.images.append(relative.as_posix())
+            subfolder = relative.parent.as_posix() if relative.parent.name else ""
+            saved.append({"filename": path.name, "subfolder": subfolder, "type": "output"})
+        return saved
+
+    def report(self, section: Mapping[str, Any]) -> None:
+        """Collect `section` for `report.json`."""
+        merge(self.sections, section)
+
+
+class TerminalBar:
+    """A progress bar on stderr, and in a log file a line every ten seconds at most."""
+
+    def __init__(self, total: int, title: str = "", quiet: bool = False) -> None:
+        self._tqdm = tqdm(
+            total=total,
+            desc=title,
+            bar_format=BAR,
+            disable=quiet,
+            mininterval=0.1 if sys.stderr.isatty() else 10,
+        )
+
+    def show(self, done: int, text: str = "") -> None:
+        """Draw that `done` units are finished."""
+        if text:
+            self._tqdm.set_postfix_str(text, refresh=False)
+        self._tqdm.update(done - self._tqdm.n)
+        if done >= (self._tqdm.total or 0):
+            self.close()
+
+    def close(self) -> None:
+        """Draw it for the last time."""
+        self._tqdm.close()
+
+
+class _Progress:
+    """A bar that listens to the host's cancel request."""
+
+    def __init__(self, host: StandaloneHost, total: int) -> None:
+        self._host = host
+        self._bar = TerminalBar(total, host.title, host.quiet)
+
+    def update(
+        self, done: int, text: str = "", image: Image.Image | None = None, facts: Facts | None = None
+    ) -> None:
+        self._bar.show(done, text)
+        if self._host.cancel_requested():
+            self._bar.close()
+            raise Cancelled
+
+    def asked(self) -> frozenset[Ask]:
+        return frozenset()
+
+    def end(self, facts: Facts, state: Literal["done", "stopped"]) -> None:
+        self._bar.close()
+
+
+_current: StandaloneHost | None = None
+
+
+def serve(find_run: Callable[[Path, str], Path]) -> None:
+    """There is no front end to serve."""
+
+
+def serve_runs(runs: Runs) -> None:
+    """There is no front end to show them."""
+
+
+def current() -> StandaloneHost:
+    """Return the host that runs now; outside a run, a new one that writes to `./out`."""
+    return _current or StandaloneHost()
+
+
+@contextmanager
+def installed(host: StandaloneHost) -> Iterator[StandaloneHost]:
+    """Make `host` the current one for the duration."""
+    global _current
+    previous, _current = _current, host
+    try:
+        yield host
+    finally:
+        _current = previous
+
+
+@contextmanager
+def interruptible(host: StandaloneHost) -> Iterator[None]:
+    """Turn the first Ctrl-C or SIGTERM into `host.cancel()`; a second one stops at once, by KeyboardInterrupt."""
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        if host.cancel_requested():
+            raise KeyboardInterrupt
+        host.cancel()
+
+    previous = {number: signal.signal(number, on_interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def best_device() -> str:
+    """Return `cuda`, `mps` or `cpu`: the first one that this machine has."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def first_existing(text: str, folders: list[Path]) -> Path:
+    """Return the first of `folders / text` that exists, or the first of all if none does."""
+    typed = Path(text).expanduser()
+    candidates = [Path(os.path.normpath(folder / typed)) for folder in folders]
+    return next((path for path in candidates if path.exists()), candidates[0])
+
+
+def _to_pil(image: Tensor) -> Image.Image:
+    """Convert `[H, W, C]` in [0, 1] to a picture; truncated like ComfyUI does, so that both hosts agree."""
+    pixels = (image.detach().float().cpu() * 255).clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(pixels.squeeze(-1).numpy())
+
+
+def _next_number(target: Path) -> int:
+    """Return one more than the highest number among `<target>_<number>_.png`."""
+    pattern = re.compile(re.escape(target.name) + r"_(\d+)_?\.png")
+    numbers = [int(match[1]) for file in target.parent.iterdir() if (match := pattern.fullmatch(file.name))]
+    return max(numbers, default=0) + 1
+
+
+def _png_metadata(node: type | None) -> PngInfo | None:
+    """Return the text chunks that ComfyUI writes, so that a saved picture can be opened as a workflow."""
+    hidden = getattr(node, "hidden", None)
+    if hidden is None or hidden.prompt is None:
+        return None
+    metadata = PngInfo()
+    for key, value in {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}.items():
+        metadata.add_text(key, json.dumps(value))
+    return metadata

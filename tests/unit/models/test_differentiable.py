@@ -1,0 +1,113 @@
+"""Recomputation and writes in place, against the same network written without them: the same gradients."""
+
+import pytest
+import torch
+from torch import nn
+
+from rollout_trainer.training.models.differentiable import blocks, given_copies, overwritten, recomputed
+
+
+class Block(nn.Module):
+    """Two residual branches behind norms, which keep their inputs for the backward pass."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.norm = nn.LayerNorm(8, elementwise_affine=False)
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.in_place = in_place
+
+    def forward(self, x, *, gate):
+        for layer in (self.first, self.second):
+            branch = layer(self.norm(x)).tanh() * gate["value"]
+            if self.in_place:
+                x += branch
+            else:
+                x = x + branch
+        return x
+
+
+class Network(nn.Module):
+    def __init__(self, in_place):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.inp = nn.Linear(8, 8)
+            self.levels = nn.ModuleList([nn.Sequential(Block(in_place)), Block(in_place), Block(in_place)])
+            self.act = nn.Sequential(nn.SiLU(), nn.Linear(8, 8))
+        self.double().requires_grad_(False)
+        for block in (self.levels[1], self.levels[2]):  # the first block and its inputs need no gradient
+            block.second.weight.requires_grad_(True)
+
+    def forward(self, x):
+        gate = {"value": torch.full((1,), 0.7, dtype=x.dtype)}
+        x = self.inp(x)
+        x = self.levels[0][0](x, gate=gate)
+        for block in list(self.levels)[1:]:
+            x = block(x, gate=gate)
+        return self.act(x)
+
+
+X = torch.randn(4, 3, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def gradients(network):
+    network(X).square().mean().backward()
+    found = [p.grad.clone() for p in network.parameters() if p.requires_grad]
+    network.zero_grad()
+    return found
+
+
+def watched(network):
+    return given_copies(overwritten(network, lambda: network(X[:1])))
+
+
+def test_blocks_are_the_outermost_members_of_lists_that_have_parts():
+    network = Network(False)
+    assert blocks(network) == [network.levels[0][0], network.levels[1], network.levels[2]]
+
+
+def test_recomputation_changes_no_gradient():
+    network = Network(False)
+    plain = gradients(network)
+    with recomputed(network):
+        again = gradients(network)
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+def test_layers_whose_input_is_overwritten_are_found():
+    network = Network(True)
+    norms = [block.norm for block in blocks(network)]
+    assert overwritten(network, lambda: network(X)) == norms
+    assert overwritten(Network(False), lambda: network(X)) == []
+
+
+def test_without_copies_autograd_refuses():
+    with pytest.raises(RuntimeError, match="inplace"):
+        gradients(Network(True))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_with_copies_the_gradients_are_those_of_the_network_without_writes(checkpointing):
+    network = Network(True)
+    with watched(network):
+        if checkpointing:
+            with recomputed(network):
+                found = gradients(network)
+        else:
+            found = gradients(network)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(Network(False)), found, strict=True))
+
+
+def test_recomputation_without_copies_is_refused_and_not_wrong_in_silence():
+    network = Network(True)
+    with recomputed(network), pytest.raises(RuntimeError, match="inplace"):
+        gradients(network)
+
+
+def test_everything_is_undone():
+    network = Network(True)
+    with pytest.raises(KeyError), recomputed(network), watched(network):
+        raise KeyError
+    for module in network.modules():
+        assert "forward" not in vars(module)
+        assert not module._forward_pre_hooks

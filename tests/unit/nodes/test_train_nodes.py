@@ -1,0 +1,89 @@
+"""What a training node tells the host: progress with pictures, what it is asked for, a last word however it ends."""
+
+import json
+
+import pytest
+
+from rollout_trainer.host.standalone.host import StandaloneHost, installed
+from rollout_trainer.nodes.train import train_watched
+from rollout_trainer.training.pictures.film import film_steps
+from rollout_trainer.training.trainer.trainer import start
+
+
+class Stop(BaseException):
+    """As the host's `Cancelled`."""
+
+
+class Bar:
+    """A panel that asks, stops and listens."""
+
+    def __init__(self, asks=(), error=None):
+        self.asks, self.error = dict(asks), error
+        self.told, self.pictures, self.last = [], {}, None
+
+    def update(self, done, text="", image=None, facts=None):
+        if facts is not None:
+            self.told.append(facts())
+        if image is not None:
+            self.pictures[done] = image.size
+        if self.error is not None and done == 3:
+            raise self.error
+
+    def asked(self):
+        return frozenset(self.asks.pop(len(self.told) + 1, ()))
+
+    def end(self, facts, state):
+        self.last = state, facts()
+
+
+class Host(StandaloneHost):
+    """Hands out that bar."""
+
+    def progress(self, total, run=None):
+        self.run = run
+        return self.bar
+
+
+@pytest.fixture
+def watched(make_data, make_config, toy_source, tmp_path):
+    def train(bar, steps=5, **changes):
+        host = Host(tmp_path)
+        host.bar = bar
+        run = start(tmp_path / "runs", "t", toy_source, make_data(), make_config(**changes))
+        with installed(host):
+            try:
+                train_watched(run, steps)
+            finally:
+                assert host.run == run.folder.path
+                json.dumps(bar.told, allow_nan=False)
+        return run
+
+    return train
+
+
+def test_what_is_asked_for_is_done_and_told(watched):
+    bar = Bar({2: {"save"}, 4: {"preview"}})
+    run = watched(bar)
+    assert [facts["saved"] for facts in bar.told] == [0, 2, 2, 2, 2]
+    assert [facts["film"] for facts in bar.told] == [[], [], [], [4], [4]]
+    assert film_steps(run.folder.path) == [4]
+    assert bar.pictures == {4: (18, 6)}
+    state, facts = bar.last
+    assert (state, facts["step"], facts["saved"]) == ("done", 5, 5)
+    assert run.folder.steps() == [0, 2, 5]
+
+
+def test_films_at_the_widgets_steps_are_shown_with_the_progress(watched):
+    bar = Bar()
+    watched(bar, preview_every=2)
+    assert list(bar.pictures) == [1, 2, 4]  # the one of the begin comes with the first step
+    assert bar.last[1]["film"] == [0, 2, 4]
+
+
+@pytest.mark.parametrize("error", [Stop(), RuntimeError("out of memory")], ids=["stopped", "failed"])
+def test_the_last_word_comes_after_the_state_is_saved(error, watched):
+    bar = Bar(error=error)
+    with pytest.raises(type(error)):
+        watched(bar)
+    state, facts = bar.last
+    assert (state, facts["step"], facts["saved"]) == ("stopped", 3, 3)

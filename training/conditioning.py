@@ -1,0 +1,82 @@
+"""Conditioning whose rows differ in size: padded to one size, with each row's own shape beside it.
+
+Captions of a text encoder may differ in length, and a network without an attention mask must not see padding. So
+``<name>.shape`` [N, 1 + axes] (integers) says how much of each row of ``<name>`` [N, ...] is real: 1 and the row's
+own sizes, or -1 for a row that has no such tensor at all. Where all rows fill their tensor, there is no such companion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .forms import Cond
+
+SHAPE = ".shape"
+"""End of a companion's name."""
+ABSENT = -1
+
+
+def alike(conds: Sequence[Cond]) -> list[Cond]:
+    """Bring conditionings to the same names and sizes, so that their rows can be exchanged and joined.
+
+    Raises:
+        ValueError: a tensor has a different number of axes here and there.
+    """
+    names = {
+        name: None for cond in conds for name in cond if not name.endswith(SHAPE)
+    }  # a set that keeps order
+    out: list[dict[str, Tensor]] = [{} for _ in conds]
+    for name in names:
+        sizes = [tuple(cond[name].shape[1:]) for cond in conds if name in cond]
+        if len({len(size) for size in sizes}) != 1:
+            raise ValueError(f"conditioning {name} must have the same axes in every sample, got {sizes}")
+        size = tuple(max(side) for side in zip(*sizes, strict=True))
+        same = all(cond[name].shape[1:] == size for cond in conds if name in cond)
+        whole = same and all(name in cond and name + SHAPE not in cond for cond in conds)
+        example = next(cond[name] for cond in conds if name in cond)
+        for cond, own in zip(conds, out, strict=True):
+            if whole:
+                own[name] = cond[name]
+            else:
+                own[name], own[name + SHAPE] = _padded(cond, name, size, example)
+    return list(out)
+
+
+def joined(conds: Sequence[Cond]) -> Cond:
+    """Put the rows of several conditionings together."""
+    same = alike(conds)
+    return {name: torch.cat([cond[name] for cond in same]) for name in same[0]}
+
+
+def rows(cond: Cond) -> list[dict[str, Tensor]]:
+    """Take the conditioning of N samples apart: each row's tensors [1, ...] at their own sizes."""
+    n = len(next(iter(cond.values())))
+    shapes = {name: cond[name + SHAPE].tolist() for name in cond if name + SHAPE in cond}
+    out: list[dict[str, Tensor]] = []
+    for i in range(n):
+        row = {}
+        for name, value in cond.items():
+            if name.endswith(SHAPE) or (name in shapes and shapes[name][i][0] == ABSENT):
+                continue
+            own = value[i : i + 1]
+            for axis, side in enumerate(shapes[name][i][1:] if name in shapes else (), start=1):
+                own = own.narrow(axis, 0, side)
+            row[name] = own
+        out.append(row)
+    return out
+
+
+def _padded(cond: Cond, name: str, size: tuple[int, ...], example: Tensor) -> tuple[Tensor, Tensor]:
+    """The tensor `name` of `cond` at `size`, and its companion [N, 1 + axes]: whether it is there, and its shape."""
+    n = len(next(iter(cond.values())))
+    if name not in cond:
+        absent = torch.full((n, 1 + len(size)), ABSENT, device=example.device)
+        return example.new_zeros(n, *size), absent
+    value = cond[name]
+    own = torch.tensor([1, *value.shape[1:]], device=value.device).expand(n, -1)
+    missing = [side for have, want in zip(value.shape[1:], size, strict=True) for side in (want - have, 0)]
+    return F.pad(value, missing[::-1]), cond.get(name + SHAPE, own)

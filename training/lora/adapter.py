@@ -1,0 +1,262 @@
+"""LoRA-like adapters through peft: inject, run, read out, take off again.
+
+The base network is left exactly as it was found: the modules that peft wraps are put back on
+`detach`, so one loaded model serves training, previews and sampling in turn.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from peft import (
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    PeftConfig,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+)
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from ..objective.config import check_choice, check_range
+from .forward import fuse
+
+AdapterKind = Literal["lora", "dora", "loha", "lokr"]
+_NAME = "default"  # peft's name for the one adapter we keep on a module
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Shape of an adapter and the modules that get it."""
+
+    kind: AdapterKind = "lora"
+    """lora, dora (weight-decomposed), loha (Hadamard product) or lokr (Kronecker product)."""
+    rank: int = 16
+    """Rank of the update, at least 1."""
+    alpha: float = 16.0
+    """The update is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """0..0.9. lora and dora: dropout of the adapter's input; loha and lokr: dropout of ranks."""
+    targets: tuple[str, ...] = ()
+    """Regular expressions, searched in module names; empty takes the preset of the model family."""
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, get_args(AdapterKind))
+        check_range("rank", self.rank, 1, 4096)
+        check_range("alpha", self.alpha, 0)
+        check_range("dropout", self.dropout, 0, 0.9)
+
+    def peft_config(self, modules: list[str], unknown: set[type[nn.Module]]) -> PeftConfig:
+        """The peft configuration for exactly the modules named `modules`.
+
+        Args:
+            modules: linear and convolution layers.
+            unknown: classes of linear layers that are not torch's, as hosts have for quantised weights.
+        """
+        # A single expression is matched against whole names; a list would match name endings too.
+        target = "|".join(re.escape(name) for name in modules)
+        if self.kind in ("lora", "dora"):
+            config = LoraConfig(
+                r=self.rank,
+                lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft divides it by r, a float serves
+                lora_dropout=self.dropout,
+                target_modules=target,
+                use_dora=self.kind == "dora",
+            )
+            config._register_custom_module(dict.fromkeys(unknown, LoraLinear))
+            return config
+        kinds = {"loha": LoHaConfig, "lokr": LoKrConfig}
+        return kinds[self.kind](
+            r=self.rank, alpha=self.alpha, rank_dropout=self.dropout, target_modules=target
+        )
+
+
+@dataclass(frozen=True)
+class AdapterState:
+    """An adapter off its model: plain tensors and what is needed to build it again."""
+
+    config: LoRAConfig
+    """With `targets` filled in."""
+    tensors: Mapping[str, Tensor]
+    """Named as peft names them, ``<module>.lora_A.weight``."""
+
+
+def target_modules(module: nn.Module, patterns: tuple[str, ...]) -> list[str]:
+    """Return the names of the linear and convolution layers in which any of `patterns` is found.
+
+    Raises:
+        ValueError: a pattern is not a regular expression, or finds nothing (near names are listed).
+    """
+    names = [name for name, m in module.named_modules() if isinstance(m, nn.Conv2d) or is_linear(m)]
+    chosen: set[str] = set()
+    for pattern in patterns:
+        try:
+            found = [name for name in names if re.search(pattern, name)]
+        except re.error as err:
+            raise ValueError(f"targets must be regular expressions, got {pattern!r}: {err}") from err
+        if not found:
+            raise ValueError(
+                f"targets must match module names, got {pattern!r} which matches none of {len(names)}; "
+                f"near names: {', '.join(_near(pattern, names)) or 'none'}"
+            )
+        chosen.update(found)
+    return [name for name in names if name in chosen]
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether it maps `in_features` to `out_features` by a matrix, whatever class it is of."""
+    sizes = all(isinstance(getattr(module, name, None), int) for name in ("in_features", "out_features"))
+    return isinstance(module, nn.Linear) or (sizes and hasattr(module, "weight"))
+
+
+def _near(pattern: str, names: list[str]) -> list[str]:
+    """Up to five names whose last parts resemble `pattern`, one for each distinct ending."""
+    endings = {".".join(n for n in name.split(".") if not n.isdigit()): name for name in names}
+    close = difflib.get_close_matches(pattern, endings, n=5, cutoff=0.0)
+    return [endings[c] for c in close]
+
+
+def _check_dora_dropout(config: LoRAConfig, layers: Mapping[str, nn.Module]) -> None:
+    """Refuse the one combination that peft cannot compute: it fails only when a step is under way."""
+    if config.kind != "dora" or config.dropout == 0:
+        return
+    for name, layer in layers.items():
+        if isinstance(layer, nn.Conv2d) and layer.weight.dtype != torch.float32:
+            raise ValueError(
+                f"dropout must be 0 for a dora adapter on convolutions that are not float32, got {config.dropout} "
+                f"on {name} ({layer.weight.dtype}); load the model in float32 or set dropout to 0"
+            )
+
+
+class Adapter:
+    """An adapter on a module, float32 and trainable, the base frozen.
+
+    Args:
+        module: the network; its matching layers are wrapped in place until `detach`.
+        config: the adapter; `config.targets` must not be empty.
+        seed: seed of the initial weights (the global random state is left alone).
+        device: where the adapter computes; None: where its layers lie, which differs when a host offloads them.
+
+    Raises:
+        ValueError: the targets match nothing, or dora with dropout on half-precision convolutions.
+        RuntimeError: the module carries an adapter already.
+    """
+
+    def __init__(
+        self, module: nn.Module, config: LoRAConfig, seed: int = 0, device: torch.device | None = None
+    ) -> None:
+        if any(isinstance(m, BaseTunerLayer) for m in module.modules()):
+            raise RuntimeError("the model must carry no adapter, but it has one; detach that first")
+        self.module = module
+        self.config = config
+        names = target_modules(module, config.targets)
+        self._wrapped = {name: module.get_submodule(name) for name in names}
+        _check_dora_dropout(config, self._wrapped)
+        self._training = {m: m.training for layer in self._wrapped.values() for m in layer.modules()}
+        self._trainable = [p for p in module.parameters() if p.requires_grad]
+        self._attributes = set(vars(module))  # peft adds its own to the network
+        try:
+            module.requires_grad_(False)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                unknown = {
+                    type(m) for m in self._wrapped.values() if not isinstance(m, (nn.Linear, nn.Conv2d))
+                }
+                inject_adapter_in_model(config.peft_config(names, unknown), module, adapter_name=_NAME)
+        except BaseException:
+            self.detach()
+            raise
+        self._layers = [m for m in module.modules() if isinstance(m, BaseTunerLayer)]
+        for layer in self._layers:
+            layer.eval()
+            fuse(layer, _NAME)
+        for p in self.parameters():
+            p.data = p.data.to(device or p.device, torch.float32)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The adapter's weights, in a fixed order."""
+        return [p for p in self.module.parameters() if p.requires_grad]
+
+    @contextmanager
+    def dropout(self) -> Iterator[None]:
+        """Adapter dropout is active inside; nowhere else."""
+        for layer in self._layers:
+            layer.train()
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                layer.eval()
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The module computes as the base alone inside."""
+        for layer in self._layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                layer.enable_adapters(True)
+
+    def state(self) -> AdapterState:
+        """A copy of the adapter as it is now, on the CPU."""
+        tensors = get_peft_model_state_dict(self.module, adapter_name=_NAME)
+        return AdapterState(self.config, {k: v.detach().cpu().clone() for k, v in sorted(tensors.items())})
+
+    def load(self, state: AdapterState) -> None:
+        """Set the weights from `state`.
+
+        Raises:
+            ValueError: `state` has other modules, shapes or names than this adapter.
+        """
+        own = get_peft_model_state_dict(self.module, adapter_name=_NAME)
+        wrong = sorted(own.keys() ^ state.tensors.keys()) or [
+            k for k in own if own[k].shape != state.tensors[k].shape
+        ]
+        if wrong:
+            raise ValueError(
+                f"the adapter file must fit the model, but {wrong[0]} does not; check rank and targets"
+            )
+        # Not through load_state_dict: it visits the base's layers too, and a host's may take what it does not find
+        # there for missing, and drop their weights.
+        with torch.no_grad():
+            for name, tensor in own.items():  # these share memory with the parameters
+                tensor.copy_(state.tensors[name])
+
+    def detach(self) -> None:
+        """Put the wrapped layers back and restore what was trainable and in training mode."""
+        for name, original in self._wrapped.items():
+            parent, _, child = name.rpartition(".")
+            setattr(self.module.get_submodule(parent), child, original)
+        for m, training in self._training.items():
+            m.training = training
+        self.module.requires_grad_(False)
+        for p in self._trainable:
+            p.requires_grad_(True)
+        for attribute in vars(self.module).keys() - self._attributes:
+            delattr(self.module, attribute)
+
+
+@contextmanager
+def attached(
+    module: nn.Module, state: AdapterState | None, device: torch.device | None = None
+) -> Iterator[None]:
+    """`module` computes with the adapter `state` inside (with None, as the base)."""
+    if state is None:
+        yield
+        return
+    adapter = Adapter(module, state.config, device=device)
+    try:
+        adapter.load(state)
+        yield
+    finally:
+        adapter.detach()

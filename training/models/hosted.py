@@ -1,0 +1,278 @@
+"""A model that a host has loaded, as a `ModelSource`: any family, through the host's own sampling and conditioning.
+
+The host's side is a `HostNetwork`, a plain object in the terms of that host: x0 estimates, and conditioning as named
+tensors. Here it gets what training needs beside that: predictions, schedules, recomputation, LoRA files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ...samplers.schedules import FlowSchedule, Schedule, TableSchedule
+from ..conditioning import joined, rows
+from ..forms import Cond, Prediction, expand, from_velocity
+from ..lora.adapter import AdapterState, is_linear
+from ..lora.file import comfy_names, folded, with_dora_scale, write_tensors
+from .differentiable import given_copies, overwritten, recomputed
+
+logger = logging.getLogger(__name__)
+
+KEY_PREFIX = "diffusion_model"
+ATTENTION = (
+    r"attn\d?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$",  # UNets, and networks in diffusers' names
+    r"attn2?\.(qkv|proj)$",  # SD3 (SD3.5 medium has two), Flux, HunyuanVideo
+    r"(self|cross)_attn\.([qkvo]|[qkvo]_proj|output_proj)$",  # Wan, Cosmos
+    r"attention\.(qkv|out|to_[qkv]|to_out\.0|w[qkvo])$",  # Lumina, HiDream
+    r"single_blocks\.\d+\.linear[12]$",  # attention and MLP in one, of Flux and HunyuanVideo
+)
+"""Attention projections by the names that families give them; those that a network has are its default targets."""
+SAMPLE = 1024
+"""Values of each tensor that a fingerprint looks at, evenly spread: the whole of a large model takes minutes."""
+SMALLEST_SIGMA = 1e-4
+"""Below it, x and the estimate of x0 are too near to tell the velocity in float32."""
+
+
+class HostNetwork(Protocol):
+    """What a host must provide of a model."""
+
+    name: str
+    prediction: Prediction
+    module: nn.Module
+    device: torch.device
+    dtype: torch.dtype
+    """What the network computes in."""
+    table: Tensor
+    """[N] ascending noise levels of the training timesteps."""
+    latent_channels: int
+    frames: bool
+    """Whether latents have an axis of frames."""
+    scale_factor: int
+    patch_size: int
+
+    def flow_sigma(self, u: Tensor) -> Tensor:
+        """Sigma of a flow model at fractions of the trajectory."""
+        ...
+
+    def weights(self) -> Iterable[tuple[str, Tensor]]:
+        """All that the network's output depends on."""
+        ...
+
+    def weight(self, module: str) -> Tensor:
+        """The frozen weight of one of its modules."""
+        ...
+
+    def encoder_weights(self) -> Iterable[tuple[str, Tensor]]:
+        """All that encoding and decoding depends on."""
+        ...
+
+    def opened(self, training: bool = False) -> AbstractContextManager[None]:
+        """The network is on its device, and differentiable if `training`, inside."""
+        ...
+
+    def denoised(self, x: Tensor, sigma: Tensor, rows: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """The estimate of x0 of B samples, each with the conditioning of its own row; inside `opened`."""
+        ...
+
+    def latent_in(self, latent: Tensor) -> Tensor:
+        """The host's latents as the network sees them."""
+        ...
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Latent [1, C, ...] of a picture [1, H, W, 3]."""
+        ...
+
+    def decode_latent(self, latent: Tensor) -> Tensor:
+        """Picture [1, H, W, 3] of a latent."""
+        ...
+
+    def preview_latent(self, latent: Tensor) -> Tensor:
+        """Small picture [1, h, w, 3] in [0, 1] of a latent, without the autoencoder."""
+        ...
+
+    def encode_caption(self, caption: str) -> Mapping[str, Tensor]:
+        """Conditioning [1, ...] of a caption."""
+        ...
+
+
+class HostModel:
+    """`training.model.ModelSource` on a `HostNetwork`.
+
+    Raises:
+        ValueError: a flow model whose noise levels are not those of a shift.
+    """
+
+    def __init__(self, network: HostNetwork) -> None:
+        self.network = network
+        self.name = network.name
+        self.prediction: Prediction = network.prediction
+        self.schedule: Schedule = (
+            flow_schedule(network) if self.prediction == "flow" else TableSchedule(network.table)
+        )
+        self.device = network.device
+        self.dtype = network.dtype
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of names, sizes and a sample of the values of all weights and patches, and of the noise levels."""
+        return digest([*self.network.weights(), ("noise levels", self.network.table)])
+
+    @cached_property
+    def encoder_fingerprint(self) -> str:
+        """The same of text encoders and autoencoder, and the family, whose scale the latents have."""
+        return digest([*self.network.encoder_weights(), (self.name, torch.zeros(0))])
+
+    @property
+    def default_resolution(self) -> int:
+        """Side in pixels of a square picture: 512 for video models and latents of four channels, else 1024."""
+        return 512 if self.network.frames or self.network.latent_channels == 4 else 1024
+
+    @property
+    def size_multiple(self) -> int:
+        """Picture sides must be multiples of this many pixels."""
+        return self.network.scale_factor * self.network.patch_size
+
+    @cached_property
+    def default_lora_targets(self) -> tuple[str, ...]:
+        """The attention patterns that this network has; all linear layers of one that has none of them."""
+        names = [name for name, m in self.network.module.named_modules() if is_linear(m)]
+        found = tuple(p for p in ATTENTION if any(re.search(p, name) for name in names))
+        return found or (r"\.\d+\.",)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """Shape (C, h, w), or (C, 1, h, w) of a video model, of one latent.
+
+        Raises:
+            ValueError: a side is not a positive multiple of `size_multiple`.
+        """
+        for side, value in (("height", height), ("width", width)):
+            if value <= 0 or value % self.size_multiple:
+                raise ValueError(
+                    f"{side} must be a multiple of {self.size_multiple} for {self.name}, got {value}"
+                )
+        scale, frames = self.network.scale_factor, (1,) if self.network.frames else ()
+        return self.network.latent_channels, *frames, height // scale, width // scale
+
+    def denoiser(self, dtype: torch.dtype | None = None) -> HostDenoiser:
+        """The network as training and samplers see it; `dtype`: autocast to it inside the model call."""
+        return HostDenoiser(self, dtype)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def encode_text(self, captions: Sequence[str]) -> Cond:
+        """Conditioning [N, ...] of the captions, each encoded by itself."""
+        conds = [self.network.encode_caption(caption) for caption in captions]
+        return {name: value.to(self.device) for name, value in joined(conds).items()}
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Latents [N, C, ...] of `pixels: [N, 3, H, W]` in [0, 1], one by one."""
+        coded = [self.network.encode_image(row) for row in pixels.movedim(1, -1).split(1)]
+        return torch.cat(coded).clone()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Pictures [N, 3, H, W] in [0, 1] of latents, one by one."""
+        pixels = torch.cat([self.network.decode_latent(row) for row in latents.split(1)])
+        return pixels.movedim(-1, 1).clamp(0, 1).clone()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def preview_latents(self, latents: Tensor) -> Tensor:
+        """Pictures [N, 3, h, w], a pixel per latent position: the host may move the network away to decode."""
+        return torch.cat([self.network.preview_latent(row) for row in latents.split(1)]).movedim(-1, 1)
+
+    def lora_tensors(self, adapter: AdapterState) -> dict[str, Tensor]:
+        """Tensors of a LoRA file, named by the host's own modules: its stock loader reads any family so."""
+        tensors = with_dora_scale(folded(adapter), self.network.weight)
+        return comfy_names(tensors, KEY_PREFIX)
+
+    def save_lora(self, adapter: AdapterState, metadata: Mapping[str, str], path: Path) -> None:
+        """Write `adapter` to `path` (safetensors).
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        write_tensors(path, self.lora_tensors(adapter), metadata)
+
+
+class HostDenoiser:
+    """`training.denoiser.Denoiser` on a `HostModel`."""
+
+    def __init__(self, model: HostModel, dtype: torch.dtype | None) -> None:
+        self.prediction: Prediction = model.prediction
+        self.schedule: Schedule = model.schedule
+        self.module: nn.Module = model.network.module
+        self._model = model
+        self._network = model.network
+        self._autocast = None if dtype == model.dtype else dtype
+        self._unwatched: ExitStack | None = None  # open for training, and not looked at yet
+
+    @contextmanager
+    def opened(self, training: bool = False, checkpointing: bool = False) -> Iterator[None]:
+        """The network is ready inside, see `Denoiser.opened`."""
+        with self._network.opened(training), ExitStack() as stack:
+            if checkpointing:
+                stack.enter_context(recomputed(self.module))
+            self._unwatched = stack if training else None
+            try:
+                yield
+            finally:
+                self._unwatched = None
+
+    def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """Return the raw prediction at `x: [B, C, ...]`, `sigma: [B]`, in the dtype of `x`."""
+        own = rows(cond)
+        if self._unwatched is not None and torch.is_grad_enabled():
+            stack, self._unwatched = self._unwatched, None
+            layers = overwritten(self.module, lambda: self._velocity(x[:1], sigma[:1], own[:1]))
+            if layers:
+                logger.info("%d layers of %s keep copies of their inputs", len(layers), self._model.name)
+                stack.enter_context(given_copies(layers))
+        velocity = self._velocity(x, sigma, own)
+        return from_velocity(self.prediction, x, sigma, velocity).to(x.dtype)
+
+    def _velocity(self, x: Tensor, sigma: Tensor, own: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """dx/dsigma, from the host's estimate of x0; at sigma = 0, where that says nothing, nearly so."""
+        sigma = sigma.clamp(min=SMALLEST_SIGMA)
+        with nullcontext() if self._autocast is None else torch.autocast(x.device.type, self._autocast):
+            denoised = self._network.denoised(x, sigma, own)
+        return (x - denoised) / expand(sigma, x)
+
+
+def flow_schedule(network: HostNetwork) -> FlowSchedule:
+    """The shift that a flow model's noise levels have.
+
+    Raises:
+        ValueError: they are of another form.
+    """
+    u = torch.linspace(0.05, 1, 20, dtype=torch.float64)
+    sigma = network.flow_sigma(u)
+    half = float(network.flow_sigma(torch.tensor(0.5, dtype=torch.float64)))
+    schedule = FlowSchedule(half / (1 - half))  # sigma = s u / (1 + (s - 1) u) at u = 1/2 is s / (1 + s)
+    if (schedule.sigma(u) - sigma).abs().max() > 1e-4:
+        raise ValueError(f"model must have the noise levels of a shift, got {sigma.tolist()}")
+    return schedule
+
+
+def digest(tensors: Iterable[tuple[str, Tensor]], sample: int | None = SAMPLE) -> str:
+    """Hex digest of named tensors: names, sizes, types, and about `sample` values of each (None: all)."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        flat = tensor.detach().reshape(-1)
+        step = max(1, len(flat) // sample) if sample else 1
+        values = flat[::step].contiguous().cpu()
+        sha.update(values.view(torch.uint8).numpy().tobytes() if len(values) else b"")
+    return sha.hexdigest()[:16]

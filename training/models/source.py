@@ -1,0 +1,133 @@
+"""A loaded base model and what travels with it: encoders, decoder, schedule, and an adapter to run under.
+
+`ModelSource` is what a backend provides. `LoadedModel` pairs one with an adapter; it never changes, so
+a node graph may branch on it: the adapter is on the network only while a `denoiser()` block is open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ...samplers.schedules import Schedule
+from ..forms import Cond, Denoiser, Prediction
+from ..lora.adapter import AdapterState, attached
+
+
+class ModelSource(Protocol):
+    """A frozen base model with its encoders, as a backend loads it. Pictures are [N, 3, H, W] in [0, 1]."""
+
+    @property
+    def name(self) -> str:
+        """Short name for reports and file metadata."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of the network's weights and settings; checkpoints are tied to it."""
+        ...
+
+    @property
+    def encoder_fingerprint(self) -> str:
+        """Hex digest of all that `encode_text` and `encode_images` depend on; caches are tied to it."""
+        ...
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the network predicts."""
+        ...
+
+    @property
+    def schedule(self) -> Schedule:
+        """Noise level along a trajectory."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen weights."""
+        ...
+
+    @property
+    def default_resolution(self) -> int:
+        """Side in pixels of the square picture that the model was made for."""
+        ...
+
+    @property
+    def size_multiple(self) -> int:
+        """Picture sides must be multiples of this many pixels."""
+        ...
+
+    @property
+    def default_lora_targets(self) -> tuple[str, ...]:
+        """Regular expressions, searched in module names, for the layers that get adapters by default."""
+        ...
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """Shape of one latent (no batch axis) of a picture of `height` x `width` pixels.
+
+        Raises:
+            ValueError: the model cannot make pictures of this size.
+        """
+        ...
+
+    def denoiser(self, dtype: torch.dtype | None = None) -> Denoiser:
+        """The network, always the same frozen module; `dtype`: autocast to it inside the model call."""
+        ...
+
+    def encode_text(self, captions: Sequence[str]) -> Cond:
+        """Conditioning [N, ...] of N captions; row i depends on caption i alone."""
+        ...
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Latents [N, C, h, w], as the network sees them, of `pixels: [N, 3, H, W]`; row by row."""
+        ...
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Inverse of `encode_images`, as far as the autoencoder goes."""
+        ...
+
+    def preview_latents(self, latents: Tensor) -> Tensor:
+        """Pictures [N, 3, ...] of latents, while the network is being trained: it stays on its device.
+
+        Raises:
+            RuntimeError: the family has no such pictures.
+        """
+        ...
+
+    def lora_tensors(self, adapter: AdapterState) -> dict[str, Tensor]:
+        """The tensors of a LoRA file, with the key names that loaders of this family understand, at scale 1."""
+        ...
+
+    def save_lora(self, adapter: AdapterState, metadata: Mapping[str, str], path: Path) -> None:
+        """Write `lora_tensors` to `path`."""
+        ...
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A base model and the adapter it runs under (None: the base alone)."""
+
+    source: ModelSource
+    adapter: AdapterState | None = None
+
+    @contextmanager
+    def denoiser(self, dtype: torch.dtype | None = None) -> Iterator[Denoiser]:
+        """The network with the adapter on it inside; after, also after an error, the base is as it was."""
+        denoiser = self.source.denoiser(dtype)
+        with denoiser.opened(), attached(denoiser.module, self.adapter, self.source.device):
+            yield denoiser
+
+    def with_adapter(self, adapter: AdapterState | None) -> LoadedModel:
+        """The same base under another adapter."""
+        return replace(self, adapter=adapter)

@@ -1,0 +1,157 @@
+"""From a batch of data to what the model is trained on: noise levels, noise, and rolled rows put in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from ..forms import Cond, Prediction, add_noise, from_velocity, true_velocity
+from .targets import Rolled
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one forward and backward pass is made of. B rows."""
+
+    x: Tensor
+    """[B, ...] the model's input: the clean interpolant, or a rolled state."""
+    sigma: Tensor
+    """[B] noise level."""
+    x0: Tensor
+    """[B, ...] data."""
+    noise: Tensor
+    """[B, ...]."""
+    cond: Cond
+    mask: Tensor | None
+    """[B, 1, ...] weight of each place in the loss."""
+
+
+def teacher_forced(
+    prediction: Prediction, x0: Tensor, noise: Tensor, sigma: Tensor, cond: Cond, mask: Tensor | None
+) -> Inputs:
+    """The usual training input: the clean interpolant at `sigma`."""
+    return Inputs(add_noise(prediction, x0, noise, sigma), sigma, x0, noise, cond, mask)
+
+
+def drop_captions(cond: Cond, empty: Cond, probability: float, generator: torch.Generator) -> Cond:
+    """Replace the conditioning of each row by the empty caption's with the given chance."""
+    if probability == 0:
+        return cond
+    rows = len(next(iter(cond.values())))
+    drop = torch.rand(rows, generator=generator, dtype=torch.float64) < probability
+    return {
+        name: torch.where(drop.to(c.device).reshape(-1, *[1] * (c.ndim - 1)), empty[name].to(c), c)
+        for name, c in cond.items()
+    }
+
+
+@dataclass(frozen=True)
+class States:
+    """Rolled states with everything that training on them needs; rows may come from different rollouts."""
+
+    x_hat: Tensor
+    sigma: Tensor
+    velocity_source: Tensor
+    x0: Tensor
+    noise: Tensor
+    cond: Cond
+    mask: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.sigma)
+
+    def rows(self, index: Tensor) -> States:
+        """The states at `index: LongTensor [A]`."""
+        return self.map(lambda t: t.index_select(0, index.to(t.device)))
+
+    def map(self, function: object) -> States:
+        """Apply `function` to every tensor."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        out = {k: function(v) for k, v in values.items() if isinstance(v, Tensor)}  # type: ignore[operator]
+        out["cond"] = {k: function(v) for k, v in self.cond.items()}  # type: ignore[operator]
+        return replace(self, **out)
+
+    def rolled(self, prediction: Prediction) -> Rolled:
+        """What the target functions see of these states."""
+        u = true_velocity(prediction, self.x0, self.noise)
+        process = "flow" if prediction == "flow" else "ve"
+        return Rolled(self.x_hat, self.sigma, self.velocity_source, self.x0, u, process)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Trail:
+    """The states that R rolled rows passed, S of them; what belongs to a row is held once."""
+
+    ends: States
+    """The R rows, at their targets."""
+    x_hat: Tensor
+    """[S, ...]"""
+    sigma: Tensor
+    """[S]"""
+    row: Tensor
+    """LongTensor [S]: the row of each state; on the CPU."""
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def states(self, index: Tensor) -> States:
+        """The states at `index: LongTensor [A]`."""
+        own = index.to(self.x_hat.device)
+        return replace(self.ends.rows(self.row[index]), x_hat=self.x_hat[own], sigma=self.sigma[own])
+
+    def join(self, other: Trail) -> Trail:
+        """The states of both."""
+        x_hat, sigma = torch.cat([self.x_hat, other.x_hat]), torch.cat([self.sigma, other.sigma])
+        row = torch.cat([self.row, other.row + len(self.ends)])
+        return Trail(join([self.ends, other.ends]), x_hat, sigma, row)
+
+
+def join(parts: list[States]) -> States:
+    """Put the rows of several `States` together."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    tensors = {
+        f.name: torch.cat([getattr(p, f.name) for p in parts])
+        for f in fields(first)
+        if isinstance(getattr(first, f.name), Tensor)
+    }
+    cond = {name: torch.cat([p.cond[name] for p in parts]) for name in first.cond}
+    return replace(first, **tensors, cond=cond)
+
+
+def put(inputs: Inputs, rows: Tensor, states: States) -> Inputs:
+    """Replace the rows `rows: LongTensor [R]` of a batch by R rolled states."""
+
+    def replaced(old: Tensor, new: Tensor) -> Tensor:
+        return old.index_copy(0, rows, new.to(old))
+
+    cond: Mapping[str, Tensor] = {name: replaced(c, states.cond[name]) for name, c in inputs.cond.items()}
+    mask = inputs.mask
+    if mask is not None and states.mask is not None:
+        mask = replaced(mask, states.mask)
+    return Inputs(
+        replaced(inputs.x, states.x_hat),
+        replaced(inputs.sigma, states.sigma),
+        replaced(inputs.x0, states.x0),
+        replaced(inputs.noise, states.noise),
+        cond,
+        mask,
+    )
+
+
+def training_target(
+    prediction: Prediction, inputs: Inputs, rows: Tensor | None, velocity: Tensor | None
+) -> Tensor:
+    """The model output that is asked for at every row, [B, ...].
+
+    Args:
+        rows, velocity: the rolled rows and the velocity asked of each; None without rollouts.
+    """
+    v = true_velocity(prediction, inputs.x0, inputs.noise)
+    if rows is not None and velocity is not None:
+        v = v.index_copy(0, rows, velocity.to(v))
+    return from_velocity(prediction, inputs.x, inputs.sigma, v)

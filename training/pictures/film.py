@@ -1,0 +1,148 @@
+"""The film of a run: one rollout of one picture under the adapter as it is then, kept step by step in the run folder.
+
+``film/step-<8 digits>/`` holds a JPEG for each state of the rollout (own state, clean interpolant and estimate of
+the picture, from left to right) and ``film.json``, which is written last: without it the folder does not count.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..data.dataset import LatentDataset
+from ..forms import Denoiser
+from ..models.source import ModelSource
+from ..objective.config import RolloutConfig
+from ..runs.folder import write_atomically, write_json
+from .preview import frames_on, pictures
+
+FOLDER = "film"
+FACTS = "film.json"
+_STEP = re.compile(r"step-(\d{8,})")
+
+PICTURE = 0
+"""Which sample of the data is filmed."""
+SEED = 0
+"""Of its noise: all films of all runs with this data begin alike."""
+TARGET = 0.5
+"""Where rollouts end, as a fraction of the trajectory; earlier where there is no room for a step above."""
+LENGTH = 5
+"""Rollout steps in a run without rollouts."""
+FRAMES = 9
+"""States that are shown at most: of a longer rollout, those in equal distances."""
+SIDE = 256
+"""Longest side in pixels of each of a frame's three pictures."""
+QUALITY = 88
+
+
+@dataclass(frozen=True)
+class Film:
+    """The shown states of one rollout, from source to target."""
+
+    step: int
+    """Optimiser steps done."""
+    sigmas: tuple[float, ...]
+    drift: tuple[float, ...]
+    """``||own - clean|| / ||clean||``"""
+    floor: tuple[float, ...]
+    """The drift of a perfect model, see `preview.drift_floor`."""
+    frames: tuple[Image.Image, ...]
+    """For each state: own | clean | estimate of the picture."""
+
+    def write(self, run: Path) -> None:
+        """Write it into a run's folder; a film of the same step is replaced.
+
+        Raises:
+            OSError, RuntimeError: the place cannot be written.
+        """
+        folder = film_path(run, self.step)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FACTS).unlink(missing_ok=True)
+        for i, frame in enumerate(self.frames):
+            write_atomically(folder / f"{i:02d}.jpg", jpeg(frame))
+        numbers = {name: list(getattr(self, name)) for name in ("sigmas", "drift", "floor")}
+        write_json(folder / FACTS, {"step": self.step, **numbers, "frames": len(self.frames)})
+
+
+class Camera:
+    """Takes the films of a stage. Draws from no random stream but its own.
+
+    Args:
+        denoiser: with the adapter on it, open whenever a film is taken.
+        source: the base, for its cheap decoder.
+        data: a picture of it is filmed.
+        config: solver and step size; the longest rollout that it allows is the film's length.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, source: ModelSource, data: LatentDataset, config: RolloutConfig
+    ) -> None:
+        self._denoiser, self._source, self._config = denoiser, source, config
+        self._sample = data.batch(torch.tensor([PICTURE]))
+        self._clean: Tensor | None = None  # [T + 1, 1, H, W, 3]: the same in every film
+
+    def film(self, step: int) -> Film:
+        """Roll the picture out as the run does, after `step` optimiser steps."""
+        config, sample = self._config, self._sample.to(self._source.device)
+        u_target = min(TARGET, 1 - 1 / config.steps_per_trajectory)
+        steps = config.max_step_offset or LENGTH
+        states = frames_on(self._denoiser, sample.x0, sample.cond, u_target, steps, config, SEED)
+        shown = equally_spaced(len(states.sigmas), FRAMES)
+        sigmas = states.sigmas[shown]
+        if self._clean is None:
+            self._clean = pictures(self._source, states.clean[shown], sigmas, cheap=True)
+        own = pictures(self._source, states.own[shown][1:], sigmas[1:], cheap=True)
+        own = torch.cat([self._clean[:1], own])  # the source is a clean state
+        denoised = pictures(self._source, states.denoised[shown], cheap=True)
+        strips = torch.cat([own, self._clean, denoised], dim=3)[:, 0]  # [T + 1, H, 3 W, 3]
+        return Film(
+            step,
+            sigmas=plain(sigmas),
+            drift=plain(states.drift[shown, 0]),
+            floor=plain(states.floor[shown, 0]),
+            frames=tuple(as_frame(strip) for strip in strips),
+        )
+
+
+def film_path(run: Path, step: int) -> Path:
+    """Where the film of a step lies."""
+    return run / FOLDER / f"step-{step:08d}"
+
+
+def film_steps(run: Path) -> list[int]:
+    """The steps of whole films in a run's folder, ascending."""
+    found = [_STEP.fullmatch(p.parent.name) for p in (run / FOLDER).glob(f"step-*/{FACTS}")]
+    return sorted(int(match[1]) for match in found if match)
+
+
+def equally_spaced(count: int, most: int) -> list[int]:
+    """Numbers of at most `most` of `count` things, the first and the last among them."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most))})
+
+
+def plain(values: Tensor) -> tuple[float, ...]:
+    """Numbers in five digits."""
+    return tuple(float(f"{value:.5g}") for value in values.tolist())
+
+
+def as_frame(strip: Tensor) -> Image.Image:
+    """`strip: [H, 3 W, 3]` in [0, 1] as a picture whose thirds have sides of `SIDE` at most."""
+    pixels = (strip.float().nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8)
+    frame = Image.fromarray(pixels.numpy())
+    shrink = min(1.0, SIDE / max(frame.height, frame.width / 3))
+    size = (3 * max(1, round(frame.width / 3 * shrink)), max(1, round(frame.height * shrink)))
+    return frame if size == frame.size else frame.resize(size, Image.Resampling.LANCZOS)
+
+
+def jpeg(frame: Image.Image) -> bytes:
+    """A picture as a JPEG file; colour at full resolution, since latents' previews are small."""
+    buffer = io.BytesIO()
+    frame.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
+    return buffer.getvalue()

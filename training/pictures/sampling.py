@@ -1,0 +1,111 @@
+"""Pictures from prompts, with the solvers that training rolls out with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...samplers import Frame, integrate, trajectory
+from ..conditioning import alike
+from ..forms import Cond, Denoiser, add_noise, select, to_denoised
+from ..models.source import LoadedModel
+
+Watch = Callable[[int, int, Tensor], None]
+"""``watch(done, steps, denoised)``: `denoised` [N, C, h, w] estimates x0; may raise to cancel."""
+
+
+@dataclass(frozen=True)
+class Guided:
+    """A denoiser under classifier-free guidance (2207.12598), as the solvers call it.
+
+    ``denoised = uncond + scale (cond - uncond)``; both halves run in one forward of twice the rows. At
+    scale 1 the unconditional half is not run.
+    """
+
+    denoiser: Denoiser
+    cond: Cond
+    """Named tensors [N, ...]."""
+    uncond: Cond
+    """Named tensors [N, ...]."""
+    scale: float
+
+    def __call__(self, x: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:
+        """Estimate x0 of the rows `rows: LongTensor [A]` at `x: [A, ...]`, `sigma: [A]`."""
+        cond = select(self.cond, rows)
+        if self.scale == 1:
+            return self._denoised(x, sigma, cond)
+        uncond = select(self.uncond, rows)
+        both = {name: torch.cat([value, uncond[name]]) for name, value in cond.items()}
+        denoised, free = self._denoised(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
+        return torch.lerp(free, denoised, self.scale)
+
+    def _denoised(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        output = self.denoiser.predict(x, sigma, cond)
+        return to_denoised(self.denoiser.prediction, x, sigma, output)
+
+
+def seeded_noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
+    """Standard normal noise [N, *shape] in float32, row i from seed ``seeds[i]`` alone. Drawn on the CPU."""
+    return torch.stack([torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def sample(
+    model: LoadedModel,
+    prompts: Sequence[str],
+    negative: str = "",
+    height: int | None = None,
+    width: int | None = None,
+    steps: int = 20,
+    sampler: str = "unipc",
+    order: int = 2,
+    cfg: float = 1.0,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    watch: Watch | None = None,
+) -> Tensor:
+    """Make one picture for each prompt.
+
+    Args:
+        model: base and adapter.
+        prompts: N captions.
+        negative: caption of the unconditional half under guidance.
+        height, width: pixels; None takes the model's own size.
+        steps: solver steps from pure noise to the picture, uniform in u.
+        sampler, order: a solver of `samplers.SAMPLERS` and its order.
+        cfg: guidance scale; 1 is none and halves the cost.
+        seed: picture i starts from the noise of ``seed + i``, whatever the others are.
+        dtype: the model computes under autocast to it; None: in its own.
+        watch: called after every step.
+
+    Returns:
+        Pictures [N, 3, height, width] in [0, 1], float32, on the CPU.
+
+    Raises:
+        ValueError: no prompts, or a size, solver or number of steps that cannot be.
+        FloatingPointError: the model returned a value that is not finite.
+    """
+    if not prompts:
+        raise ValueError("prompts must name at least one picture, got none")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    source = model.source
+    shape = source.latent_shape(height or source.default_resolution, width or source.default_resolution)
+    cond, free = alike([source.encode_text(prompts), source.encode_text([negative])])
+    uncond = {name: value.expand(len(prompts), *value.shape[1:]) for name, value in free.items()}
+    sigmas = trajectory(source.schedule, 1.0, 0.0, steps)[0]  # [T + 1]
+    noise = seeded_noise(shape, range(seed, seed + len(prompts))).to(source.device)
+    start = add_noise(source.prediction, torch.zeros_like(noise), noise, sigmas[:1].to(noise))
+
+    def callback(frame: Frame) -> None:
+        if watch is not None:
+            watch(frame.step + 1, frame.steps, frame.denoised)
+
+    with model.denoiser(dtype) as denoiser:
+        guided = Guided(denoiser, cond, uncond, cfg)
+        x0 = integrate(guided, start, sigmas, sampler, order, source.schedule.process, callback)
+    return source.decode_latents(x0).cpu()

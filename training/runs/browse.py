@@ -1,0 +1,264 @@
+"""The runs folder as a stranger's request may see it: the runs there are, one by its name, and nothing outside.
+
+A list reads no tensors: file names and sizes, `config.json`, and the JSON beside the newest state. People put other
+things into folders: what is no run, or a broken one, is left out by name and is never an error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..objective.config import from_plain, to_plain
+from ..pictures.film import film_path, film_steps
+from ..trainer.trainer import TrainConfig
+from .folder import History, RunFolder, sweep
+from .live import COLUMNS, Curve
+
+_FRAME = re.compile(r"\d{2,}\.jpg")
+_BROKEN = (
+    ArithmeticError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What making sense of a file that somebody else wrote may raise."""
+
+
+def run_path(root: Path, name: str) -> Path:
+    """The run folder of that name directly inside `root`.
+
+    Raises:
+        LookupError: there is none: not a plain name, a hidden one, a link, or a folder that is no run.
+    """
+    plain = name and name[0] != "." and Path(name).name == name and not set(name) & set("/\\:\0")
+    path = root / name
+    try:
+        name.encode()
+        found = plain and (path / "config.json").is_file() and path.resolve() == root.resolve() / name
+    except (OSError, ValueError):  # a name too long for the disk, or none that it can spell
+        found = False
+    if not found:
+        raise LookupError(f"no run of that name in {root}")
+    return path
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run in the list."""
+
+    name: str
+    step: int | None
+    """Of the newest saved state; None if there is none to resume from."""
+    planned: int | None
+    """Steps that the run is planned for."""
+    loss: float | None
+    """Of the last step before the newest state."""
+    size: int
+    """Bytes on the disk."""
+    modified: float
+    """When the newest of its files was written, in seconds since 1970."""
+    film: int | None
+    """Step of its newest film, of which there is a thumbnail."""
+    model: str
+    training: bool
+    """Whether this process trains it now."""
+
+
+@dataclass(frozen=True)
+class Details(Summary):
+    """A run that is looked at."""
+
+    path: str
+    folder: str
+    """The same as a node takes it: from the host's output folder on, so that a workflow names no home."""
+    steps: list[int]
+    """That have a saved state, ascending."""
+    settings: Mapping[str, Any]
+    """As in `TrainConfig`; empty where they cannot be read."""
+    curve: Mapping[str, list[Any]]
+    """As `Curve.plain` gives it."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """All runs of a runs folder, which need not be there yet; plain JSON values."""
+
+    root: Path
+    output: Path
+    """What a node's relative path starts from."""
+
+    def listed(self) -> dict[str, Any]:
+        """`runs`, newest first, as `Summary` has them; `skipped`, the names of folders that are no runs."""
+        found, skipped = [], []
+        for name in folders(self.root):
+            try:
+                found.append(summary(run_path(self.root, name)))
+            except (LookupError, OSError, RuntimeError):
+                skipped.append(name.encode(errors="replace").decode())
+        found.sort(key=lambda run: run.modified, reverse=True)
+        return {"runs": [asdict(run) for run in found], "skipped": skipped}
+
+    def details(self, name: str) -> dict[str, Any]:
+        """A run as `Details` has it.
+
+        Raises:
+            LookupError: there is no such run, or none that can be read.
+        """
+        path = run_path(self.root, name)
+        try:
+            short = asdict(summary(path))
+        except (OSError, RuntimeError) as err:
+            raise LookupError(f"no readable run of that name in {self.root}") from err
+        folder = RunFolder(path)
+        details = Details(
+            **short,
+            path=str(path),
+            folder=path.relative_to(self.output).as_posix(),
+            steps=folder.steps(),
+            settings=settings(folder),
+            curve=curve(folder),
+        )
+        return asdict(details)
+
+    def thumbnail(self, name: str) -> Path:
+        """The last picture of the newest film.
+
+        Raises:
+            LookupError: there is no such run, or no film of it.
+        """
+        path = run_path(self.root, name)
+        folder = film_path(path, newest_film(path) or 0)
+        frames = (p for p in folder.glob("*.jpg") if _FRAME.fullmatch(p.name))
+        last = max(frames, key=lambda p: int(p.stem), default=None)
+        if last is None or not last.resolve().is_relative_to(path.resolve()):
+            raise LookupError(f"no film of that run in {self.root}")
+        return last
+
+    def remove(self, name: str) -> None:
+        """Delete a run.
+
+        Raises:
+            LookupError: there is no such run.
+            RuntimeError: it is being trained, or the disk refuses.
+        """
+        RunFolder(run_path(self.root, name)).remove()
+
+    def sweep(self) -> None:
+        """Finish deletions that were interrupted."""
+        sweep(self.root)
+
+
+def folders(root: Path) -> list[str]:
+    """Names of the folders, and of the links to folders, that are directly in `root` and not hidden."""
+    with suppress(FileNotFoundError), os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if entry.name[0] != "." and entry.is_dir())
+    return []
+
+
+def summary(path: Path) -> Summary:
+    """What the list says of the run at `path`.
+
+    Raises:
+        OSError: the folder cannot be read.
+        RuntimeError: there is no config.json of our version.
+    """
+    folder = RunFolder(path)
+    config, steps, files = folder.config(), folder.steps(), list(everything(path))
+    newest = steps[-1] if steps else None
+    return Summary(
+        name=path.name,
+        step=newest,
+        planned=whole(look(config, "config", "steps")),
+        loss=None if newest is None else saved_loss(folder.state_path(newest).with_suffix(".json")),
+        size=sum(info.st_size for info in files),
+        modified=max((info.st_mtime for info in files), default=0.0),
+        film=newest_film(path),
+        model=str(look(config, "model", "name") or ""),
+        training=folder.is_held,
+    )
+
+
+def everything(path: Path) -> Iterator[os.stat_result]:
+    """All files below `path`; links are not followed, and what vanishes meanwhile was never there."""
+    with suppress(FileNotFoundError), os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from everything(Path(entry.path))
+            else:
+                with suppress(FileNotFoundError):
+                    yield entry.stat(follow_symlinks=False)
+
+
+def saved_loss(path: Path) -> float | None:
+    """The loss in the JSON beside a state, None if it has none."""
+    try:
+        loss = look(json.loads(path.read_text()), "loss")
+        return float(loss) if is_number(loss) else None
+    except _BROKEN:
+        return None
+
+
+def newest_film(path: Path) -> int | None:
+    """The last step that a whole film was made of, None if there is none."""
+    return max(film_steps(path), default=None)
+
+
+def settings(folder: RunFolder) -> Mapping[str, Any]:
+    """The settings with the defaults of those that are not written; empty where they are not ours."""
+    try:
+        known = to_plain(from_plain(TrainConfig, folder.config()["config"]))
+        json.dumps(known, allow_nan=False)
+    except _BROKEN:
+        return {}
+    return known
+
+
+def curve(folder: RunFolder) -> Mapping[str, list[Any]]:
+    """The curve that the panel showed if it goes as far as the states do, else that of the newest whole state."""
+    steps = folder.steps()
+    with suppress(*_BROKEN):
+        told = json.loads((folder.path / "panel.json").read_text())
+        if told["step"] >= max(steps, default=0) and is_curve(told["curve"]):
+            return {name: told["curve"][name] for name in ("step", *COLUMNS)}
+    for step in reversed(steps):
+        with suppress(*_BROKEN):
+            history = History.from_tensors(folder.load(step, "history").group("history"))
+            return Curve.of(history, step).plain()
+    return Curve().plain()
+
+
+def is_curve(value: Any) -> bool:
+    """Whether `value` is what `Curve.plain` gives: columns of one length, of numbers and of null."""
+    columns = [look(value, name) for name in ("step", *COLUMNS)]
+    if not all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
+        return False
+    return all(map(is_number, columns[0])) and all(v is None or is_number(v) for c in columns for v in c)
+
+
+def look(value: Any, *names: str) -> Any:
+    """What lies in nested mappings under `names`, None if nothing does."""
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def is_number(value: Any) -> bool:
+    """Whether JSON can say `value` as a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def whole(value: Any) -> int | None:
+    """`value` if it is a whole number."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,0 +1,286 @@
+"""A run on disk: a folder with its settings and its states, each state whole or absent.
+
+``config.json`` says what the run is; ``state-<step>.safetensors`` holds everything a step needs to go on
+(tensors by name, plain values as JSON in the header); ``state-<step>.json`` repeats the plain values for people
+and tools. A state is one file that appears under its name only when it is complete and on the disk, so a process
+killed at any moment leaves whole states behind and nothing else that counts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from glob import escape
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..files import replace_file
+
+VERSION = 1
+DELETED = ".deleted-"
+"""How the name of a folder begins that was a run; whatever is in it may go at any time."""
+_PARTIAL = ".partial"
+_STATE = re.compile(r"state-(\d{8,})\.safetensors")
+_UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError)
+"""What reading a file that is no state, or only a part of one, may raise."""
+_held: list[Path] = []
+_guard = Lock()
+"""Of `_held`: a run is not deleted while it is being opened, nor opened while it is being deleted."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to `path`: the file appears whole, on the disk, or not at all.
+
+    Raises:
+        RuntimeError: the place cannot be written.
+    """
+    try:
+        replace_file(path, content, path.with_name(path.name + _PARTIAL))
+    except OSError as err:
+        raise RuntimeError(
+            f"{path} must be writable, got {err.strerror}; free space or choose another folder"
+        ) from err
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_atomically(path, json.dumps(value, indent=1, allow_nan=False).encode())
+
+
+@dataclass
+class History:
+    """What a run measured, one value per optimiser step and column; NaN where there was nothing to measure."""
+
+    columns: dict[str, list[float]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return max((len(c) for c in self.columns.values()), default=0)
+
+    def append(self, values: Mapping[str, float]) -> None:
+        """Add one step. A column that is new was NaN before."""
+        n = len(self)
+        for name in values.keys() | self.columns.keys():
+            self.columns.setdefault(name, [float("nan")] * n).append(float(values.get(name, float("nan"))))
+
+    def note(self, name: str, value: float) -> None:
+        """Put `value` into the newest step's row."""
+        self.columns.setdefault(name, [float("nan")] * len(self))[-1] = float(value)
+
+    def last(self, name: str) -> float:
+        """The newest value of a column, NaN if there is none."""
+        column = self.columns.get(name)
+        return column[-1] if column else float("nan")
+
+    def newest(self) -> dict[str, float]:
+        """The newest step's row."""
+        return {name: column[-1] for name, column in self.columns.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The columns as float64 tensors."""
+        return {name: torch.tensor(c, dtype=torch.float64) for name, c in self.columns.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> History:
+        """Inverse of `tensors`."""
+        return cls({name: c.tolist() for name, c in tensors.items()})
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything a step needs to go on."""
+
+    step: int
+    """Optimiser steps done."""
+    tensors: Mapping[str, Tensor]
+    """By dotted name: ``adapter.*``, ``optimizer.*``, ``ema.*``, ``rng.*``, ``order.*``, ``history.*`` ..."""
+    values: Mapping[str, Any]
+    """Plain JSON values."""
+
+    def group(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors below ``prefix.``, with the prefix taken off."""
+        start = prefix + "."
+        return {k[len(start) :]: v for k, v in self.tensors.items() if k.startswith(start)}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, root: Path, name: str, config: Mapping[str, Any]) -> RunFolder:
+        """Make a new folder ``<name>-<number>`` below `root` and write its ``config.json``.
+
+        Raises:
+            ValueError: the name would leave the folder, or be hidden in it.
+            RuntimeError: the place cannot be written.
+        """
+        if not name.strip() or name[0] == "." or set(name) & set("/\\:\0"):
+            raise ValueError(
+                f"run_name must be a plain file name, not hidden and without / \\ :, got {name!r}"
+            )
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            for number in range(1, 1_000_000):
+                path = root / f"{name}-{number:04d}"
+                with suppress(FileExistsError):
+                    path.mkdir()
+                    write_json(path / "config.json", {"version": VERSION, **config})
+                    return cls(path)
+        except OSError as err:
+            raise RuntimeError(
+                f"the runs folder {root} must be writable, got {err.strerror}; choose another folder"
+            ) from err
+        raise RuntimeError(
+            f"{root} must hold fewer than a million runs of the name {name}; choose another name"
+        )
+
+    @classmethod
+    def find(cls, root: Path, name: str, config: Mapping[str, Any]) -> RunFolder | None:
+        """The first folder that `create` made of the same name and settings; None if there is none."""
+        wanted = json.loads(json.dumps({"version": VERSION, **config}))
+        for path in sorted(root.glob(f"{escape(name)}-*")):
+            with suppress(RuntimeError):
+                if cls(path).config() == wanted:
+                    return cls(path)
+        return None
+
+    def config(self) -> dict[str, Any]:
+        """The settings that `create` wrote.
+
+        Raises:
+            RuntimeError: the folder is not a run, or of a newer version.
+        """
+        try:
+            config: dict[str, Any] = json.loads((self.path / "config.json").read_text())
+            version = config["version"]
+        except (OSError, KeyError, TypeError, ValueError) as err:
+            raise RuntimeError(
+                f"{self.path} must be a run folder with a config.json; choose another folder"
+            ) from err
+        if version != VERSION:
+            raise RuntimeError(f"{self.path} must be a run of version {VERSION}, got {version}")
+        return config
+
+    def state_path(self, step: int) -> Path:
+        """Where the state after `step` optimiser steps lies."""
+        return self.path / f"state-{step:08d}.safetensors"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, no `remove` of this process takes the run away."""
+        path = self.path.resolve()
+        with _guard:
+            _held.append(path)
+        try:
+            yield
+        finally:
+            with _guard:
+                _held.remove(path)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody is inside `held`: the run is being trained."""
+        return self.path.resolve() in _held
+
+    def remove(self) -> None:
+        """Delete the run: at once for whoever looks for it, then file by file; links are removed, not followed.
+
+        What a process that was killed meanwhile leaves is no run any more; `sweep` takes it away.
+
+        Raises:
+            RuntimeError: the run is held, or the folder cannot be moved.
+        """
+        gone = self.path.with_name(DELETED + secrets.token_hex(8))
+        with _guard:
+            if self.is_held:
+                raise RuntimeError(f"{self.path.name} must not be in training to be deleted; stop it first")
+            try:
+                self.path.rename(gone)
+            except OSError as err:
+                raise RuntimeError(
+                    f"{self.path.name} must be movable to be deleted, got {err.strerror}; "
+                    "close what has its files open"
+                ) from err
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def steps(self) -> list[int]:
+        """The steps whose states are here, ascending."""
+        found = [_STATE.fullmatch(p.name) for p in self.path.glob("state-*.safetensors")]
+        return sorted(int(match[1]) for match in found if match)
+
+    def save(self, state: State, pinned: bool = False, keep: int = 0) -> Path:
+        """Write a state, then remove old ones.
+
+        Args:
+            pinned: a handle in a graph may name this state; it is never removed by `keep`.
+            keep: how many states that are not pinned stay, newest first; 0 keeps all.
+        """
+        pinned = pinned or (state.step in self.steps() and self._is_pinned(state.step))
+        values = {**state.values, "version": VERSION, "step": state.step, "pinned": pinned}
+        tensors = {k: v.detach().cpu().contiguous() for k, v in state.tensors.items()}
+        path = self.state_path(state.step)
+        write_atomically(path, save(tensors, metadata={"state": json.dumps(values)}))
+        write_json(path.with_suffix(".json"), values)
+        if keep:
+            self._prune(keep)
+        return path
+
+    @torch.inference_mode(False)  # tensors that can be trained on, whatever mode the host is in
+    def load(self, step: int, group: str = "") -> State:
+        """Read the state after `step` optimiser steps.
+
+        Args:
+            group: read the tensors below ``group.`` alone; empty reads all. Plain values are always there.
+
+        Raises:
+            RuntimeError: it is not there or not readable.
+        """
+        path = self.state_path(step)
+        try:
+            with safe_open(path, framework="pt") as file:
+                values = json.loads(file.metadata()["state"])
+                names = [name for name in file.keys() if not group or name.startswith(f"{group}.")]  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in names}
+        except FileNotFoundError as err:
+            have = ", ".join(map(str, self.steps())) or "none"
+            raise RuntimeError(
+                f"step {step} must have a saved state in {self.path}; saved steps: {have}"
+            ) from err
+        except _UNREADABLE as err:
+            raise RuntimeError(
+                f"{path} must be a readable state, got {err}; resume from another step"
+            ) from err
+        return State(values["step"], tensors, values)
+
+    def _prune(self, keep: int) -> None:
+        for step in [s for s in self.steps() if not self._is_pinned(s)][:-keep]:
+            path = self.state_path(step)
+            path.unlink(missing_ok=True)
+            path.with_suffix(".json").unlink(missing_ok=True)
+
+    def _is_pinned(self, step: int) -> bool:
+        """Whether a state must stay; one that cannot be read may be pinned, so it stays."""
+        try:
+            with safe_open(self.state_path(step), framework="pt") as file:
+                return bool(json.loads(file.metadata()["state"])["pinned"])
+        except _UNREADABLE:
+            return True
+
+
+def sweep(root: Path) -> None:
+    """Take away what deletions that were interrupted left in the runs folder."""
+    for path in root.glob(f"{DELETED}*"):
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,130 @@
+"""What a panel shows of a run while it trains: a curve of so many points at most, and a few numbers.
+
+Every set of facts is complete: a page that is opened in the middle of a run needs the newest one alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ..pictures.film import equally_spaced, film_steps
+from ..trainer.meter import memory_in_use
+from ..trainer.trainer import Progress, Run
+from .folder import History
+
+COLUMNS = ("base", "fc", "adr", "validation")
+"""The columns of a run's history that are drawn."""
+POINTS = 150
+"""A curve has this many points to twice as many, or one per step while there are fewer steps."""
+
+FILMS = 100
+"""A panel offers so many films of a run at most, those in equal distances."""
+
+
+class Curve:
+    """Means of `COLUMNS` over bins of equal width, which doubles as steps arrive; NaN, not measured, counts nowhere."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.width = 1
+        """Steps in a bin."""
+        self._sums: dict[str, list[float]] = {name: [] for name in COLUMNS}
+        self._counts: dict[str, list[float]] = {name: [] for name in COLUMNS}
+
+    @classmethod
+    def of(cls, history: History, steps: int) -> Curve:
+        """The curve of the first `steps` steps of a run."""
+        curve = cls()
+        columns = {name: history.columns[name] for name in COLUMNS if name in history.columns}
+        for i in range(steps):
+            curve.add({name: column[i] for name, column in columns.items()})
+        return curve
+
+    def add(self, row: Mapping[str, float]) -> None:
+        """Add the next step's row of the history."""
+        if self.steps == 2 * POINTS * self.width:
+            self._halve()
+        new_bin = self.steps % self.width == 0
+        for name in COLUMNS:
+            sums, counts = self._sums[name], self._counts[name]
+            if new_bin:
+                sums.append(0.0)
+                counts.append(0.0)
+            value = row.get(name, math.nan)
+            if math.isfinite(value):
+                sums[-1] += value
+                counts[-1] += 1
+        self.steps += 1
+
+    def _halve(self) -> None:
+        """Join neighbouring bins."""
+        self.width *= 2
+        for columns in (self._sums, self._counts):
+            for name, own in columns.items():
+                columns[name] = [a + b for a, b in zip(own[::2], own[1::2], strict=True)]
+
+    def plain(self) -> dict[str, list[Any]]:
+        """The curve as JSON has it: the last step of each bin and the means; null where nothing was measured."""
+        ends = range(self.width, self.steps + self.width, self.width)
+        found: dict[str, list[Any]] = {"step": [min(end, self.steps) for end in ends]}
+        for name in COLUMNS:
+            pairs = zip(self._sums[name], self._counts[name], strict=True)
+            found[name] = [float(f"{total / n:.5g}") if n else None for total, n in pairs]
+        return found
+
+
+class Live:
+    """The facts of one stage: what was trained before it, and each of its steps as a watcher sees them."""
+
+    def __init__(self, run: Run, steps: int) -> None:
+        self._name = run.folder.path.name
+        self._device = run.source.device
+        self._last = run.step + steps
+        self._curve = Curve.of(run.history, run.step)
+        self._newest = Progress(run.step, math.nan, 0.0)
+        self._films = [step for step in film_steps(run.folder.path) if step <= run.step]
+        self._saved = run.step
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return self._newest.step
+
+    def add(self, progress: Progress) -> None:
+        """Take in one optimiser step."""
+        self._curve.add(progress.row)
+        self._newest = progress
+        if progress.saved:
+            self.saved()
+        if progress.film is not None and progress.film.step not in self._films[-1:]:
+            self._films.append(progress.film.step)
+
+    def saved(self) -> None:
+        """The state of this step is on the disk, as at every end of a stage."""
+        self._saved = self.step
+
+    def facts(self) -> dict[str, Any]:
+        """Plain JSON values.
+
+        `rollout_share` is the share of the model's time that rollouts took, in the whole run; `memory` is in bytes;
+        `film` has the steps of films, `saved` that of the last saved state.
+        """
+        now = self._newest
+        seconds, rate = now.seconds, now.steps_per_second
+        extra = seconds.get("rollout", 0.0) + seconds.get("clean", 0.0)
+        total = extra + seconds.get("train", 0.0)
+        return {
+            "run": self._name,
+            "step": now.step,
+            "last_step": self._last,
+            "curve": self._curve.plain(),
+            "probability": now.probability,
+            "steps_per_second": round(rate, 3),
+            "seconds_left": round((self._last - now.step) / rate, 1) if rate else None,
+            "rollout_share": round(extra / total, 4) if total else 0.0,
+            "memory": memory_in_use(self._device),
+            "film": [self._films[i] for i in equally_spaced(len(self._films), FILMS)],
+            "saved": self._saved,
+        }

@@ -1,0 +1,64 @@
+"""A stage with other settings: a run folder of its own that begins with a copy of the state it branches from.
+
+A folder's ``config.json`` says what every step saved in it was trained with, but for the steps of its `parents`. So
+settings never change within a folder: the branch gets ``<parent>-<number>``, and two branches of one state cannot
+overwrite each other's states.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ..models.hosted import digest
+from ..objective.config import RolloutConfig, to_plain
+from ..trainer.trainer import Run, TrainConfig
+from .folder import RunFolder, State
+
+
+def branch(run: Run, rollout: RolloutConfig | None = None, learning_rate: float | None = None) -> Run:
+    """A handle on the state of `run`, to train on from with other settings; `run` itself if they are its own.
+
+    The same branch of the same state is made once: asked for again, its folder is found again.
+
+    Args:
+        rollout: its steps (``start_step``, ``ramp_steps``) count from here; None keeps the run's own.
+        learning_rate: the peak rate; None keeps the run's own.
+
+    Raises:
+        RuntimeError: the place cannot be written.
+    """
+    config = _changed(run, rollout, learning_rate)
+    if config == run.config:
+        return run
+    state = run.state
+    if config.rollout != run.config.rollout:  # states of the old rollouts are not what the new ones ask for
+        state = replace(state, tensors={k: v for k, v in state.tensors.items() if not k.startswith("pool.")})
+    folder = _folder(run, config, state)
+    if run.step not in folder.steps():
+        folder.save(state, pinned=True)
+    return replace(run, folder=folder, config=config)
+
+
+def _changed(run: Run, rollout: RolloutConfig | None, learning_rate: float | None) -> TrainConfig:
+    """The settings of the stage; the run's own where nothing differs."""
+    config = run.config
+    if learning_rate is not None:
+        config = replace(config, optimizer=replace(config.optimizer, lr=learning_rate))
+    if rollout is not None and rollout != config.rollout:
+        config = replace(config, rollout=rollout, rollout_from=run.step)
+    return config
+
+
+def _folder(run: Run, config: TrainConfig, state: State) -> RunFolder:
+    """The branch's folder: the one that was made for it before, or a new one."""
+    own = run.folder.config()
+    parent: dict[str, Any] = {
+        "run": run.folder.path.name,
+        "step": run.step,
+        "state": digest(state.tensors.items(), sample=None),
+        "config": own["config"],
+    }
+    described = own | {"config": to_plain(config), "parents": [*own.get("parents", []), parent]}
+    root, name = run.folder.path.parent, run.folder.path.name
+    return RunFolder.find(root, name, described) or RunFolder.create(root, name, described)

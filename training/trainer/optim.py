@@ -1,0 +1,130 @@
+"""Optimisers, learning-rate schedules and the moving average of weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..objective.config import check_choice, check_range
+
+OptimizerName = Literal["adamw", "adamw8bit", "adafactor", "prodigy"]
+LRSchedule = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimiser and its learning rate over the run."""
+
+    name: OptimizerName = "adamw"
+    """adamw, adafactor (torch), adamw8bit (bitsandbytes), prodigy (prodigyopt)."""
+    lr: float = 1e-4
+    """Peak learning rate, above 0; prodigy finds its own and wants 1.0."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, at least 0."""
+    beta1: float = 0.9
+    """Decay of the first moment, 0..1 (adafactor keeps none)."""
+    beta2: float = 0.99
+    """Decay of the second moment, 0..1 (adafactor has a rule of its own)."""
+    schedule: LRSchedule = "constant"
+    """After the warm-up: constant, or linear or cosine down to `final_lr` of the peak at the last step."""
+    warmup_steps: int = 0
+    """Optimiser steps over which the rate rises linearly from 0."""
+    final_lr: float = 0.0
+    """Share of the peak rate that linear and cosine end with, 0..1."""
+    grad_clip: float = 1.0
+    """Largest gradient norm; a greater one is scaled down to it. 0 is off."""
+
+    def __post_init__(self) -> None:
+        check_choice("optimizer", self.name, get_args(OptimizerName))
+        check_range("lr", self.lr, 1e-10, 100)
+        check_range("weight_decay", self.weight_decay, 0)
+        check_range("beta1", self.beta1, 0, 0.9999)
+        check_range("beta2", self.beta2, 0, 0.99999)
+        check_choice("lr_schedule", self.schedule, get_args(LRSchedule))
+        check_range("warmup_steps", self.warmup_steps, 0)
+        check_range("final_lr", self.final_lr, 0, 1)
+        check_range("grad_clip", self.grad_clip, 0)
+
+    def lr_at(self, step: int, total: int) -> float:
+        """Learning rate of optimiser step `step` (from 0) in a run planned for `total` steps."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return self.lr
+        done = min((step - self.warmup_steps) / max(total - self.warmup_steps, 1), 1.0)
+        fall = done if self.schedule == "linear" else (1 - math.cos(math.pi * done)) / 2
+        return self.lr * (1 - (1 - self.final_lr) * fall)
+
+
+def _imported(package: str, attribute: str, name: str) -> Any:
+    """An optimiser class of an optional package."""
+    try:
+        return getattr(import_module(package), attribute)
+    except ImportError as err:
+        raise RuntimeError(f"optimizer {name} needs the package {package}, which is not installed; "
+                           f"run `pip install {package}` or choose adamw") from err  # fmt: skip
+
+
+def build_optimizer(config: OptimizerConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """Build the optimiser over `parameters`.
+
+    Raises:
+        RuntimeError: the optimiser's package is not installed.
+    """
+    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    betas = (config.beta1, config.beta2)
+    if config.name == "adafactor":
+        return torch.optim.Adafactor(parameters, **common)
+    if config.name == "adamw8bit":
+        optimizer = _imported("bitsandbytes.optim", "AdamW8bit", config.name)
+        return optimizer(parameters, betas=betas, **common)
+    if config.name == "prodigy":
+        optimizer = _imported("prodigyopt", "Prodigy", config.name)
+        return optimizer(parameters, betas=betas, safeguard_warmup=True, **common)
+    return torch.optim.AdamW(parameters, betas=betas, fused=True, **common)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+class EMA:
+    """Exponential moving average of weights, float32.
+
+    Args:
+        decay: 0..1; the early average is warmed up as ``min(decay, (1 + n) / (10 + n))``.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+        self.decay = decay
+        self.parameters = list(parameters)
+        self.average = [p.detach().clone() for p in parameters]
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the current weights into the average."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(self.average, self.parameters, 1 - decay)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the weights and their average; a second call undoes it."""
+        for p, a in zip(self.parameters, self.average, strict=True):
+            kept = p.detach().clone()
+            p.copy_(a)
+            a.copy_(kept)
+
+
+def grad_norm_clip(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
+    """Clip the gradient norm to `limit` (0: only measure); return the norm before, a scalar on the device."""
+    return nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else math.inf, foreach=True)

@@ -1,0 +1,675 @@
+"""The training loop: set up, step, save.
+
+A step reads top to bottom in `Trainer.micro_step`: batch, noise level, rollout, forward, loss, backward.
+Every random draw has a stream of its own (`STREAMS`), so a feature that is off changes nothing elsewhere, and a
+resumed run goes on exactly where the saved one stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.dataset import BatchOrder, LatentDataset
+from ..forms import Cond, to_velocity
+from ..lora.adapter import Adapter, AdapterState, LoRAConfig
+from ..models.source import LoadedModel, ModelSource
+from ..objective.config import RolloutConfig, check_choice, check_range, from_plain, to_plain
+from ..objective.losses import Loss, LossConfig, RolledTerms, batch_loss
+from ..objective.reuse import StatePool
+from ..objective.rollout import Plan, draw_plan, expected_extra_forwards, roll_out
+from ..objective.states import Inputs, States, drop_captions, put, teacher_forced, training_target
+from ..objective.targets import TARGETS
+from ..objective.timesteps import TimestepConfig, draw_u
+from ..pictures.film import Camera, Film, film_steps
+from ..runs.folder import History, RunFolder, State
+from .meter import Kind, Meter, Stopwatch
+from .optim import EMA, OptimizerConfig, build_optimizer, grad_norm_clip, set_lr
+from .validation import validation_loss
+
+logger = logging.getLogger(__name__)
+
+Autocast = Literal["off", "bf16", "fp16"]
+_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+STREAMS = ("order", "timesteps", "noise", "captions", "rollout", "reuse", "dropout")
+"""The random streams of a run, one per purpose, each seeded from the run's seed and saved with its state."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All settings of a run."""
+
+    steps: int = 500
+    """Optimiser steps that the run is planned for; learning-rate schedules end there."""
+    batch_size: int = 1
+    """Samples of one forward pass."""
+    accumulation: int = 1
+    """Forward and backward passes per optimiser step; their gradients are averaged."""
+    seed: int = 0
+    """Of every random stream and of the adapter's first weights."""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    timesteps: TimestepConfig = field(default_factory=TimestepConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    caption_dropout: float = 0.0
+    """Chance per sample, 0..1, of training without its caption; what classifier-free guidance needs."""
+    autocast: Autocast = "off"
+    """Precision inside the model: off (the base's own), bf16 or fp16 (with loss scaling)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a step takes about 1.5 times as long."""
+    ema_decay: float = 0.0
+    """Decay of the moving average of the adapter, which is then what is saved and sampled; 0 is off."""
+    save_every: int = 0
+    """Optimiser steps between saved states within a stage; 0 saves at its end alone."""
+    keep: int = 3
+    """Such states that are kept, newest first; 0 keeps all."""
+    max_nonfinite: int = 10
+    """Steps in a row with a non-finite loss or gradient after which the run stops."""
+    validate_every: int = 0
+    """Optimiser steps between validation losses; 0 is off. Needs validation data."""
+    preview_every: int = 0
+    """Optimiser steps between films of a rollout, from the stage's begin; 0 is off. See `training.film`."""
+    rollout_from: int = 0
+    """Optimiser step from which the steps of `rollout` count: where the first stage with these settings began."""
+
+    def __post_init__(self) -> None:
+        check_range("steps", self.steps, 1)
+        check_range("batch_size", self.batch_size, 1)
+        check_range("accumulation", self.accumulation, 1)
+        check_range("caption_dropout", self.caption_dropout, 0, 1)
+        check_choice("autocast", self.autocast, get_args(Autocast))
+        check_range("ema_decay", self.ema_decay, 0, 0.99999)
+        for name in ("save_every", "keep", "validate_every", "preview_every", "rollout_from"):
+            check_range(name, getattr(self, name), 0)
+        check_range("max_nonfinite", self.max_nonfinite, 1)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A handle on one state of a run. It never changes: training on from it gives a new handle."""
+
+    folder: RunFolder
+    step: int
+    """Optimiser steps done in the state that this handle names."""
+    source: ModelSource
+    data: LatentDataset
+    config: TrainConfig
+    validation: LatentDataset | None = None
+
+    @property
+    def parents(self) -> list[dict[str, Any]]:
+        """What the run branched from, oldest first: ``run``, ``step``, ``state`` and ``config`` of each."""
+        parents: list[dict[str, Any]] = self.folder.config().get("parents", [])
+        return parents
+
+    @property
+    def state(self) -> State:
+        """The state itself, from the disk."""
+        return self.folder.load(self.step)
+
+    @property
+    def history(self) -> History:
+        """What was measured up to this state."""
+        return History.from_tensors(self.folder.load(self.step, "history").group("history"))
+
+    @property
+    def adapter(self) -> AdapterState:
+        """The adapter in this state; its moving average where the run keeps one."""
+        group = "average" if self.config.ema_decay else "adapter"
+        return AdapterState(self.config.lora, self.folder.load(self.step, group).group(group))
+
+    @property
+    def model(self) -> LoadedModel:
+        """The base with the adapter of this state."""
+        return LoadedModel(self.source, self.adapter)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a watcher learns after every optimiser step."""
+
+    step: int
+    """Optimiser steps done."""
+    loss: float
+    probability: float
+    """Chance of a rollout in this step."""
+    steps_per_second: float = 0.0
+    """Over this stage so far, without the time that films took."""
+    row: Mapping[str, float] = field(default_factory=dict)
+    """The step's row of the history."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Model time of the whole run so far, by kind."""
+    saved: bool = False
+    """The state of this step is on the disk."""
+    film: Film | None = None
+    """A film taken since the last step."""
+
+
+Watch = Callable[[Progress], None]
+"""Called after every optimiser step; to stop the run it raises, and the state is saved first."""
+Ask = Literal["save", "preview"]
+"""What a watcher may ask for between two steps: the state on the disk, a film."""
+Asked = Callable[[], Collection[Ask]]
+"""What was asked for since it was last called."""
+
+
+class Trainer:
+    """One run in memory. `step` trains, `state` and `load` freeze and restore everything it depends on.
+
+    Use as a context manager: the adapter is taken off the model at the end.
+    """
+
+    def __init__(self, source: ModelSource, data: LatentDataset, config: TrainConfig) -> None:
+        self.config = resolved(config, source)
+        config = self.config
+        if config.caption_dropout and not data.empty_cond:
+            raise ValueError(
+                f"caption_dropout must be 0 for data without an empty caption, got {config.caption_dropout}; "
+                "wire the conditioning of an empty text to the dataset"
+            )
+        self.data = data
+        self.device = source.device
+        self.denoiser = source.denoiser(_DTYPES[config.autocast])
+        self.camera = Camera(self.denoiser, source, data, config.rollout)
+        self.prediction = source.prediction
+        self.reflexflow = config.rollout.max_step_offset > 0 and config.rollout.reflexflow.active(
+            self.prediction
+        )
+        self.generators = streams(config.seed)
+        self.order = BatchOrder(data, config.batch_size, self.generators["order"])
+        self.meter = Meter(self.device)
+        self.history = History()
+        self.pool = StatePool(config.rollout.reuse)
+        self.done = 0
+        self.nonfinite_in_a_row = 0
+        self.seconds = 0.0  # spent in steps, over all stages
+        self.opened = ExitStack()
+        self.opened.enter_context(self.denoiser.opened(True, config.gradient_checkpointing))
+        try:
+            self.adapter = Adapter(self.denoiser.module, config.lora, config.seed, self.device)
+        except BaseException:
+            self.opened.close()
+            raise
+        self.parameters = self.adapter.parameters()
+        self.optimizer = build_optimizer(config.optimizer, self.parameters)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.autocast == "fp16")
+        self.ema = EMA(self.parameters, config.ema_decay) if config.ema_decay else None
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.adapter.detach()
+        self.opened.close()
+
+    # --- one step -------------------------------------------------------------------------------
+
+    def step(self) -> Progress:
+        """Train one optimiser step."""
+        self.pool.forget(self.done)
+        self.mark()
+        config = self.config.optimizer
+        lr = config.lr_at(self.done, self.config.steps)
+        set_lr(self.optimizer, lr)
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            parts = [self.micro_step() for _ in range(self.config.accumulation)]
+            self.scaler.unscale_(self.optimizer)
+            measured = self.measure(parts, grad_norm_clip(self.parameters, config.grad_clip))
+            if not math.isfinite(measured["total"]):
+                self.scaler.update()  # closes what unscale_ opened; the optimiser will not step
+        except FloatingPointError:  # the model's own steps left the finite numbers
+            measured = dict.fromkeys(("total", "base", "fc", "adr", "grad_norm"), math.nan)
+        self.apply(measured)
+        probability = self.config.rollout.probability_at(self.done - self.config.rollout_from)
+        self.history.append(measured | {"lr": lr, "probability": probability})
+        self.done += 1
+        return Progress(self.done, measured["total"], probability)
+
+    def micro_step(self) -> tuple[Loss, dict[str, float]]:
+        """One forward and backward pass over one batch."""
+        inputs, u = self.next_inputs()
+        since = self.done - self.config.rollout_from
+        plan = draw_plan(self.config.rollout, since, u, self.generators["rollout"])
+        states = None if plan is None else self.rolled_states(plan, inputs)
+        rows = None if plan is None else plan.rows.to(self.device)
+        if rows is not None and states is not None:
+            inputs = put(inputs, rows, states)
+        clean = self.clean_output(states)
+        with self.dropout():
+            output = self.predict("train", inputs.x, inputs.sigma, inputs.cond)
+            with self.meter.time("train"):
+                loss = self.loss(inputs, output, rows, states, clean)
+                self.scaler.scale(loss.total / self.config.accumulation).backward()
+        return loss, self.rollout_facts(plan)
+
+    def next_inputs(self) -> tuple[Inputs, Tensor]:
+        """The next batch as teacher-forced inputs, and the targets ``u_t`` [B] that the timestep sampler drew."""
+        config, generators = self.config, self.generators
+        batch = self.order.next(generators["captions"])
+        u = draw_u(config.timesteps, len(batch.x0), generators["timesteps"])
+        sigma = self.denoiser.schedule.sigma(u).to(batch.x0)
+        noise = torch.randn(batch.x0.shape, generator=generators["noise"], dtype=batch.x0.dtype)
+        cond = drop_captions(batch.cond, self.data.empty_cond, config.caption_dropout, generators["captions"])
+        x0, noise, sigma = (t.to(self.device) for t in (batch.x0, noise, sigma))
+        cond = {name: c.to(self.device) for name, c in cond.items()}
+        mask = None if batch.mask is None else batch.mask.to(self.device)
+        return teacher_forced(self.prediction, x0, noise, sigma, cond, mask), u
+
+    def rolled_states(self, plan: Plan, inputs: Inputs) -> States:
+        """States for the planned rows: from earlier rollouts where they may be reused, else rolled out now."""
+        states = self.pool.draw(self.done, len(plan.rows), inputs, self.generators["reuse"])
+        if states is None:
+            predict = partial(self.predict, "rollout")
+            with torch.no_grad():
+                schedule = self.denoiser.schedule
+                states, trail = roll_out(
+                    plan, self.config.rollout, predict, self.prediction, schedule, inputs
+                )
+            self.pool.add(self.done, trail)
+        return states
+
+    @torch.no_grad()
+    def clean_output(self, states: States | None) -> Tensor | None:
+        """``v_clean``: the model at the clean interpolant of the rolled rows; None without ReflexFlow."""
+        if states is None or not self.reflexflow:
+            return None
+        clean = teacher_forced(
+            self.prediction, states.x0, states.noise, states.sigma, states.cond, states.mask
+        )
+        return self.predict("clean", clean.x, clean.sigma, clean.cond)
+
+    def loss(
+        self, inputs: Inputs, output: Tensor, rows: Tensor | None, states: States | None, clean: Tensor | None
+    ) -> Loss:
+        """The loss of a batch in the model's own prediction form."""
+        config, prediction = self.config, self.prediction
+        velocity = weight = terms = None
+        if rows is not None and states is not None:
+            asked, rolled = TARGETS[config.rollout.target], states.rolled(prediction)
+            v_hat = to_velocity(prediction, states.x_hat, states.sigma, output.detach()[rows])
+            velocity = asked.velocity(rolled, v_hat)
+            if asked.weight is not None:
+                weight = torch.ones_like(inputs.sigma).index_copy(0, rows, asked.weight(rolled))
+            terms = RolledTerms(rows, states.x_hat, states.x0, clean)
+        target = training_target(prediction, inputs, rows, velocity)
+        reflex = config.rollout.reflexflow
+        return batch_loss(
+            config.loss, reflex, prediction, output, target, inputs.sigma, inputs.mask, weight, terms
+        )
+
+    def predict(self, kind: Kind, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """The model's output in the state's dtype; counted and timed as `kind`."""
+        self.meter.count(kind, len(x))
+        with self.meter.time(kind):
+            return self.denoiser.predict(x, sigma, cond).to(x.dtype)
+
+    def rollout_facts(self, plan: Plan | None) -> dict[str, float]:
+        """Rows that were rolled, their mean length in steps, and the age of their states in optimiser steps."""
+        if plan is None:
+            return {"rolled": 0.0}
+        facts = {"rolled": float(len(plan.rows)), "length": float(plan.steps.double().mean())}
+        if self.config.rollout.reuse > 1:
+            facts["staleness"] = float(self.done - self.pool.born)
+        return facts
+
+    def measure(self, parts: list[tuple[Loss, dict[str, float]]], norm: Tensor) -> dict[str, float]:
+        """What the step's history row holds; the one transfer from the device per optimiser step."""
+        losses = torch.stack([torch.stack([p.total.detach(), p.base, p.fc, p.adr]) for p, _ in parts])
+        means = torch.cat([losses[:, :2].mean(0), losses[:, 2:].nanmean(0), norm.reshape(1).to(losses)])
+        measured = dict(zip(("total", "base", "fc", "adr", "grad_norm"), means.tolist(), strict=True))
+        facts = [f for _, f in parts]
+        measured["rolled"] = sum(f["rolled"] for f in facts)
+        for name in ("length", "staleness"):
+            values = [f[name] for f in facts if name in f]
+            measured[name] = sum(values) / len(values) if values else math.nan
+        return measured
+
+    def apply(self, measured: dict[str, float]) -> None:
+        """Update the weights, or skip a step whose loss or gradient is not finite.
+
+        Raises:
+            FloatingPointError: too many such steps in a row.
+        """
+        # fp16: the scaler itself skips a step whose gradients overflowed; that is how it finds its scale.
+        gradient_fine = math.isfinite(measured["grad_norm"]) or self.scaler.is_enabled()
+        fine = math.isfinite(measured["total"]) and gradient_fine
+        measured["skipped"] = 0.0 if fine else 1.0
+        if fine:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.nonfinite_in_a_row = 0
+            if self.ema is not None:
+                self.ema.update()
+            return
+        self.nonfinite_in_a_row += 1
+        logger.warning("step %d skipped: the loss or its gradient is not finite", self.done + 1)
+        if self.nonfinite_in_a_row >= self.config.max_nonfinite:
+            raise FloatingPointError(
+                f"the loss must be finite, but it was not for {self.nonfinite_in_a_row} steps in a row up to step "
+                f"{self.done + 1}; lower the learning rate, or train without fp16"
+            )
+
+    @contextmanager
+    def dropout(self) -> Iterator[None]:
+        """Adapter dropout on, its random numbers from its own stream."""
+        if self.config.lora.dropout == 0:
+            yield
+            return
+        # Dropout layers draw from the global generator; lend it a seed of ours and give it back as it was.
+        seed = int(torch.randint(2**62, (), generator=self.generators["dropout"]))
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), self.adapter.dropout():
+            torch.manual_seed(seed)
+            yield
+
+    def validate(self, data: LatentDataset) -> float:
+        """Validation loss of the adapter as it would be saved: its moving average where there is one."""
+        with self.averaged():
+            return validation_loss(
+                partial(self.predict, "validation"),
+                self.prediction,
+                self.denoiser.schedule,
+                data,
+                self.config.batch_size,
+                self.device,
+                self.config.loss,
+            )
+
+    def film(self) -> Film:
+        """A rollout with the adapter as it would be saved; leaves no trace, not even in the meter."""
+        with self.averaged():
+            return self.camera.film(self.done)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The adapter is its moving average inside, where the run keeps one."""
+        if self.ema is None:
+            yield
+            return
+        self.ema.swap()
+        try:
+            yield
+        finally:
+            self.ema.swap()
+
+    # --- state ----------------------------------------------------------------------------------
+
+    def mark(self) -> None:
+        """Remember where the random streams, the data order and the pool stand as a step begins."""
+        rng = {name: g.get_state() for name, g in self.generators.items()}
+        self._marked = rng, self.order.state_dict(), (self.pool.trail, self.pool.born)
+
+    def rewind(self) -> None:
+        """Go back to the begin of a step that did not end, so that its state can be saved."""
+        rng, order, (self.pool.trail, self.pool.born) = self._marked
+        for name, saved in rng.items():
+            self.generators[name].set_state(saved)
+        self.order.load_state_dict(order)
+
+    def state(self) -> State:
+        """Everything that the next step depends on."""
+        tensors: dict[str, Tensor] = {}
+        groups: dict[str, dict[str, Tensor]] = {
+            "adapter": dict(self.adapter.state().tensors),
+            "rng": {name: g.get_state() for name, g in self.generators.items()},
+            "history": self.history.tensors(),
+            "pool": self.pool.tensors(),
+        }
+        groups["optimizer"], optimizer = pack_optimizer(self.optimizer)
+        if self.ema is not None:
+            with self.averaged():
+                groups["average"] = dict(self.adapter.state().tensors)
+        groups["order"], order = split(self.order.state_dict())
+        for group, members in groups.items():
+            tensors |= {f"{group}.{name}": t for name, t in members.items()}
+        values = {
+            "optimizer": optimizer,
+            "order": order,
+            "scaler": self.scaler.state_dict(),
+            "meter": self.meter.state(),
+            "pool_born": self.pool.born,
+            "ema_updates": self.ema.updates if self.ema else 0,
+            "nonfinite_in_a_row": self.nonfinite_in_a_row,
+            "seconds": self.seconds,
+            "loss": finite_or_none(self.history.last("total")),
+        }
+        return State(self.done, tensors, values)
+
+    def load(self, state: State) -> None:
+        """Continue from `state` exactly."""
+        values = state.values
+        self.done = state.step
+        if self.ema is not None:
+            self.adapter.load(AdapterState(self.config.lora, state.group("average")))
+            self.ema.average = [p.detach().clone() for p in self.parameters]
+            self.ema.updates = values["ema_updates"]
+        self.adapter.load(AdapterState(self.config.lora, state.group("adapter")))
+        unpack_optimizer(self.optimizer, state.group("optimizer"), values["optimizer"])
+        for name, saved in state.group("rng").items():
+            self.generators[name].set_state(saved)
+        self.order.load_state_dict(values["order"] | state.group("order"))
+        self.scaler.load_state_dict(values["scaler"])
+        self.meter.load(values["meter"])
+        self.history = History.from_tensors(state.group("history"))
+        self.pool.load(state.group("pool"), values["pool_born"], self.device)
+        self.nonfinite_in_a_row = values["nonfinite_in_a_row"]
+        self.seconds = values["seconds"]
+
+
+# --- runs ---------------------------------------------------------------------------------------
+
+
+def start(
+    root: Path,
+    name: str,
+    source: ModelSource,
+    data: LatentDataset,
+    config: TrainConfig,
+    validation: LatentDataset | None = None,
+    adapter: AdapterState | None = None,
+) -> Run:
+    """Make a run folder and save the state before the first step.
+
+    Args:
+        adapter: weights to begin with, as of a LoRA file; None begins with a fresh adapter.
+    """
+    config = resolved(config, source)
+    described = {
+        "config": to_plain(config),
+        "model": {"name": source.name, "fingerprint": source.fingerprint},
+        "data": {"fingerprint": data.fingerprint},
+    }
+    with training_mode(), Trainer(source, data, config) as trainer:
+        if adapter is not None:
+            trainer.adapter.load(adapter)
+        folder = RunFolder.create(root, name, described)
+        folder.save(trainer.state(), pinned=True)
+    return Run(folder, 0, source, data, config, validation)
+
+
+def validate(run: Run, data: LatentDataset) -> float:
+    """Validation loss of the state that `run` names, on other data."""
+    with training_mode(), Trainer(run.source, run.data, run.config) as trainer:
+        trainer.load(run.state)
+        return trainer.validate(data)
+
+
+def reopen(
+    path: Path,
+    source: ModelSource,
+    data: LatentDataset,
+    step: int = -1,
+    validation: LatentDataset | None = None,
+) -> Run:
+    """A handle on a saved state of an earlier run; the last one by default.
+
+    Raises:
+        RuntimeError: no such state.
+        ValueError: the run was made with another model or other data.
+    """
+    folder = RunFolder(path)
+    described = folder.config()
+    for what, own in (("model", source.fingerprint), ("data", data.fingerprint)):
+        if described[what]["fingerprint"] != own:
+            raise ValueError(
+                f"{what} must be the one that {path.name} was trained with; load that, or start a new run"
+            )
+    steps = folder.steps()
+    if not steps:
+        raise RuntimeError(f"{path} must hold a saved state, it has none; start a new run")
+    config = from_plain(TrainConfig, described["config"])
+    return Run(folder, steps[-1] if step < 0 else step, source, data, config, validation)
+
+
+def train(run: Run, steps: int, watch: Watch | None = None, asked: Asked = tuple) -> Run:
+    """Train on from the state that `run` names for `steps` optimiser steps; return a handle on the new state.
+
+    Whatever ends the stage early, a stop from `watch` above all, the state is saved first and the log says where.
+
+    Args:
+        asked: called after every optimiser step; what it names is done before `watch` is called.
+
+    Raises:
+        FloatingPointError: the loss stayed non-finite; the last good state is saved.
+    """
+    config = run.config
+    with training_mode(), run.folder.held(), Trainer(run.source, run.data, config) as trainer:
+        trainer.load(run.state)
+        first = config.preview_every and run.step not in film_steps(run.folder.path)
+        film = filmed(run, trainer) if first else None
+        clock, last = Stopwatch(), 0.0
+        try:
+            for n in range(1, steps + 1):
+                with rewound(trainer):
+                    progress = trainer.step()
+                if run.validation is not None and due(config.validate_every, trainer.done):
+                    trainer.history.note("validation", trainer.validate(run.validation))
+                now = clock.seconds()
+                trainer.seconds += now - last
+                last = now
+                asks = asked()
+                wanted = n < steps and ("save" in asks or due(config.save_every, trainer.done))
+                saved = wanted and saved_midway(run, trainer, pinned="save" in asks)
+                if "preview" in asks or due(config.preview_every, trainer.done):
+                    with clock.paused():
+                        film = filmed(run, trainer)
+                if watch is not None:
+                    rate, seconds = n / now, trainer.meter.seconds()
+                    row = trainer.history.newest()
+                    told = replace(progress, steps_per_second=rate, row=row, seconds=seconds)
+                    watch(replace(told, saved=saved, film=film))
+                    film = None
+        except BaseException:
+            path = run.folder.save(trainer.state(), pinned=True)
+            logger.info("stopped at step %d; saved %s", trainer.done, path)
+            raise
+        run.folder.save(trainer.state(), pinned=True)
+        return replace(run, step=trainer.done)
+
+
+def due(every: int, step: int) -> bool:
+    """Whether what happens every so many steps, 0 is never, happens after `step`."""
+    return bool(every) and step % every == 0
+
+
+def saved_midway(run: Run, trainer: Trainer, pinned: bool) -> bool:
+    """Save the state while the stage goes on; whether the disk took it.
+
+    If it did not, that is a line in the log: ending the stage would lose every step since the last save, and going on
+    leaves time to free space before its end.
+    """
+    try:
+        run.folder.save(trainer.state(), pinned=pinned, keep=run.config.keep)
+    except RuntimeError as err:
+        logger.warning("step %d not saved, training goes on: %s", trainer.done, err)
+        return False
+    return True
+
+
+def filmed(run: Run, trainer: Trainer) -> Film | None:
+    """A film, in the run's folder too; one that fails is a line in the log, and the training goes on without it."""
+    try:
+        film = trainer.film()
+        film.write(run.folder.path)
+    except Exception as err:  # out of memory, a decoder's error, a full disk: none is worth a run
+        logger.warning("no film of step %d: %s", trainer.done, err)
+        return None
+    return film
+
+
+@contextmanager
+def training_mode() -> Iterator[None]:
+    """Gradients on, whatever the host set: ComfyUI runs nodes under inference mode."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def resolved(config: TrainConfig, source: ModelSource) -> TrainConfig:
+    """The settings with the model family's own defaults filled in."""
+    if config.lora.targets:
+        return config
+    return replace(config, lora=replace(config.lora, targets=source.default_lora_targets))
+
+
+def streams(seed: int) -> dict[str, torch.Generator]:
+    """The run's random streams, on the CPU so that a run is the same on any device."""
+    states = np.random.SeedSequence(seed).generate_state(len(STREAMS), np.uint64)
+    return {name: torch.Generator().manual_seed(int(s)) for name, s in zip(STREAMS, states, strict=True)}
+
+
+@contextmanager
+def rewound(trainer: Trainer) -> Iterator[None]:
+    """If the step inside fails, the trainer stands where the step began."""
+    try:
+        yield
+    except BaseException:
+        trainer.rewind()
+        raise
+
+
+def finite_or_none(value: float) -> float | None:
+    """`value` as strict JSON can hold it."""
+    return value if math.isfinite(value) else None
+
+
+def split(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and plain values apart."""
+    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    return tensors, {k: v for k, v in state.items() if k not in tensors}
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Split an optimiser's state into tensors by name and plain values."""
+    packed = optimizer.state_dict()
+    slots = {f"{index}.{name}": v for index, own in packed["state"].items() for name, v in own.items()}
+    tensors, plain = split(slots)
+    return tensors, {"slots": plain, "groups": packed["param_groups"]}
+
+
+def unpack_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], values: dict[str, Any]
+) -> None:
+    """Inverse of `pack_optimizer`."""
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in (tensors | values["slots"]).items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": values["groups"]})
+
+
+def cost(config: TrainConfig, source: ModelSource) -> float:
+    """Expected no-grad forwards per sample and step at the run's highest rollout probability."""
+    return expected_extra_forwards(config.rollout, config.rollout.reflexflow.active(source.prediction))

@@ -1,0 +1,66 @@
+"""Validation loss: the same pictures, noise and noise levels every time, never rolled out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ...samplers.schedules import Schedule
+from ..data.dataset import Batch, LatentDataset
+from ..forms import Cond, Prediction
+from ..objective.losses import LossConfig, elementwise, masked_mean
+from ..objective.states import teacher_forced, training_target
+
+LEVELS = 8
+"""Noise levels per picture, in the middle of equal parts of the trajectory."""
+PICTURES = 32
+"""Pictures of the validation data that are used, the first ones."""
+SEED = 0
+"""Of the noise: every picture and level has its own, the same in every validation of every run."""
+
+Predict = Callable[[Tensor, Tensor, Cond], Tensor]
+
+
+def batches(data: LatentDataset, batch_size: int) -> Iterator[Batch]:
+    """The first pictures, in order, in batches of one size each."""
+    first, left = 0, PICTURES
+    for bucket in data.buckets:
+        ids = torch.arange(first, first + min(len(bucket), left))
+        first, left = first + len(bucket), left - len(ids)
+        for part in ids.split(batch_size):
+            if len(part):
+                yield data.batch(part)
+
+
+@torch.no_grad()
+def validation_loss(
+    predict: Predict,
+    prediction: Prediction,
+    schedule: Schedule,
+    data: LatentDataset,
+    batch_size: int,
+    device: torch.device,
+    loss: LossConfig,
+) -> float:
+    """Mean loss over pictures and noise levels, without min-SNR weights or any term of ReflexFlow.
+
+    Args:
+        predict: ``predict(x, sigma, cond) -> model output`` with the adapter on and its dropout off.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    levels = schedule.sigma((torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS)
+    losses = []
+    for batch in batches(data, batch_size):
+        x0 = batch.x0.to(device)
+        cond = {name: c.to(device) for name, c in batch.cond.items()}
+        mask = None if batch.mask is None else batch.mask.to(device)
+        for level in levels:
+            noise = torch.randn(batch.x0.shape, generator=generator, dtype=batch.x0.dtype).to(device)
+            sigma = level.to(x0).expand(len(x0))
+            inputs = teacher_forced(prediction, x0, noise, sigma, cond, mask)
+            target = training_target(prediction, inputs, None, None)
+            error = elementwise(loss, predict(inputs.x, sigma, cond), target)
+            losses.append(masked_mean(error, mask))
+    return float(torch.cat(losses).mean())
