@@ -64,19 +64,22 @@ import torch
 from torch import Tensor
 
 from rollout_trainer.demo.style import THRESHOLD, style_net, style_probability
-from rollout_trainer.training.data.dataset import LatentDataset, encode, read_image_folder
+from rollout_trainer.training.conditioning import select
+from rollout_trainer.training.data.dataset import LatentDataset, read_image_folder
+from rollout_trainer.training.data.encoding import encode
 from rollout_trainer.training.data.images import ImageDataset
-from rollout_trainer.training.forms import select
+from rollout_trainer.training.files import write_atomically
 from rollout_trainer.training.lora.adapter import AdapterState, LoRAConfig
-from rollout_trainer.training.models.diffusers import DiffusersModel, load_diffusers
+from rollout_trainer.training.models.diffusers import DiffusersModel
+from rollout_trainer.training.models.families import load_diffusers
 from rollout_trainer.training.models.source import LoadedModel
 from rollout_trainer.training.objective.config import ReflexFlowConfig, RolloutConfig
 from rollout_trainer.training.objective.rollout import expected_extra_forwards
 from rollout_trainer.training.pictures.exposure import energy_distance, exposure_bias
 from rollout_trainer.training.pictures.sampling import sample
-from rollout_trainer.training.runs.folder import write_atomically
+from rollout_trainer.training.trainer.config import TrainConfig
 from rollout_trainer.training.trainer.optim import OptimizerConfig
-from rollout_trainer.training.trainer.trainer import TrainConfig, Trainer, training_mode
+from rollout_trainer.training.trainer.trainer import Trainer, training_mode
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN_COST = 2.0

@@ -32,14 +32,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rollout_trainer.training.data.dataset import LatentDataset, encode, read_image_folder
+from rollout_trainer.training.data.dataset import LatentDataset, read_image_folder
+from rollout_trainer.training.data.encoding import encode
 from rollout_trainer.training.lora.adapter import LoRAConfig
-from rollout_trainer.training.models.diffusers import DiffusersModel, load_diffusers
+from rollout_trainer.training.models.diffusers import DiffusersModel
+from rollout_trainer.training.models.families import load_diffusers
 from rollout_trainer.training.objective.config import ReflexFlowConfig, RolloutConfig
 from rollout_trainer.training.objective.rollout import Plan
 from rollout_trainer.training.objective.states import Inputs, States, join
+from rollout_trainer.training.trainer.config import TrainConfig
 from rollout_trainer.training.trainer.optim import OptimizerConfig, build_optimizer
-from rollout_trainer.training.trainer.trainer import TrainConfig, Trainer
+from rollout_trainer.training.trainer.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 8

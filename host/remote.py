@@ -28,8 +28,9 @@ from typing import Any
 
 from .graph.catalog import NodeSpec, from_object_info
 from .graph.normal import Graph, GraphError
+from .paths import PACK
 from .report import FOLDERS_VARIABLE, REPORT_VARIABLE
-from .standalone.host import PACK, StandaloneHost
+from .standalone.host import StandaloneHost
 
 PACK_LINK = "rollout_trainer"
 """What this pack's folder is called in there; ComfyUI names a node's module after it."""

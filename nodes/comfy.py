@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..host import io, models
 from ..training.data.latents import Latents, dataset_from_latents
-from ..training.lora.file import read_file
+from ..training.files import read_file
 from ..training.models.hosted import HostModel
 from ..training.models.source import LoadedModel
-from ..training.trainer.trainer import Run
+from ..training.runs.run import Run
 from . import sockets
 from .model import lora_path
 

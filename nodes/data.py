@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..host import current, io
-from ..training.data.dataset import ImageDataset, encode, read_image_folder
+from ..training.data.dataset import ImageDataset, read_image_folder
+from ..training.data.encoding import encode
 from ..training.models.source import LoadedModel
 from . import sockets
 

@@ -8,7 +8,7 @@ import torch
 
 from ..host import current, io
 from ..training.lora.reading import read_lora
-from ..training.models.diffusers import check_diffusers, load_diffusers
+from ..training.models.families import check_diffusers, load_diffusers
 from ..training.models.source import LoadedModel
 from . import sockets
 

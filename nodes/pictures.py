@@ -16,7 +16,7 @@ from ..training.objective.config import RolloutConfig
 from ..training.pictures import plots, preview
 from ..training.pictures.exposure import exposure_bias
 from ..training.pictures.sampling import sample
-from ..training.trainer.trainer import Run
+from ..training.runs.run import Run
 from . import sockets
 from .sampler import solver_inputs
 

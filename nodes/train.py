@@ -16,19 +16,11 @@ from ..training.objective.timesteps import TimestepConfig
 from ..training.runs.export import save_lora
 from ..training.runs.live import Live
 from ..training.runs.report import describe, report
+from ..training.runs.run import Run, reopen, start, train, validate
 from ..training.runs.stages import branch
+from ..training.trainer.config import Autocast, TrainConfig, cost
 from ..training.trainer.optim import OptimizerConfig
-from ..training.trainer.trainer import (
-    Autocast,
-    Progress,
-    Run,
-    TrainConfig,
-    cost,
-    reopen,
-    start,
-    train,
-    validate,
-)
+from ..training.trainer.trainer import Progress
 from . import sockets
 
 

@@ -7,14 +7,14 @@ own sizes, or -1 for a row that has no such tensor at all. Where all rows fill t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .forms import Cond
-
+Cond = Mapping[str, Tensor]
+"""Conditioning of a batch: named tensors, each with the batch as its first axis."""
 SHAPE = ".shape"
 """End of a companion's name."""
 ABSENT = -1
@@ -80,3 +80,8 @@ def _padded(cond: Cond, name: str, size: tuple[int, ...], example: Tensor) -> tu
     own = torch.tensor([1, *value.shape[1:]], device=value.device).expand(n, -1)
     missing = [side for have, want in zip(value.shape[1:], size, strict=True) for side in (want - have, 0)]
     return F.pad(value, missing[::-1]), cond.get(name + SHAPE, own)
+
+
+def select(cond: Cond, rows: Tensor) -> Cond:
+    """Return the conditioning of the batch rows `rows: LongTensor [A]`."""
+    return {name: value.index_select(0, rows) for name, value in cond.items()}

@@ -11,52 +11,17 @@ In both, ``velocity = dx/dsigma = (x - denoised) / sigma``: flow ``noise - x0``,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
-
-from ..samplers.schedules import Schedule
+from torch import Tensor
 
 Prediction = Literal["flow", "epsilon", "v"]
-Cond = Mapping[str, Tensor]
-"""Conditioning of a batch: named tensors, each with the batch as its first axis."""
-
-
-class Denoiser(Protocol):
-    """A model as the trainer and the samplers use it: latents and noise levels in, prediction out."""
-
-    prediction: Prediction
-    """What `predict` returns: flow velocity, epsilon or v."""
-    schedule: Schedule
-    """Noise level along the trajectory, with the model's shift."""
-    module: nn.Module
-    """The network that gets adapters. Frozen, apart from the adapters."""
-
-    def opened(self, training: bool = False, checkpointing: bool = False) -> AbstractContextManager[None]:
-        """The network is ready to compute inside; what that took is undone after, also after an error.
-
-        Args:
-            training: gradients can flow through it.
-            checkpointing: its activations are recomputed in the backward pass.
-        """
-        ...
-
-    def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        """Return the raw prediction at `x: [B, ...]` (flow or VE state), `sigma: [B]`; same shape as `x`."""
-        ...
 
 
 def expand(sigma: Tensor, x: Tensor) -> Tensor:
     """View `sigma: [B]` so that it broadcasts against `x: [B, ...]`."""
     return sigma.reshape(-1, *[1] * (x.ndim - 1))  # [B] -> [B, 1, 1, 1]
-
-
-def select(cond: Cond, rows: Tensor) -> Cond:
-    """Return the conditioning of the batch rows `rows: LongTensor [A]`."""
-    return {name: value.index_select(0, rows) for name, value in cond.items()}
 
 
 def add_noise(prediction: Prediction, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:

@@ -17,8 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..interface import Ask, Facts, Progress
+from ..paths import PACK, first_existing
 from ..report import FOLDERS_VARIABLE, REPORT_VARIABLE, merge, write
-from ..standalone.host import PACK, TerminalBar, first_existing
+from ..terminal import TerminalBar
 from .links import text_behind
 from .panel import Panel, prompt_server
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +16,11 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
-from tqdm import tqdm
 
 from ..interface import Ask, Cancelled, Facts, Progress, Runs
+from ..paths import PACK, first_existing
 from ..report import merge
-
-PACK = Path(__file__).resolve().parents[2]
-BAR = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}, {elapsed}, {remaining} left{postfix}"
+from ..terminal import TerminalBar
 
 
 class StandaloneHost:
@@ -134,31 +131,6 @@ class StandaloneHost:
         merge(self.sections, section)
 
 
-class TerminalBar:
-    """A progress bar on stderr, and in a log file a line every ten seconds at most."""
-
-    def __init__(self, total: int, title: str = "", quiet: bool = False) -> None:
-        self._tqdm = tqdm(
-            total=total,
-            desc=title,
-            bar_format=BAR,
-            disable=quiet,
-            mininterval=0.1 if sys.stderr.isatty() else 10,
-        )
-
-    def show(self, done: int, text: str = "") -> None:
-        """Draw that `done` units are finished."""
-        if text:
-            self._tqdm.set_postfix_str(text, refresh=False)
-        self._tqdm.update(done - self._tqdm.n)
-        if done >= (self._tqdm.total or 0):
-            self.close()
-
-    def close(self) -> None:
-        """Draw it for the last time."""
-        self._tqdm.close()
-
-
 class _Progress:
     """A bar that listens to the host's cancel request."""
 
@@ -230,13 +202,6 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def first_existing(text: str, folders: list[Path]) -> Path:
-    """Return the first of `folders / text` that exists, or the first of all if none does."""
-    typed = Path(text).expanduser()
-    candidates = [Path(os.path.normpath(folder / typed)) for folder in folders]
-    return next((path for path in candidates if path.exists()), candidates[0])
 
 
 def _to_pil(image: Tensor) -> Image.Image:

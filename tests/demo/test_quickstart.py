@@ -15,10 +15,11 @@ from safetensors import safe_open
 
 from rollout_trainer.__main__ import main
 from rollout_trainer.demo.style import style_rate
-from rollout_trainer.training.data.dataset import encode, read_image_folder
-from rollout_trainer.training.models.diffusers import load_diffusers
+from rollout_trainer.training.data.dataset import read_image_folder
+from rollout_trainer.training.data.encoding import encode
+from rollout_trainer.training.models.families import load_diffusers
 from rollout_trainer.training.pictures.sampling import sample
-from rollout_trainer.training.trainer.trainer import reopen
+from rollout_trainer.training.runs.run import reopen
 
 ROOT = Path(__file__).resolve().parents[2]
 UNSEEN = [
@@ -132,7 +133,7 @@ def test_the_file_says_what_it_is(run, trained):
 
 def test_a_second_run_gives_the_same_adapter(run, trained, tmp_path):
     """The first 20 steps, again from the state before the first: bit for bit."""
-    from rollout_trainer.training.trainer.trainer import train
+    from rollout_trainer.training.runs.run import train
 
     start = reopen(trained.folder.path, trained.source, trained.data, step=0)
     again = train(start, 20)

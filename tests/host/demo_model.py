@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rollout_trainer.samplers import integrate, trajectory
-from rollout_trainer.training.forms import Cond
-from rollout_trainer.training.models.diffusers import DiffusersModel, load_diffusers
+from rollout_trainer.training.conditioning import Cond
+from rollout_trainer.training.models.diffusers import DiffusersModel
+from rollout_trainer.training.models.families import load_diffusers
 from rollout_trainer.training.pictures.sampling import Guided
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,8 +15,8 @@ from rollout_trainer.samplers import FlowSchedule, TableSchedule
 from rollout_trainer.training.data.dataset import Bucket, LatentDataset
 from rollout_trainer.training.forms import expand
 from rollout_trainer.training.lora.adapter import AdapterState, LoRAConfig
+from rollout_trainer.training.trainer.config import TrainConfig
 from rollout_trainer.training.trainer.optim import OptimizerConfig
-from rollout_trainer.training.trainer.trainer import TrainConfig
 
 
 class ToyNetwork(nn.Module):

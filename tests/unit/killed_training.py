@@ -73,7 +73,7 @@ def serve() -> None:
     sys.path.insert(0, str(ROOT / "tests" / "unit"))
     from conftest import ToySource, toy_data
 
-    from rollout_trainer.training.trainer.trainer import reopen, train
+    from rollout_trainer.training.runs.run import reopen, train
 
     source, data = ToySource(), toy_data()
     print("ready", flush=True)

@@ -1,7 +1,7 @@
 """Who may import whom: nodes -> training -> samplers, host at the side, ComfyUI behind host alone.
 
-The rules are in CONTRIBUTING.md. The check reads the sources, so an import inside a function or under
-TYPE_CHECKING counts like any other.
+Inside training/ and host/ the rooms stand in an order too: `ROOMS`. The rules are in docs/architecture.md.
+The check reads the sources, so an import inside a function or under TYPE_CHECKING counts like any other.
 """
 
 import ast
@@ -18,6 +18,34 @@ LAYERS = {
     "training": {"samplers"},
     "host": set(),
     "nodes": {"samplers", "training", "host"},
+}
+# Rooms of a layer, lowest first, each with those below it that it may import from. A room is a folder, or a module
+# that lies beside the folders.
+ROOMS: dict[str, dict[str, set[str]]] = {
+    "training": {
+        "checks": set(),
+        "files": set(),
+        "forms": set(),
+        "conditioning": set(),
+        "objective": {"checks", "conditioning", "forms"},
+        "lora": {"checks", "files"},
+        "models": {"conditioning", "files", "forms", "lora"},
+        "data": {"conditioning", "files", "models"},
+        "pictures": {"conditioning", "data", "files", "forms", "models", "objective"},
+        "trainer": {"checks", "conditioning", "data", "forms", "lora", "models", "objective", "pictures"},
+        "runs": {"checks", "data", "files", "lora", "models", "objective", "pictures", "trainer"},
+    },
+    "host": {
+        "interface": set(),
+        "paths": set(),
+        "report": set(),
+        "schema": set(),
+        "terminal": set(),
+        "graph": {"schema"},
+        "standalone": {"graph", "interface", "paths", "report", "schema", "terminal"},
+        "comfyui": {"interface", "paths", "report", "terminal"},
+        "remote": {"graph", "paths", "report", "standalone"},
+    },
 }
 # Modules of ComfyUI; `nodes` is one of them, and with an absolute import it would be theirs, not ours.
 COMFYUI = {
@@ -50,6 +78,19 @@ def imported(source: str, folder: str) -> Iterator[tuple[int, str, bool]]:
                 yield node.lineno, str(node.args[0].value), False
 
 
+def between_rooms(source: str, module: str) -> list[str]:
+    """Return one line for every import that goes from `module`, by its dotted name, to a room that it must not know."""
+    layer, _, inside = module.partition(".")
+    rooms, room = ROOMS.get(layer, {}), inside.partition(".")[0]
+    if not rooms or room == "__init__":  # a layer's own front door may open any room
+        return []
+    if room not in rooms:
+        return [f"1: {module} is in no room of {layer}; add it to ROOMS"]
+    names = [(line, name) for line, name, ours in imported(source, module.rpartition(".")[0]) if ours]
+    reached = [(line, name.split(".")[1]) for line, name in names if name.startswith(f"{layer}.")]
+    return [f"{line}: {room} imports {to}" for line, to in reached if to not in rooms[room] | {room}]
+
+
 def breaches(source: str, folder: str) -> list[str]:
     """Return one line for every import in a module of `folder` ("" is the root) that the rules forbid."""
     found, room = [], folder.partition(".")[0]
@@ -78,8 +119,32 @@ def modules() -> list[Path]:
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_imports_keep_to_the_layers(path):
-    folder = ".".join(path.relative_to(ROOT).parts[:-1])
-    assert breaches(path.read_text(encoding="utf-8"), folder) == []
+    source, parts = path.read_text(encoding="utf-8"), path.relative_to(ROOT).with_suffix("").parts
+    assert breaches(source, ".".join(parts[:-1])) == []
+    assert between_rooms(source, ".".join(parts)) == []
+
+
+def test_rooms_stand_on_lower_rooms_alone():
+    for rooms in ROOMS.values():
+        order = list(rooms)
+        assert all(order.index(below) < order.index(room) for room in rooms for below in rooms[room])
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("training.objective.losses", "from ..lora.adapter import Adapter"),
+        ("training.objective.losses", "from .. import trainer"),
+        ("training.data.dataset", "def late():\n    from ..runs.folder import RunFolder"),
+        ("training.forms", "from .conditioning import Cond"),
+        ("training.elsewhere", ""),
+        ("host.graph.normal", "from ..standalone.host import StandaloneHost"),
+        ("host.comfyui.host", "from ..standalone.host import StandaloneHost"),
+        ("host.schema", "from .interface import Host"),
+    ],
+)
+def test_an_import_from_a_higher_room_is_found(module, source):
+    assert len(between_rooms(source, module)) == 1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..lora.file import write_tensors
+from ..files import write_tensors
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..conditioning import joined
-from ..forms import Cond
-from ..models.hosted import digest
+from ..conditioning import Cond, joined
+from ..files import digest
 from .cache import cache_key
 from .dataset import Bucket, LatentDataset, same_sizes
 

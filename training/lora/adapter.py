@@ -26,7 +26,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ..objective.config import check_choice, check_range
+from ..checks import check_choice, check_range
 from .forward import fuse
 
 AdapterKind = Literal["lora", "dora", "loha", "lokr"]

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from ..files import replace_file
 from .adapter import AdapterState
 
 MAGNITUDE = "lora_magnitude_vector"
@@ -92,29 +87,3 @@ def kohya_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if end != MAGNITUDE:
             out[f"lora_unet_{module.replace('.', '_')}.{ends.get(end, end)}"] = value
     return out
-
-
-def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a LoRA file, and its header.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header: dict[str, str] = file.metadata() or {}
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
-    except (OSError, SafetensorError) as err:
-        raise ValueError(f"LoRA file {path} must be a readable safetensors file, got: {err}") from err
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file so that `path` is either complete or as it was before.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata))
-    # Two processes may fill one cache: each has a partial file of its own.
-    replace_file(path, content, path.with_name(f"{path.name}.{os.getpid()}.tmp"))

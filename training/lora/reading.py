@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..objective.config import from_plain
+from ..checks import from_plain
+from ..files import read_file
 from .adapter import AdapterState, LoRAConfig
-from .file import MAGNITUDE, SCALED_FACTORS, read_file, split_adapter_name
+from .file import MAGNITUDE, SCALED_FACTORS, split_adapter_name
 
 PREFIXES = ("transformer.", "unet.", "diffusion_model.")
 KOHYA = "lora_unet_"

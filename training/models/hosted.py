@@ -6,7 +6,6 @@ tensors. Here it gets what training needs beside that: predictions, schedules, r
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from ...samplers.schedules import FlowSchedule, Schedule, TableSchedule
-from ..conditioning import joined, rows
-from ..forms import Cond, Prediction, expand, from_velocity
+from ..conditioning import Cond, joined, rows
+from ..files import digest, write_tensors
+from ..forms import Prediction, expand, from_velocity
 from ..lora.adapter import AdapterState, is_linear
-from ..lora.file import comfy_names, folded, with_dora_scale, write_tensors
+from ..lora.file import comfy_names, folded, with_dora_scale
 from .differentiable import given_copies, overwritten, recomputed
 
 logger = logging.getLogger(__name__)
@@ -36,8 +36,6 @@ ATTENTION = (
     r"single_blocks\.\d+\.linear[12]$",  # attention and MLP in one, of Flux and HunyuanVideo
 )
 """Attention projections by the names that families give them; those that a network has are its default targets."""
-SAMPLE = 1024
-"""Values of each tensor that a fingerprint looks at, evenly spread: the whole of a large model takes minutes."""
 SMALLEST_SIGMA = 1e-4
 """Below it, x and the estimate of x0 are too near to tell the velocity in float32."""
 
@@ -264,15 +262,3 @@ def flow_schedule(network: HostNetwork) -> FlowSchedule:
     if (schedule.sigma(u) - sigma).abs().max() > 1e-4:
         raise ValueError(f"model must have the noise levels of a shift, got {sigma.tolist()}")
     return schedule
-
-
-def digest(tensors: Iterable[tuple[str, Tensor]], sample: int | None = SAMPLE) -> str:
-    """Hex digest of named tensors: names, sizes, types, and about `sample` values of each (None: all)."""
-    sha = hashlib.sha256()
-    for name, tensor in sorted(tensors, key=lambda item: item[0]):
-        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        flat = tensor.detach().reshape(-1)
-        step = max(1, len(flat) // sample) if sample else 1
-        values = flat[::step].contiguous().cpu()
-        sha.update(values.view(torch.uint8).numpy().tobytes() if len(values) else b"")
-    return sha.hexdigest()[:16]

@@ -7,16 +7,17 @@ a node graph may branch on it: the adapter is on the network only while a `denoi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...samplers.schedules import Schedule
-from ..forms import Cond, Denoiser, Prediction
+from ..conditioning import Cond
+from ..forms import Prediction
 from ..lora.adapter import AdapterState, attached
 
 
@@ -131,3 +132,27 @@ class LoadedModel:
     def with_adapter(self, adapter: AdapterState | None) -> LoadedModel:
         """The same base under another adapter."""
         return replace(self, adapter=adapter)
+
+
+class Denoiser(Protocol):
+    """A model as the trainer and the samplers use it: latents and noise levels in, prediction out."""
+
+    prediction: Prediction
+    """What `predict` returns: flow velocity, epsilon or v."""
+    schedule: Schedule
+    """Noise level along the trajectory, with the model's shift."""
+    module: nn.Module
+    """The network that gets adapters. Frozen, apart from the adapters."""
+
+    def opened(self, training: bool = False, checkpointing: bool = False) -> AbstractContextManager[None]:
+        """The network is ready to compute inside; what that took is undone after, also after an error.
+
+        Args:
+            training: gradients can flow through it.
+            checkpointing: its activations are recomputed in the backward pass.
+        """
+        ...
+
+    def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """Return the raw prediction at `x: [B, ...]` (flow or VE state), `sigma: [B]`; same shape as `x`."""
+        ...

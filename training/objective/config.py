@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args
 
 from ...samplers import SAMPLERS
+from ..checks import check_choice, check_range
 from ..forms import Prediction
 from .targets import TARGETS
 
@@ -22,19 +23,6 @@ FCNorm = Literal["mean", "l1"]
 PREFIX = "scheduled_sampling_"
 ORIGIN_DEFAULTS = {"steps_per_trajectory": 1000, "target": "clean"}
 """What a file without our own keys means: one rollout step is one training timestep, the target is u."""
-
-
-def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
-    """Raise ValueError unless ``low <= value <= high`` (NaN is refused as well)."""
-    if not low <= value <= high:
-        bound = f"at least {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
-        raise ValueError(f"{name} must be {bound}, got {value}")
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ValueError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -219,29 +207,3 @@ def _typed(name: str, value: Any, default: Any) -> Any:
     if kind is int and number and float(value).is_integer():
         return int(value)
     raise ValueError(f"{name} must be of type {kind.__name__}, got {value!r}")
-
-
-T = TypeVar("T")
-
-
-def to_plain(config: Any) -> dict[str, Any]:
-    """A config (nested dataclasses) as plain JSON values."""
-    return asdict(config)
-
-
-def from_plain(kind: type[T], values: Mapping[str, Any]) -> T:
-    """Build a config of `kind` from what `to_plain` wrote; validation runs again.
-
-    Raises:
-        ValueError: an unknown name, or a value that the config refuses.
-    """
-    hints = get_type_hints(kind)
-    unknown = sorted(values.keys() - hints.keys())
-    if unknown:
-        raise ValueError(f"{kind.__name__} must have known options only, got {', '.join(unknown)}")
-    given = {}
-    for name, value in values.items():
-        if is_dataclass(hints[name]):
-            value = from_plain(hints[name], value)
-        given[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**given)

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..checks import check_choice, check_range
 from ..forms import Prediction, expand
-from .config import ReflexFlowConfig, check_choice, check_range
+from .config import ReflexFlowConfig
 
 LossKind = Literal["mse", "huber"]
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ...samplers.schedules import Schedule, trajectory
-from ..forms import Cond, Prediction, add_noise, select, to_velocity
+from ..conditioning import Cond, select
+from ..forms import Prediction, add_noise, to_velocity
 from .config import RolloutConfig
 from .states import Inputs, States, Trail
 from .targets import TARGETS, Solver, Start

@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from ..forms import Cond, Prediction, add_noise, from_velocity, true_velocity
+from ..conditioning import Cond
+from ..forms import Prediction, add_noise, from_velocity, true_velocity
 from .targets import Rolled
 
 

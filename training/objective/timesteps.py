@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .config import check_choice, check_range
+from ..checks import check_choice, check_range
 
 Distribution = Literal["uniform", "logit_normal", "shifted"]
 

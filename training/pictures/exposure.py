@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from ...samplers import Frame, integrate, trajectory
+from ..conditioning import Cond, select
 from ..data.dataset import LatentDataset
-from ..forms import Cond, Denoiser, add_noise, select, to_denoised, to_velocity
-from ..models.source import LoadedModel
+from ..forms import add_noise, to_denoised, to_velocity
+from ..models.source import Denoiser, LoadedModel
 from .sampling import seeded_noise
 
 BANDS = 8

@@ -17,10 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.dataset import LatentDataset
-from ..forms import Denoiser
-from ..models.source import ModelSource
+from ..files import write_atomically, write_json
+from ..models.source import Denoiser, ModelSource
 from ..objective.config import RolloutConfig
-from ..runs.folder import write_atomically, write_json
 from .preview import frames_on, pictures
 
 FOLDER = "film"

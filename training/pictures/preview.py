@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ...samplers import Frame, Schedule, integrate, trajectory
-from ..forms import Cond, Denoiser, Prediction, add_noise, expand, to_denoised
-from ..models.source import LoadedModel, ModelSource
+from ..conditioning import Cond
+from ..forms import Prediction, add_noise, expand, to_denoised
+from ..models.source import Denoiser, LoadedModel, ModelSource
 from ..objective.config import RolloutConfig
 
 

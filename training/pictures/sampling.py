@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ...samplers import Frame, integrate, trajectory
-from ..conditioning import alike
-from ..forms import Cond, Denoiser, add_noise, select, to_denoised
-from ..models.source import LoadedModel
+from ..conditioning import Cond, alike, select
+from ..forms import add_noise, to_denoised
+from ..models.source import Denoiser, LoadedModel
 
 Watch = Callable[[int, int, Tensor], None]
 """``watch(done, steps, denoised)``: `denoised` [N, C, h, w] estimates x0; may raise to cancel."""

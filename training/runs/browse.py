@@ -16,10 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..objective.config import from_plain, to_plain
+from ..checks import from_plain, to_plain
 from ..pictures.film import film_path, film_steps
-from ..trainer.trainer import TrainConfig
-from .folder import History, RunFolder, sweep
+from ..trainer.config import TrainConfig
+from ..trainer.state import History
+from .folder import RunFolder, sweep
 from .live import COLUMNS, Curve
 
 _FRAME = re.compile(r"\d{2,}\.jpg")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..objective.config import to_plain
-from ..trainer.trainer import Run
+from ..checks import to_plain
+from .run import Run
 
 FORMAT = "rollout-trainer-1"
 

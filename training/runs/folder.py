@@ -14,7 +14,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 from threading import Lock
@@ -23,94 +23,19 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
 
-from ..files import replace_file
+from ..files import write_atomically, write_json
+from ..trainer.state import State
 
 VERSION = 1
 DELETED = ".deleted-"
 """How the name of a folder begins that was a run; whatever is in it may go at any time."""
-_PARTIAL = ".partial"
 _STATE = re.compile(r"state-(\d{8,})\.safetensors")
 _UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError)
 """What reading a file that is no state, or only a part of one, may raise."""
 _held: list[Path] = []
 _guard = Lock()
 """Of `_held`: a run is not deleted while it is being opened, nor opened while it is being deleted."""
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path`: the file appears whole, on the disk, or not at all.
-
-    Raises:
-        RuntimeError: the place cannot be written.
-    """
-    try:
-        replace_file(path, content, path.with_name(path.name + _PARTIAL))
-    except OSError as err:
-        raise RuntimeError(
-            f"{path} must be writable, got {err.strerror}; free space or choose another folder"
-        ) from err
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
-    write_atomically(path, json.dumps(value, indent=1, allow_nan=False).encode())
-
-
-@dataclass
-class History:
-    """What a run measured, one value per optimiser step and column; NaN where there was nothing to measure."""
-
-    columns: dict[str, list[float]] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return max((len(c) for c in self.columns.values()), default=0)
-
-    def append(self, values: Mapping[str, float]) -> None:
-        """Add one step. A column that is new was NaN before."""
-        n = len(self)
-        for name in values.keys() | self.columns.keys():
-            self.columns.setdefault(name, [float("nan")] * n).append(float(values.get(name, float("nan"))))
-
-    def note(self, name: str, value: float) -> None:
-        """Put `value` into the newest step's row."""
-        self.columns.setdefault(name, [float("nan")] * len(self))[-1] = float(value)
-
-    def last(self, name: str) -> float:
-        """The newest value of a column, NaN if there is none."""
-        column = self.columns.get(name)
-        return column[-1] if column else float("nan")
-
-    def newest(self) -> dict[str, float]:
-        """The newest step's row."""
-        return {name: column[-1] for name, column in self.columns.items()}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The columns as float64 tensors."""
-        return {name: torch.tensor(c, dtype=torch.float64) for name, c in self.columns.items()}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> History:
-        """Inverse of `tensors`."""
-        return cls({name: c.tolist() for name, c in tensors.items()})
-
-
-@dataclass(frozen=True)
-class State:
-    """Everything a step needs to go on."""
-
-    step: int
-    """Optimiser steps done."""
-    tensors: Mapping[str, Tensor]
-    """By dotted name: ``adapter.*``, ``optimizer.*``, ``ema.*``, ``rng.*``, ``order.*``, ``history.*`` ..."""
-    values: Mapping[str, Any]
-    """Plain JSON values."""
-
-    def group(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors below ``prefix.``, with the prefix taken off."""
-        start = prefix + "."
-        return {k[len(start) :]: v for k, v in self.tensors.items() if k.startswith(start)}
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from typing import Any
 
 from ..pictures.film import equally_spaced, film_steps
 from ..trainer.meter import memory_in_use
-from ..trainer.trainer import Progress, Run
-from .folder import History
+from ..trainer.state import History
+from ..trainer.trainer import Progress
+from .run import Run
 
 COLUMNS = ("base", "fc", "adr", "validation")
 """The columns of a run's history that are drawn."""

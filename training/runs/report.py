@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..trainer.trainer import Run
-from .folder import History
+from ..trainer.state import History
+from .run import Run
 
 
 def plain(column: list[float]) -> list[float | None]:

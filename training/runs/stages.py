@@ -10,10 +10,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..models.hosted import digest
-from ..objective.config import RolloutConfig, to_plain
-from ..trainer.trainer import Run, TrainConfig
-from .folder import RunFolder, State
+from ..checks import to_plain
+from ..files import digest
+from ..objective.config import RolloutConfig
+from ..trainer.config import TrainConfig
+from ..trainer.state import State
+from .folder import RunFolder
+from .run import Run
 
 
 def branch(run: Run, rollout: RolloutConfig | None = None, learning_rate: float | None = None) -> Run:

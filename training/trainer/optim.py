@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..objective.config import check_choice, check_range
+from ..checks import check_choice, check_range
 
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor", "prodigy"]
 LRSchedule = Literal["constant", "linear", "cosine"]
@@ -128,3 +128,28 @@ class EMA:
 def grad_norm_clip(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
     """Clip the gradient norm to `limit` (0: only measure); return the norm before, a scalar on the device."""
     return nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else math.inf, foreach=True)
+
+
+def split(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and plain values apart."""
+    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    return tensors, {k: v for k, v in state.items() if k not in tensors}
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Split an optimiser's state into tensors by name and plain values."""
+    packed = optimizer.state_dict()
+    slots = {f"{index}.{name}": v for index, own in packed["state"].items() for name, v in own.items()}
+    tensors, plain = split(slots)
+    return tensors, {"slots": plain, "groups": packed["param_groups"]}
+
+
+def unpack_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], values: dict[str, Any]
+) -> None:
+    """Inverse of `pack_optimizer`."""
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in (tensors | values["slots"]).items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": values["groups"]})

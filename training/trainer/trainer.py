@@ -9,131 +9,44 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.dataset import BatchOrder, LatentDataset
-from ..forms import Cond, to_velocity
-from ..lora.adapter import Adapter, AdapterState, LoRAConfig
-from ..models.source import LoadedModel, ModelSource
-from ..objective.config import RolloutConfig, check_choice, check_range, from_plain, to_plain
-from ..objective.losses import Loss, LossConfig, RolledTerms, batch_loss
+from ..conditioning import Cond
+from ..data.dataset import LatentDataset
+from ..data.order import BatchOrder
+from ..forms import to_velocity
+from ..lora.adapter import Adapter, AdapterState
+from ..models.source import ModelSource
+from ..objective.losses import Loss, RolledTerms, batch_loss
 from ..objective.reuse import StatePool
-from ..objective.rollout import Plan, draw_plan, expected_extra_forwards, roll_out
+from ..objective.rollout import Plan, draw_plan, roll_out
 from ..objective.states import Inputs, States, drop_captions, put, teacher_forced, training_target
 from ..objective.targets import TARGETS
-from ..objective.timesteps import TimestepConfig, draw_u
-from ..pictures.film import Camera, Film, film_steps
-from ..runs.folder import History, RunFolder, State
-from .meter import Kind, Meter, Stopwatch
-from .optim import EMA, OptimizerConfig, build_optimizer, grad_norm_clip, set_lr
+from ..objective.timesteps import draw_u
+from ..pictures.film import Camera, Film
+from .config import TrainConfig, resolved, streams
+from .meter import Kind, Meter
+from .optim import (
+    EMA,
+    build_optimizer,
+    grad_norm_clip,
+    pack_optimizer,
+    set_lr,
+    split,
+    unpack_optimizer,
+)
+from .state import History, State
 from .validation import validation_loss
 
 logger = logging.getLogger(__name__)
 
-Autocast = Literal["off", "bf16", "fp16"]
 _DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-STREAMS = ("order", "timesteps", "noise", "captions", "rollout", "reuse", "dropout")
-"""The random streams of a run, one per purpose, each seeded from the run's seed and saved with its state."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """All settings of a run."""
-
-    steps: int = 500
-    """Optimiser steps that the run is planned for; learning-rate schedules end there."""
-    batch_size: int = 1
-    """Samples of one forward pass."""
-    accumulation: int = 1
-    """Forward and backward passes per optimiser step; their gradients are averaged."""
-    seed: int = 0
-    """Of every random stream and of the adapter's first weights."""
-    lora: LoRAConfig = field(default_factory=LoRAConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    timesteps: TimestepConfig = field(default_factory=TimestepConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    caption_dropout: float = 0.0
-    """Chance per sample, 0..1, of training without its caption; what classifier-free guidance needs."""
-    autocast: Autocast = "off"
-    """Precision inside the model: off (the base's own), bf16 or fp16 (with loss scaling)."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a step takes about 1.5 times as long."""
-    ema_decay: float = 0.0
-    """Decay of the moving average of the adapter, which is then what is saved and sampled; 0 is off."""
-    save_every: int = 0
-    """Optimiser steps between saved states within a stage; 0 saves at its end alone."""
-    keep: int = 3
-    """Such states that are kept, newest first; 0 keeps all."""
-    max_nonfinite: int = 10
-    """Steps in a row with a non-finite loss or gradient after which the run stops."""
-    validate_every: int = 0
-    """Optimiser steps between validation losses; 0 is off. Needs validation data."""
-    preview_every: int = 0
-    """Optimiser steps between films of a rollout, from the stage's begin; 0 is off. See `training.film`."""
-    rollout_from: int = 0
-    """Optimiser step from which the steps of `rollout` count: where the first stage with these settings began."""
-
-    def __post_init__(self) -> None:
-        check_range("steps", self.steps, 1)
-        check_range("batch_size", self.batch_size, 1)
-        check_range("accumulation", self.accumulation, 1)
-        check_range("caption_dropout", self.caption_dropout, 0, 1)
-        check_choice("autocast", self.autocast, get_args(Autocast))
-        check_range("ema_decay", self.ema_decay, 0, 0.99999)
-        for name in ("save_every", "keep", "validate_every", "preview_every", "rollout_from"):
-            check_range(name, getattr(self, name), 0)
-        check_range("max_nonfinite", self.max_nonfinite, 1)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A handle on one state of a run. It never changes: training on from it gives a new handle."""
-
-    folder: RunFolder
-    step: int
-    """Optimiser steps done in the state that this handle names."""
-    source: ModelSource
-    data: LatentDataset
-    config: TrainConfig
-    validation: LatentDataset | None = None
-
-    @property
-    def parents(self) -> list[dict[str, Any]]:
-        """What the run branched from, oldest first: ``run``, ``step``, ``state`` and ``config`` of each."""
-        parents: list[dict[str, Any]] = self.folder.config().get("parents", [])
-        return parents
-
-    @property
-    def state(self) -> State:
-        """The state itself, from the disk."""
-        return self.folder.load(self.step)
-
-    @property
-    def history(self) -> History:
-        """What was measured up to this state."""
-        return History.from_tensors(self.folder.load(self.step, "history").group("history"))
-
-    @property
-    def adapter(self) -> AdapterState:
-        """The adapter in this state; its moving average where the run keeps one."""
-        group = "average" if self.config.ema_decay else "adapter"
-        return AdapterState(self.config.lora, self.folder.load(self.step, group).group(group))
-
-    @property
-    def model(self) -> LoadedModel:
-        """The base with the adapter of this state."""
-        return LoadedModel(self.source, self.adapter)
 
 
 @dataclass(frozen=True)
@@ -155,14 +68,6 @@ class Progress:
     """The state of this step is on the disk."""
     film: Film | None = None
     """A film taken since the last step."""
-
-
-Watch = Callable[[Progress], None]
-"""Called after every optimiser step; to stop the run it raises, and the state is saved first."""
-Ask = Literal["save", "preview"]
-"""What a watcher may ask for between two steps: the state on the disk, a film."""
-Asked = Callable[[], Collection[Ask]]
-"""What was asked for since it was last called."""
 
 
 class Trainer:
@@ -472,144 +377,6 @@ class Trainer:
 # --- runs ---------------------------------------------------------------------------------------
 
 
-def start(
-    root: Path,
-    name: str,
-    source: ModelSource,
-    data: LatentDataset,
-    config: TrainConfig,
-    validation: LatentDataset | None = None,
-    adapter: AdapterState | None = None,
-) -> Run:
-    """Make a run folder and save the state before the first step.
-
-    Args:
-        adapter: weights to begin with, as of a LoRA file; None begins with a fresh adapter.
-    """
-    config = resolved(config, source)
-    described = {
-        "config": to_plain(config),
-        "model": {"name": source.name, "fingerprint": source.fingerprint},
-        "data": {"fingerprint": data.fingerprint},
-    }
-    with training_mode(), Trainer(source, data, config) as trainer:
-        if adapter is not None:
-            trainer.adapter.load(adapter)
-        folder = RunFolder.create(root, name, described)
-        folder.save(trainer.state(), pinned=True)
-    return Run(folder, 0, source, data, config, validation)
-
-
-def validate(run: Run, data: LatentDataset) -> float:
-    """Validation loss of the state that `run` names, on other data."""
-    with training_mode(), Trainer(run.source, run.data, run.config) as trainer:
-        trainer.load(run.state)
-        return trainer.validate(data)
-
-
-def reopen(
-    path: Path,
-    source: ModelSource,
-    data: LatentDataset,
-    step: int = -1,
-    validation: LatentDataset | None = None,
-) -> Run:
-    """A handle on a saved state of an earlier run; the last one by default.
-
-    Raises:
-        RuntimeError: no such state.
-        ValueError: the run was made with another model or other data.
-    """
-    folder = RunFolder(path)
-    described = folder.config()
-    for what, own in (("model", source.fingerprint), ("data", data.fingerprint)):
-        if described[what]["fingerprint"] != own:
-            raise ValueError(
-                f"{what} must be the one that {path.name} was trained with; load that, or start a new run"
-            )
-    steps = folder.steps()
-    if not steps:
-        raise RuntimeError(f"{path} must hold a saved state, it has none; start a new run")
-    config = from_plain(TrainConfig, described["config"])
-    return Run(folder, steps[-1] if step < 0 else step, source, data, config, validation)
-
-
-def train(run: Run, steps: int, watch: Watch | None = None, asked: Asked = tuple) -> Run:
-    """Train on from the state that `run` names for `steps` optimiser steps; return a handle on the new state.
-
-    Whatever ends the stage early, a stop from `watch` above all, the state is saved first and the log says where.
-
-    Args:
-        asked: called after every optimiser step; what it names is done before `watch` is called.
-
-    Raises:
-        FloatingPointError: the loss stayed non-finite; the last good state is saved.
-    """
-    config = run.config
-    with training_mode(), run.folder.held(), Trainer(run.source, run.data, config) as trainer:
-        trainer.load(run.state)
-        first = config.preview_every and run.step not in film_steps(run.folder.path)
-        film = filmed(run, trainer) if first else None
-        clock, last = Stopwatch(), 0.0
-        try:
-            for n in range(1, steps + 1):
-                with rewound(trainer):
-                    progress = trainer.step()
-                if run.validation is not None and due(config.validate_every, trainer.done):
-                    trainer.history.note("validation", trainer.validate(run.validation))
-                now = clock.seconds()
-                trainer.seconds += now - last
-                last = now
-                asks = asked()
-                wanted = n < steps and ("save" in asks or due(config.save_every, trainer.done))
-                saved = wanted and saved_midway(run, trainer, pinned="save" in asks)
-                if "preview" in asks or due(config.preview_every, trainer.done):
-                    with clock.paused():
-                        film = filmed(run, trainer)
-                if watch is not None:
-                    rate, seconds = n / now, trainer.meter.seconds()
-                    row = trainer.history.newest()
-                    told = replace(progress, steps_per_second=rate, row=row, seconds=seconds)
-                    watch(replace(told, saved=saved, film=film))
-                    film = None
-        except BaseException:
-            path = run.folder.save(trainer.state(), pinned=True)
-            logger.info("stopped at step %d; saved %s", trainer.done, path)
-            raise
-        run.folder.save(trainer.state(), pinned=True)
-        return replace(run, step=trainer.done)
-
-
-def due(every: int, step: int) -> bool:
-    """Whether what happens every so many steps, 0 is never, happens after `step`."""
-    return bool(every) and step % every == 0
-
-
-def saved_midway(run: Run, trainer: Trainer, pinned: bool) -> bool:
-    """Save the state while the stage goes on; whether the disk took it.
-
-    If it did not, that is a line in the log: ending the stage would lose every step since the last save, and going on
-    leaves time to free space before its end.
-    """
-    try:
-        run.folder.save(trainer.state(), pinned=pinned, keep=run.config.keep)
-    except RuntimeError as err:
-        logger.warning("step %d not saved, training goes on: %s", trainer.done, err)
-        return False
-    return True
-
-
-def filmed(run: Run, trainer: Trainer) -> Film | None:
-    """A film, in the run's folder too; one that fails is a line in the log, and the training goes on without it."""
-    try:
-        film = trainer.film()
-        film.write(run.folder.path)
-    except Exception as err:  # out of memory, a decoder's error, a full disk: none is worth a run
-        logger.warning("no film of step %d: %s", trainer.done, err)
-        return None
-    return film
-
-
 @contextmanager
 def training_mode() -> Iterator[None]:
     """Gradients on, whatever the host set: ComfyUI runs nodes under inference mode."""
@@ -617,59 +384,6 @@ def training_mode() -> Iterator[None]:
         yield
 
 
-def resolved(config: TrainConfig, source: ModelSource) -> TrainConfig:
-    """The settings with the model family's own defaults filled in."""
-    if config.lora.targets:
-        return config
-    return replace(config, lora=replace(config.lora, targets=source.default_lora_targets))
-
-
-def streams(seed: int) -> dict[str, torch.Generator]:
-    """The run's random streams, on the CPU so that a run is the same on any device."""
-    states = np.random.SeedSequence(seed).generate_state(len(STREAMS), np.uint64)
-    return {name: torch.Generator().manual_seed(int(s)) for name, s in zip(STREAMS, states, strict=True)}
-
-
-@contextmanager
-def rewound(trainer: Trainer) -> Iterator[None]:
-    """If the step inside fails, the trainer stands where the step began."""
-    try:
-        yield
-    except BaseException:
-        trainer.rewind()
-        raise
-
-
 def finite_or_none(value: float) -> float | None:
     """`value` as strict JSON can hold it."""
     return value if math.isfinite(value) else None
-
-
-def split(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and plain values apart."""
-    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)}
-    return tensors, {k: v for k, v in state.items() if k not in tensors}
-
-
-def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split an optimiser's state into tensors by name and plain values."""
-    packed = optimizer.state_dict()
-    slots = {f"{index}.{name}": v for index, own in packed["state"].items() for name, v in own.items()}
-    tensors, plain = split(slots)
-    return tensors, {"slots": plain, "groups": packed["param_groups"]}
-
-
-def unpack_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], values: dict[str, Any]
-) -> None:
-    """Inverse of `pack_optimizer`."""
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in (tensors | values["slots"]).items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": values["groups"]})
-
-
-def cost(config: TrainConfig, source: ModelSource) -> float:
-    """Expected no-grad forwards per sample and step at the run's highest rollout probability."""
-    return expected_extra_forwards(config.rollout, config.rollout.reflexflow.active(source.prediction))

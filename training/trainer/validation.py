@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ...samplers.schedules import Schedule
+from ..conditioning import Cond
 from ..data.dataset import Batch, LatentDataset
-from ..forms import Cond, Prediction
+from ..forms import Prediction
 from ..objective.losses import LossConfig, elementwise, masked_mean
 from ..objective.states import teacher_forced, training_target
 

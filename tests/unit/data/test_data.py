@@ -14,8 +14,10 @@ from torch.nn.functional import avg_pool2d
 
 from rollout_trainer.training.data.cache import TensorCache, cache_key
 from rollout_trainer.training.data.captions import caption_variants
-from rollout_trainer.training.data.dataset import BatchOrder, Bucket, LatentDataset, encode, read_image_folder
+from rollout_trainer.training.data.dataset import Bucket, LatentDataset, read_image_folder
+from rollout_trainer.training.data.encoding import encode
 from rollout_trainer.training.data.images import bucket_sizes, nearest_bucket
+from rollout_trainer.training.data.order import BatchOrder
 
 
 class Model:

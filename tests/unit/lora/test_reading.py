@@ -48,7 +48,7 @@ def output(network, state):
 def header(state):
     import json
 
-    from rollout_trainer.training.objective.config import to_plain
+    from rollout_trainer.training.checks import to_plain
 
     return {"format": FORMAT, "config": json.dumps({"lora": to_plain(state.config)})}
 

@@ -22,7 +22,7 @@ from torch import nn
 from rollout_trainer.samplers import integrate
 from rollout_trainer.training.forms import to_denoised
 from rollout_trainer.training.lora.adapter import Adapter, AdapterState, LoRAConfig, attached
-from rollout_trainer.training.models.diffusers import load_diffusers
+from rollout_trainer.training.models.families import load_diffusers
 from rollout_trainer.training.models.source import LoadedModel
 
 

@@ -8,16 +8,18 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rollout_trainer.training.data.dataset import encode, read_image_folder
+from rollout_trainer.training.data.dataset import read_image_folder
+from rollout_trainer.training.data.encoding import encode
 from rollout_trainer.training.forms import add_noise, from_velocity, to_denoised, to_velocity
 from rollout_trainer.training.lora.adapter import LoRAConfig, attached
 from rollout_trainer.training.lora.reading import read_lora
-from rollout_trainer.training.models.diffusers import load_diffusers
+from rollout_trainer.training.models.families import load_diffusers
 from rollout_trainer.training.objective.config import RolloutConfig
 from rollout_trainer.training.pictures.sampling import sample
 from rollout_trainer.training.runs.export import save_lora
+from rollout_trainer.training.runs.run import start, train
+from rollout_trainer.training.trainer.config import TrainConfig
 from rollout_trainer.training.trainer.optim import OptimizerConfig
-from rollout_trainer.training.trainer.trainer import TrainConfig, start, train
 
 ROLLOUT = RolloutConfig(max_step_offset=3, probability=1.0, steps_per_trajectory=20)
 

@@ -9,10 +9,11 @@ from torch import nn
 from rollout_trainer.samplers import FlowSchedule, TableSchedule
 from rollout_trainer.training.conditioning import joined
 from rollout_trainer.training.data.latents import Latents, dataset_from_latents
+from rollout_trainer.training.files import digest
 from rollout_trainer.training.forms import add_noise, expand, from_velocity, true_velocity
 from rollout_trainer.training.lora.adapter import Adapter, LoRAConfig, attached
 from rollout_trainer.training.lora.reading import read_lora
-from rollout_trainer.training.models.hosted import HostModel, digest
+from rollout_trainer.training.models.hosted import HostModel
 
 
 class Network:

@@ -7,7 +7,7 @@ import pytest
 from rollout_trainer.host.standalone.host import StandaloneHost, installed
 from rollout_trainer.nodes.train import train_watched
 from rollout_trainer.training.pictures.film import film_steps
-from rollout_trainer.training.trainer.trainer import start
+from rollout_trainer.training.runs.run import start
 
 
 class Stop(BaseException):

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout_trainer.training.objective.config import ReflexFlowConfig, RolloutConfig, from_plain, to_plain
-from rollout_trainer.training.trainer.trainer import TrainConfig
+from rollout_trainer.training.checks import from_plain, to_plain
+from rollout_trainer.training.objective.config import ReflexFlowConfig, RolloutConfig
+from rollout_trainer.training.trainer.config import TrainConfig
 
 configs = st.builds(
     RolloutConfig,

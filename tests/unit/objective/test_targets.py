@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from rollout_trainer.samplers import SAMPLERS, FlowSchedule, Schedule, TableSchedule, integrate
+from rollout_trainer.training.conditioning import Cond
 from rollout_trainer.training.forms import (
-    Cond,
     Prediction,
     add_noise,
     expand,

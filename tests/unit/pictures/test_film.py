@@ -12,8 +12,9 @@ from rollout_trainer.training.objective.config import RolloutConfig
 from rollout_trainer.training.objective.timesteps import TimestepConfig
 from rollout_trainer.training.pictures import film
 from rollout_trainer.training.pictures.film import FRAMES, Camera, film_path, film_steps
+from rollout_trainer.training.runs.run import reopen, start, train
 from rollout_trainer.training.trainer.optim import OptimizerConfig
-from rollout_trainer.training.trainer.trainer import Trainer, reopen, start, train
+from rollout_trainer.training.trainer.trainer import Trainer
 
 ROLLOUT = RolloutConfig(max_step_offset=4, probability=0.7, steps_per_trajectory=20)
 EVERYTHING = {
@@ -73,8 +74,8 @@ def test_films_leave_no_trace_in_states_or_in_what_is_resumed_from_them(predicti
 def test_on_a_real_network_too(autocast, folders, tmp_path):
     """Recomputation, autocast, dropout and the moving average, on a transformer with an autoencoder."""
     from rollout_trainer.training.data.dataset import Bucket, LatentDataset
-    from rollout_trainer.training.models.diffusers import load_diffusers
-    from rollout_trainer.training.trainer.trainer import TrainConfig
+    from rollout_trainer.training.models.families import load_diffusers
+    from rollout_trainer.training.trainer.config import TrainConfig
 
     source = load_diffusers(folders / "sd3", torch.device("cpu"), torch.float32)
     g = torch.Generator().manual_seed(0)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from rollout_trainer.training.runs.browse import Runs, run_path
 from rollout_trainer.training.runs.folder import DELETED, RunFolder
 from rollout_trainer.training.runs.live import COLUMNS, Live
-from rollout_trainer.training.trainer.trainer import start, train
+from rollout_trainer.training.runs.run import start, train
 
 EVIL = "<img src=x onerror=alert(1)>"
 UNICODE = "絵文字 é %2e%2e #1 & ?"

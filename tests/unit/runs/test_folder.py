@@ -17,9 +17,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from rollout_trainer.training.files import write_atomically
 from rollout_trainer.training.objective.config import RolloutConfig
-from rollout_trainer.training.runs.folder import History, RunFolder, State, write_atomically
-from rollout_trainer.training.trainer.trainer import reopen, start, train
+from rollout_trainer.training.runs.folder import RunFolder
+from rollout_trainer.training.runs.run import reopen, start, train
+from rollout_trainer.training.trainer.state import History, State
 
 
 def a_state(step: int, value: float = 0.0) -> State:

@@ -7,7 +7,8 @@ import pytest
 
 from rollout_trainer.training.pictures.film import Film
 from rollout_trainer.training.runs.live import COLUMNS, FILMS, POINTS, Curve, Live
-from rollout_trainer.training.trainer.trainer import Progress, start, train
+from rollout_trainer.training.runs.run import start, train
+from rollout_trainer.training.trainer.trainer import Progress
 
 
 @pytest.mark.parametrize("n", [1, 7, 2 * POINTS, 2 * POINTS + 1, 5000])

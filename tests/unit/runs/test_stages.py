@@ -13,9 +13,10 @@ from everything import EVERYTHING, ROLLOUT, same
 from rollout_trainer.training.objective.config import RolloutConfig
 from rollout_trainer.training.runs.export import metadata
 from rollout_trainer.training.runs.report import describe, report
+from rollout_trainer.training.runs.run import reopen, start, train
 from rollout_trainer.training.runs.stages import branch
 from rollout_trainer.training.trainer.optim import OptimizerConfig
-from rollout_trainer.training.trainer.trainer import Trainer, reopen, start, train, training_mode
+from rollout_trainer.training.trainer.trainer import Trainer, training_mode
 
 RAMP = RolloutConfig(max_step_offset=4, ramp_steps=5, prob_end=1.0, steps_per_trajectory=20, reuse=3)
 

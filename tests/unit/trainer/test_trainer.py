@@ -13,8 +13,10 @@ from rollout_trainer.training.objective.config import ReflexFlowConfig, RolloutC
 from rollout_trainer.training.objective.losses import LossConfig
 from rollout_trainer.training.objective.timesteps import TimestepConfig
 from rollout_trainer.training.runs.folder import RunFolder
+from rollout_trainer.training.runs.run import Run, reopen, start, train, validate
+from rollout_trainer.training.trainer.config import streams
 from rollout_trainer.training.trainer.optim import OptimizerConfig
-from rollout_trainer.training.trainer.trainer import Run, Trainer, reopen, start, streams, train, validate
+from rollout_trainer.training.trainer.trainer import Trainer
 
 
 def trained(source, data, config, steps, root) -> Run:

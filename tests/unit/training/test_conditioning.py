@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from rollout_trainer.training.conditioning import alike, joined, rows
-from rollout_trainer.training.forms import select
+from rollout_trainer.training.conditioning import alike, joined, rows, select
 from rollout_trainer.training.objective.states import drop_captions
 
 

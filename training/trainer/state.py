@@ -1,0 +1,65 @@
+"""What a run has measured, and everything that its next step depends on: plain tensors and values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class History:
+    """What a run measured, one value per optimiser step and column; NaN where there was nothing to measure."""
+
+    columns: dict[str, list[float]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return max((len(c) for c in self.columns.values()), default=0)
+
+    def append(self, values: Mapping[str, float]) -> None:
+        """Add one step. A column that is new was NaN before."""
+        n = len(self)
+        for name in values.keys() | self.columns.keys():
+            self.columns.setdefault(name, [float("nan")] * n).append(float(values.get(name, float("nan"))))
+
+    def note(self, name: str, value: float) -> None:
+        """Put `value` into the newest step's row."""
+        self.columns.setdefault(name, [float("nan")] * len(self))[-1] = float(value)
+
+    def last(self, name: str) -> float:
+        """The newest value of a column, NaN if there is none."""
+        column = self.columns.get(name)
+        return column[-1] if column else float("nan")
+
+    def newest(self) -> dict[str, float]:
+        """The newest step's row."""
+        return {name: column[-1] for name, column in self.columns.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The columns as float64 tensors."""
+        return {name: torch.tensor(c, dtype=torch.float64) for name, c in self.columns.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> History:
+        """Inverse of `tensors`."""
+        return cls({name: c.tolist() for name, c in tensors.items()})
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything a step needs to go on."""
+
+    step: int
+    """Optimiser steps done."""
+    tensors: Mapping[str, Tensor]
+    """By dotted name: ``adapter.*``, ``optimizer.*``, ``ema.*``, ``rng.*``, ``order.*``, ``history.*`` ..."""
+    values: Mapping[str, Any]
+    """Plain JSON values."""
+
+    def group(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors below ``prefix.``, with the prefix taken off."""
+        start = prefix + "."
+        return {k[len(start) :]: v for k, v in self.tensors.items() if k.startswith(start)}
