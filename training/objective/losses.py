@@ -14,7 +14,8 @@ per-sample mean of |e| (``l1``, the sum, makes w = 1 +- 1e-5 on real latents), a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 import torch
@@ -71,6 +72,18 @@ class Loss:
     """``beta2 mean(w err)`` averaged over the rolled rows; NaN where there are none."""
     adr: Tensor
     """``beta1 ADR`` averaged over the rolled rows; NaN where there are none."""
+
+
+TERMS = tuple(term.name for term in fields(Loss))
+"""The parts of a `Loss`; a run's history has a column of that name for each."""
+COLUMNS = (*TERMS, "validation")
+"""The columns of a run's history that are losses. Charts, reports and the front end take them from here."""
+
+
+def mean_terms(losses: Sequence[Loss]) -> Tensor:
+    """Means of the `TERMS` over batches, [4]; of FC and ADR over the batches that had rolled rows."""
+    terms = torch.stack([torch.stack([getattr(loss, name).detach() for name in TERMS]) for loss in losses])
+    return torch.cat([terms[:, :2].mean(0), terms[:, 2:].nanmean(0)])
 
 
 def masked_mean(value: Tensor, mask: Tensor | None) -> Tensor:

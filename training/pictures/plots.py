@@ -18,19 +18,17 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from ..objective.losses import COLUMNS
+
 Picture = NDArray[np.uint8]
 """[H, W, 3]"""
 Values = Sequence[float]
 
 INK, FAINT, PAPER = "#1f2328", "#6e7781", "#ffffff"
-LOSSES = {
-    "total": ("total", "#1f2328"),
-    "base": ("base", "#0969da"),
-    "fc": ("with FC (rolled)", "#1a7f37"),
-    "adr": ("ADR (rolled)", "#cf222e"),
-    "validation": ("validation", "#8250df"),
-}
-"""Columns of a loss history that are drawn: label and colour."""
+COLOURS = ("#1f2328", "#0969da", "#1a7f37", "#cf222e", "#8250df")
+"""Of the losses, in the order of `losses.COLUMNS`."""
+LABELS = {"fc": "with FC (rolled)", "adr": "ADR (rolled)"}
+"""Of the losses whose names do not say enough."""
 EXPOSURE = {
     "energy": "energy distance to the forward process",
     "power": "power, own / forward",
@@ -45,13 +43,13 @@ def loss_plot(history: Mapping[str, Values], size: tuple[int, int] = (900, 500))
     """Plot the losses of a run over its steps, smoothed, the raw values faint behind.
 
     Args:
-        history: columns by name, one value per step; NaN where there is none. `LOSSES` are drawn.
+        history: columns by name, one value per step; NaN where there is none. Its losses are drawn.
         size: width and height in pixels.
     """
     figure, axes = _figure(size)
     drawn = [
-        _curve(axes, np.asarray(history[name], dtype=float), label, colour)
-        for name, (label, colour) in LOSSES.items()
+        _curve(axes, np.asarray(history[name], dtype=float), LABELS.get(name, name), colour)
+        for name, colour in zip(COLUMNS, COLOURS, strict=True)
         if name in history and not _same_as_total(history, name)
     ]
     axes.set_xlabel("step")

@@ -21,7 +21,7 @@ from ..pictures.film import film_path, film_steps
 from ..trainer.config import TrainConfig
 from ..trainer.state import History
 from .folder import RunFolder, sweep
-from .live import COLUMNS, Curve
+from .live import DRAWN, Curve
 
 _FRAME = re.compile(r"\d{2,}\.jpg")
 _BROKEN = (
@@ -232,7 +232,7 @@ def curve(folder: RunFolder) -> Mapping[str, list[Any]]:
     with suppress(*_BROKEN):
         told = json.loads((folder.path / "panel.json").read_text())
         if told["step"] >= max(steps, default=0) and is_curve(told["curve"]):
-            return {name: told["curve"][name] for name in ("step", *COLUMNS)}
+            return {name: told["curve"][name] for name in ("step", *DRAWN)}
     for step in reversed(steps):
         with suppress(*_BROKEN):
             history = History.from_tensors(folder.load(step, "history").group("history"))
@@ -242,7 +242,7 @@ def curve(folder: RunFolder) -> Mapping[str, list[Any]]:
 
 def is_curve(value: Any) -> bool:
     """Whether `value` is what `Curve.plain` gives: columns of one length, of numbers and of null."""
-    columns = [look(value, name) for name in ("step", *COLUMNS)]
+    columns = [look(value, name) for name in ("step", *DRAWN)]
     if not all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
         return False
     return all(map(is_number, columns[0])) and all(v is None or is_number(v) for c in columns for v in c)

@@ -9,14 +9,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ..objective.losses import COLUMNS
 from ..pictures.film import equally_spaced, film_steps
 from ..trainer.meter import memory_in_use
 from ..trainer.state import History
 from ..trainer.trainer import Progress
 from .run import Run
 
-COLUMNS = ("base", "fc", "adr", "validation")
-"""The columns of a run's history that are drawn."""
+DRAWN = tuple(name for name in COLUMNS if name != "total")
+"""The losses that a panel draws: the parts of the total, and the validation loss."""
 POINTS = 150
 """A curve has this many points to twice as many, or one per step while there are fewer steps."""
 
@@ -25,20 +26,20 @@ FILMS = 100
 
 
 class Curve:
-    """Means of `COLUMNS` over bins of equal width, which doubles as steps arrive; NaN, not measured, counts nowhere."""
+    """Means of `DRAWN` over bins of equal width, which doubles as steps arrive; NaN, not measured, counts nowhere."""
 
     def __init__(self) -> None:
         self.steps = 0
         self.width = 1
         """Steps in a bin."""
-        self._sums: dict[str, list[float]] = {name: [] for name in COLUMNS}
-        self._counts: dict[str, list[float]] = {name: [] for name in COLUMNS}
+        self._sums: dict[str, list[float]] = {name: [] for name in DRAWN}
+        self._counts: dict[str, list[float]] = {name: [] for name in DRAWN}
 
     @classmethod
     def of(cls, history: History, steps: int) -> Curve:
         """The curve of the first `steps` steps of a run."""
         curve = cls()
-        columns = {name: history.columns[name] for name in COLUMNS if name in history.columns}
+        columns = {name: history.columns[name] for name in DRAWN if name in history.columns}
         for i in range(steps):
             curve.add({name: column[i] for name, column in columns.items()})
         return curve
@@ -48,7 +49,7 @@ class Curve:
         if self.steps == 2 * POINTS * self.width:
             self._halve()
         new_bin = self.steps % self.width == 0
-        for name in COLUMNS:
+        for name in DRAWN:
             sums, counts = self._sums[name], self._counts[name]
             if new_bin:
                 sums.append(0.0)
@@ -70,7 +71,7 @@ class Curve:
         """The curve as JSON has it: the last step of each bin and the means; null where nothing was measured."""
         ends = range(self.width, self.steps + self.width, self.width)
         found: dict[str, list[Any]] = {"step": [min(end, self.steps) for end in ends]}
-        for name in COLUMNS:
+        for name in DRAWN:
             pairs = zip(self._sums[name], self._counts[name], strict=True)
             found[name] = [float(f"{total / n:.5g}") if n else None for total, n in pairs]
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..objective.losses import TERMS
 from ..trainer.state import History
 from .run import Run
 
@@ -38,7 +39,7 @@ def report(run: Run) -> dict[str, Any]:
         "row_evaluations": {k: int(meter["rows"][k]) for k in kinds},
         "seconds_by_kind": {k: round(meter["seconds"][k], 3) for k in kinds},
         "skipped_steps": int(sum(history.get("skipped", []))),
-        "loss": {k: plain(history.get(k, [])) for k in ("total", "base", "fc", "adr")},
+        "loss": {k: plain(history.get(k, [])) for k in TERMS},
         "rollout": {
             "probability": plain(history.get("probability", [])),
             "mean_length": mean(history.get("length", [])),

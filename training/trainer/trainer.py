@@ -23,7 +23,7 @@ from ..data.order import BatchOrder
 from ..forms import to_velocity
 from ..lora.adapter import Adapter, AdapterState
 from ..models.source import ModelSource
-from ..objective.losses import Loss, RolledTerms, batch_loss
+from ..objective.losses import TERMS, Loss, RolledTerms, batch_loss, mean_terms
 from ..objective.reuse import StatePool
 from ..objective.rollout import Plan, draw_plan, roll_out
 from ..objective.states import Inputs, States, drop_captions, put, teacher_forced, training_target
@@ -136,7 +136,7 @@ class Trainer:
             if not math.isfinite(measured["total"]):
                 self.scaler.update()  # closes what unscale_ opened; the optimiser will not step
         except FloatingPointError:  # the model's own steps left the finite numbers
-            measured = dict.fromkeys(("total", "base", "fc", "adr", "grad_norm"), math.nan)
+            measured = dict.fromkeys((*TERMS, "grad_norm"), math.nan)
         self.apply(measured)
         probability = self.config.rollout.probability_at(self.done - self.config.rollout_from)
         self.history.append(measured | {"lr": lr, "probability": probability})
@@ -232,9 +232,9 @@ class Trainer:
 
     def measure(self, parts: list[tuple[Loss, dict[str, float]]], norm: Tensor) -> dict[str, float]:
         """What the step's history row holds; the one transfer from the device per optimiser step."""
-        losses = torch.stack([torch.stack([p.total.detach(), p.base, p.fc, p.adr]) for p, _ in parts])
-        means = torch.cat([losses[:, :2].mean(0), losses[:, 2:].nanmean(0), norm.reshape(1).to(losses)])
-        measured = dict(zip(("total", "base", "fc", "adr", "grad_norm"), means.tolist(), strict=True))
+        losses = mean_terms([loss for loss, _ in parts])
+        means = torch.cat([losses, norm.reshape(1).to(losses)])
+        measured = dict(zip((*TERMS, "grad_norm"), means.tolist(), strict=True))
         facts = [f for _, f in parts]
         measured["rolled"] = sum(f["rolled"] for f in facts)
         for name in ("length", "staleness"):

@@ -5,12 +5,16 @@ import torch
 
 from rollout_trainer.training.objective.config import ReflexFlowConfig
 from rollout_trainer.training.objective.losses import (
+    COLUMNS,
+    TERMS,
+    Loss,
     LossConfig,
     RolledTerms,
     adr,
     batch_loss,
     fc_weight,
     masked_mean,
+    mean_terms,
     min_snr,
 )
 
@@ -148,3 +152,16 @@ def test_min_snr_weights():
     output, target = randn(3, 1, 2, 2, dtype=torch.float32), torch.zeros(3, 1, 2, 2)
     flow = batch_loss(config, ReflexFlowConfig(), "flow", output, target, sigma)
     assert flow.total == pytest.approx(float(output.square().mean()))  # flow models have no SNR weighting
+
+
+def test_the_columns_are_the_parts_of_a_loss_and_the_validation():
+    assert TERMS == ("total", "base", "fc", "adr")
+    assert COLUMNS == ("total", "base", "fc", "adr", "validation")
+
+
+def test_fc_and_adr_are_means_over_the_batches_that_rolled():
+    nan = float("nan")
+    parts = [(1.0, 2.0, 3.0, 4.0), (3.0, 4.0, nan, nan), (nan, 6.0, 5.0, 8.0)]
+    means = mean_terms([Loss(*map(torch.tensor, values)) for values in parts]).tolist()
+    assert means[0] != means[0]  # a step that is not finite shows
+    assert means[1:] == [4.0, 4.0, 6.0]

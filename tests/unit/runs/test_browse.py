@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from rollout_trainer.training.runs.browse import Runs, run_path
 from rollout_trainer.training.runs.folder import DELETED, RunFolder
-from rollout_trainer.training.runs.live import COLUMNS, Live
+from rollout_trainer.training.runs.live import DRAWN, Live
 from rollout_trainer.training.runs.run import start, train
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -178,7 +178,7 @@ def test_a_run_has_its_settings_states_and_the_curve_of_its_history(runs, make_r
 @pytest.mark.parametrize(("told", "shown"), [(2, 4), (4, 4), (6, 6)])
 def test_the_panel_knows_more_after_a_crash_and_less_after_a_late_save(told, shown, runs, make_run):
     run = make_run(steps=4)
-    facts = {"step": told, "curve": {"step": [1, told], **{name: [None, 0.5] for name in COLUMNS}}}
+    facts = {"step": told, "curve": {"step": [1, told], **{name: [None, 0.5] for name in DRAWN}}}
     (run.folder.path / "panel.json").write_text(json.dumps(facts))
     curve = runs.details("run-0001")["curve"]
     assert curve["step"][-1] == shown

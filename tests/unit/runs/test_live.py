@@ -6,7 +6,7 @@ import math
 import pytest
 
 from rollout_trainer.training.pictures.film import Film
-from rollout_trainer.training.runs.live import COLUMNS, FILMS, POINTS, Curve, Live
+from rollout_trainer.training.runs.live import DRAWN, FILMS, POINTS, Curve, Live
 from rollout_trainer.training.runs.run import start, train
 from rollout_trainer.training.trainer.trainer import Progress
 
@@ -43,7 +43,7 @@ def test_a_stage_shows_the_whole_run_and_what_the_history_says(make_data, make_c
     run = train(run, 4, live.add)
     facts = live.facts()
     json.dumps(facts, allow_nan=False)
-    for name in set(COLUMNS) & run.history.columns.keys():
+    for name in set(DRAWN) & run.history.columns.keys():
         measured = [None if math.isnan(v) else pytest.approx(v, rel=1e-4) for v in run.history.columns[name]]
         assert facts["curve"][name] == measured
     assert (facts["step"], facts["last_step"], facts["seconds_left"]) == (7, 7, 0.0)
