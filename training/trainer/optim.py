@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_choice, check_range
+from .packing import apart, pack, unpack
 
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor", "prodigy"]
 LRSchedule = Literal["constant", "linear", "cosine"]
+_NESTED = "nested"
+"""What names of tensors begin with that lie deeper in an optimiser's state than directly in a slot of a parameter."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,8 @@ def _imported(package: str, attribute: str, name: str) -> Any:
     try:
         return getattr(import_module(package), attribute)
     except ImportError as err:
-        raise RuntimeError(f"optimizer {name} needs the package {package}, which is not installed; "
-                           f"run `pip install {package}` or choose adamw") from err  # fmt: skip
+        raise RuntimeError(f"optimizer {name} needs the package {package.partition('.')[0]}, which is not installed; "
+                           f"run `pip install {package.partition('.')[0]}` or choose adamw") from err  # fmt: skip
 
 
 def build_optimizer(config: OptimizerConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
@@ -137,19 +140,50 @@ def split(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split an optimiser's state into tensors by name and plain values."""
+    """Split an optimiser's state into tensors by name and strict JSON, whatever it keeps there.
+
+    Raises:
+        TypeError: it keeps something that cannot be written exactly.
+    """
     packed = optimizer.state_dict()
-    slots = {f"{index}.{name}": v for index, own in packed["state"].items() for name, v in own.items()}
-    tensors, plain = split(slots)
-    return tensors, {"slots": plain, "groups": packed["param_groups"]}
+    tensors: dict[str, Tensor] = {}
+    slots: dict[str, Any] = {}
+    for index, own in packed["state"].items():
+        for name, value in own.items():
+            slot = f"{index}.{name}"
+            if isinstance(value, Tensor):
+                tensors[slot] = value.detach()
+            else:
+                slots[slot] = pack(value, f"{_NESTED}.{slot}", tensors)
+    groups = pack(packed["param_groups"], f"{_NESTED}.groups", tensors)
+    return apart(tensors), {"slots": slots, "groups": groups}
 
 
 def unpack_optimizer(
     optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], values: dict[str, Any]
 ) -> None:
     """Inverse of `pack_optimizer`."""
+    direct = {key: value for key, value in tensors.items() if not key.startswith(f"{_NESTED}.")}
     state: dict[int, dict[str, Any]] = {}
-    for key, value in (tensors | values["slots"]).items():
+    for key, value in (direct | unpack(values["slots"], tensors)).items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": values["groups"]})
+    groups = [_with_tuples(group) for group in unpack(values["groups"], tensors)]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    _restore_types(optimizer, state)
+
+
+def _with_tuples(group: dict[str, Any]) -> dict[str, Any]:
+    """A parameter group; the betas of states that were written as plain JSON are lists there."""
+    return group | ({"betas": tuple(group["betas"])} if group.get("betas") else {})
+
+
+def _restore_types(optimizer: torch.optim.Optimizer, saved: dict[int, dict[str, Any]]) -> None:
+    """Give tensors that loading cast to their parameter's type the type and values that were saved."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, own in saved.items():
+        loaded = optimizer.state[parameters[index]]
+        for name, value in own.items():
+            now = loaded.get(name)
+            if isinstance(value, Tensor) and isinstance(now, Tensor) and now.dtype != value.dtype:
+                loaded[name] = value.to(now.device, copy=True)

@@ -3,6 +3,7 @@
 import logging
 import math
 import random
+import sys
 
 import pytest
 import torch
@@ -228,15 +229,14 @@ def test_accumulation_averages_gradients(make_source, make_data, make_config):
 
 
 @pytest.mark.parametrize("name", ["adamw8bit", "prodigy"])
-def test_optional_optimizers_say_what_is_missing(name, toy_source, make_data, make_config, tmp_path):
+def test_optional_optimizers_say_what_is_missing(
+    name, toy_source, make_data, make_config, tmp_path, monkeypatch
+):
     package = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}[name]
-    try:
-        __import__(package)
-    except ImportError:
-        with pytest.raises(RuntimeError, match=f"optimizer {name} needs the package {package}"):
-            start(tmp_path, "t", toy_source, make_data(), make_config(optimizer=OptimizerConfig(name)))
-    else:
-        trained(toy_source, make_data(), make_config(optimizer=OptimizerConfig(name)), 3, tmp_path)
+    for module in (package, f"{package}.optim"):
+        monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    with pytest.raises(RuntimeError, match=f"optimizer {name} needs the package {package}"):
+        start(tmp_path, "t", toy_source, make_data(), make_config(optimizer=OptimizerConfig(name)))
 
 
 def test_the_average_is_what_is_used(toy_source, make_data, make_config, tmp_path):
