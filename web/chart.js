@@ -1,19 +1,18 @@
 // @ts-check
 /** The loss chart: an SVG of one size, drawn anew from plain columns. Knows the DOM, not the host. */
 
+import { LOSSES } from "./facts.js";
 import { axis, extent, number, path, smooth, ticks } from "./scale.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const MARGIN = { left: 38, right: 6, top: 6, bottom: 16 };
 const MEMORY = 0.85;
-
-/** Names of the lines, in the order in which they are drawn. `validation` has few points: dots, not smoothed. */
-export const LINES = ["base", "fc", "adr", "validation"];
+const HUES = ["#2f7df0", "#cf7408", "#b83fd0", "#129a55"]; // of the losses; the first two also tell runs apart
 
 /** Colours and strokes, for the style sheet of whatever holds the chart. */
 export const STYLE = `
-.base, .run0 { --hue: #2f7df0; } .fc, .run1 { --hue: #cf7408; } .adr { --hue: #b83fd0; } .validation { --hue: #129a55; }
-:is(.base, .fc, .adr, .validation, .run0, .run1) { --own: color-mix(in srgb, var(--hue) 68%, var(--input-text, #ddd)); }
+${[...LOSSES, "run0", "run1"].map((name, i) => `.${name} { --hue: ${HUES[i % LOSSES.length]}; }`).join(" ")}
+:is(${LOSSES.map((name) => `.${name}`).join(", ")}, .run0, .run1) { --own: color-mix(in srgb, var(--hue) 68%, var(--input-text, #ddd)); }
 path { fill: none; stroke: var(--own); stroke-width: 1.6; }
 path.raw { stroke-width: 1; opacity: 0.3; }
 path.run1 { stroke-dasharray: 6 3; }
@@ -40,7 +39,7 @@ text { fill: var(--descrip-text, #999); font-size: 9px; }
  * @param {Options} options
  */
 export function draw(svg, curve, options) {
-  const lines = LINES.filter((name) => isMeasured(curve, name)).map((name) => line(curve, name, name));
+  const lines = LOSSES.filter((name) => isMeasured(curve, name)).map((name) => line(curve, name, name));
   const raw = curve.base ? [{ name: "raw base", step: curve.step, values: curve.base, dots: false }] : [];
   drawLines(svg, lines, raw, options);
 }
@@ -74,7 +73,8 @@ export function isMeasured(curve, name) {
  */
 function line(curve, name, own) {
   const values = curve[name] ?? [];
-  const dots = name === "validation" || values.filter((value) => value !== null).length === 1; // no line has one point
+  // Of the validation loss there are few points, and one point makes no line.
+  const dots = name === "validation" || values.filter((value) => value !== null).length === 1;
   return { name: own, step: curve.step, values: dots ? values : smooth(values, MEMORY), dots };
 }
 

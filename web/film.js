@@ -47,6 +47,7 @@ export class FilmView {
     const drift = document.createElement("span");
     drift.className = "drift";
     drift.textContent = word("drift");
+    drift.title = word("driftTitle");
     this.element.append(drift, this.drift, this.bars);
   }
 

@@ -3,13 +3,13 @@
 
 /**
  * The node that the host calls `id`: "12", or "3:12" for node 12 in the subgraph of node 3.
- * @param {any} graph
+ * @param {HostGraph | null | undefined} graph
  * @param {string | number} id
+ * @returns {HostNode | null}
  */
 export function findNode(graph, id) {
-  const parts = String(id).split(":");
   let node = null;
-  for (const part of parts) {
+  for (const part of String(id).split(":")) {
     node = graph?.getNodeById(Number.isNaN(Number(part)) ? part : Number(part)) ?? null;
     graph = node?.subgraph;
   }
@@ -18,25 +18,19 @@ export function findNode(graph, id) {
 
 /**
  * All nodes of a graph and its subgraphs.
- * @param {any} graph
- * @returns {any[]}
+ * @param {HostGraph | null | undefined} graph
+ * @returns {HostNode[]}
  */
 export function allNodes(graph) {
-  return (graph?.nodes ?? []).flatMap((/** @type {any} */ node) => [node, ...allNodes(node.subgraph)]);
+  return (graph?.nodes ?? []).flatMap((node) => [node, ...allNodes(node.subgraph)]);
 }
 
 /**
  * The values of a node's widgets; undefined where a wire brings the value.
- * @param {any} node
- * @returns {Record<string, any>}
+ * @param {HostNode} node
+ * @returns {Record<string, unknown>}
  */
 export function widgetValues(node) {
-  const wired = new Set(
-    (node.inputs ?? [])
-      .filter((/** @type {any} */ input) => input.widget && input.link != null)
-      .map((/** @type {any} */ input) => input.widget.name),
-  );
-  return Object.fromEntries(
-    (node.widgets ?? []).map((/** @type {any} */ w) => [w.name, wired.has(w.name) ? undefined : w.value]),
-  );
+  const wired = new Set((node.inputs ?? []).flatMap((input) => (input.widget && input.link != null ? [input.widget.name] : [])));
+  return Object.fromEntries((node.widgets ?? []).map((w) => [w.name, wired.has(w.name) ? undefined : w.value]));
 }

@@ -1,7 +1,8 @@
 // @ts-check
 /** The panel of a training node: chart, film, numbers, buttons. Knows the DOM, not the host. */
 
-import { LINES, STYLE as CHART_STYLE, draw, isMeasured } from "./chart.js";
+import { STYLE as CHART_STYLE, draw, isMeasured } from "./chart.js";
+import { LOSSES } from "./facts.js";
 import { FilmView, STYLE as FILM_STYLE } from "./film.js";
 import { edition } from "./reel.js";
 import { bytes, duration, newest, number } from "./scale.js";
@@ -21,6 +22,7 @@ import { bytes, duration, newest, number } from "./scale.js";
  * @property {number | null} [memory] bytes
  * @property {number[]} [film] training steps that were filmed
  * @property {number} [saved] step of the last saved state
+ * @property {string} [saved_file] its name, as `folder/file`
  * @property {string} [node]
  * @property {string} [prompt_id]
  */
@@ -93,6 +95,8 @@ export class Panel {
     this.save = this.button("saveNow", () => this.ask(this.save, "save"));
     this.preview = this.button("previewNow", () => this.ask(this.preview, "preview"));
     this.stop = this.button("stop", () => this.askToStop());
+    this.plot = make("div", "plot");
+    this.plot.append(this.svg);
     root.append(style, this.layOut());
     this.resized = new ResizeObserver(() => this.measure());
     this.resized.observe(this.plot);
@@ -106,8 +110,6 @@ export class Panel {
     label.append(this.log, this.word("log"));
     const head = make("div", "row");
     head.append(this.legend, label);
-    this.plot = make("div", "plot");
-    this.plot.append(this.svg);
     const buttons = make("span", "end buttons");
     buttons.append(this.preview, this.save, this.stop);
     const foot = make("div", "row");
@@ -151,9 +153,9 @@ export class Panel {
   }
 
   /** @param {Facts} facts */
-  showSaved({ run, saved }) {
+  showSaved({ saved, saved_file }) {
     this.saved.textContent = saved ? this.word("savedStep").replace("<n>", String(saved)) : "";
-    this.saved.title = saved ? `${run}/state-${String(saved).padStart(8, "0")}.safetensors` : "";
+    this.saved.title = (saved && saved_file) || "";
   }
 
   /**
@@ -177,7 +179,7 @@ export class Panel {
 
   /** @param {import("./chart.js").Curve} curve */
   names(curve) {
-    const measured = LINES.filter((name) => isMeasured(curve, name));
+    const measured = LOSSES.filter((name) => isMeasured(curve, name));
     return measured.map((name) => {
       const item = make("span", `name ${name}`);
       item.textContent = `${this.word(name)} ${number(newest(curve[name]))}`;
@@ -237,7 +239,7 @@ export class Panel {
   }
 
   draw() {
-    const [width, height] = [this.plot?.clientWidth ?? 0, this.plot?.clientHeight ?? 0];
+    const [width, height] = [this.plot.clientWidth, this.plot.clientHeight];
     if (!this.facts || width < 60 || height < 40) return;
     const value = number(newest(this.facts.curve.base ?? []));
     const label = `${this.word("chart")}: ${this.word("base")} ${value}, ${this.facts.step} / ${this.facts.last_step}`;

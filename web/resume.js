@@ -8,15 +8,15 @@ const TITLE = 30; // pixels above a node's position
 /**
  * Add Resume Training, Train Steps and Save LoRA, without which the host would run neither: wired, selected and in
  * view. Model and data come from where the graph's training node has them. One step for undo.
- * @param {any} canvas the host's, with the graph that is open
- * @param {(type: string) => any} create a node
+ * @param {HostCanvas} canvas the host's, with the graph that is open
+ * @param {(type: string) => HostNode} create a node
  * @param {{ name: string, folder: string, step: number, until: number }} run `until`: the steps that it is planned for,
  *   0 if it has them
  * @param {DOMRect} cover what part of the screen a sidebar covers
  */
 export function addResume(canvas, create, { name, folder, step, until }, cover) {
   const graph = canvas.graph;
-  const trainer = graph.nodes.find((/** @type {any} */ node) => TRAINERS.includes(node.type) && origin(graph, node, "model"));
+  const trainer = graph.nodes.find((node) => TRAINERS.includes(node.type) && origin(graph, node, "model"));
   const [x, y] = freePlace(canvas);
   canvas.emitBeforeChange();
   try {
@@ -39,8 +39,8 @@ export function addResume(canvas, create, { name, folder, step, until }, cover) 
 
 /**
  * Where an input's wire comes from; null if it has none, or comes from outside a subgraph.
- * @param {any} graph
- * @param {any} node
+ * @param {HostGraph} graph
+ * @param {HostNode} node
  * @param {string} name of the input
  */
 function origin(graph, node, name) {
@@ -51,7 +51,7 @@ function origin(graph, node, name) {
 
 /**
  * Below all nodes, at the left end of them; in the middle of the view where there are none.
- * @param {any} canvas
+ * @param {HostCanvas} canvas
  * @returns {[number, number]}
  */
 function freePlace(canvas) {
@@ -60,14 +60,14 @@ function freePlace(canvas) {
     const [left, top, width, height] = canvas.ds.visible_area;
     return [left + width / 4, top + height / 3];
   }
-  const left = Math.min(...nodes.map((/** @type {any} */ node) => node.pos[0]));
-  const bottom = Math.max(...nodes.map((/** @type {any} */ node) => node.pos[1] + (node.flags?.collapsed ? 0 : node.size[1])));
+  const left = Math.min(...nodes.map((node) => node.pos[0]));
+  const bottom = Math.max(...nodes.map((node) => node.pos[1] + (node.flags?.collapsed ? 0 : node.size[1])));
   return [left, bottom + TITLE + GAP];
 }
 
 /**
- * @param {any} graph
- * @param {any} node
+ * @param {HostGraph} graph
+ * @param {HostNode} node
  * @param {[number, number]} place
  * @param {Record<string, string | number>} values of its widgets
  */
@@ -84,8 +84,8 @@ function put(graph, node, place, values) {
 
 /**
  * Move the view, and shrink it if need be, so that the nodes are seen beside what covers the canvas.
- * @param {any} canvas
- * @param {any[]} nodes from left to right, at one height
+ * @param {HostCanvas} canvas
+ * @param {HostNode[]} nodes from left to right, at one height
  * @param {DOMRect} cover a sidebar's place on the screen
  */
 function bringIntoView({ canvas, ds }, nodes, cover) {

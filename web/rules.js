@@ -1,67 +1,87 @@
 // @ts-check
 /** Which settings have no effect at the values of the others, and what rollouts cost. No DOM, no host. */
 
-/** @typedef {Record<string, any>} Values by widget; undefined where a wire brings the value */
+import { SOLVERS } from "./facts.js";
+
+/**
+ * What rules look at, by widget; undefined where a node has no such widget or a wire brings the value.
+ * @typedef {{
+ *   max_step_offset?: number, probability?: number, ramp_steps?: number, prob_start?: number, prob_end?: number,
+ *   sampler?: string, strategy?: string, target?: string, reuse?: number, distribution?: string, loss?: string,
+ *   schedule?: string, optimizer?: string, enabled?: string, caption_variants?: number, save_every?: number,
+ *   until_step?: number,
+ * }} Values
+ */
+/** @typedef {{ [widget: string]: string }} Reasons key of the reason why a widget has no effect */
 
 const SETTINGS_WITHOUT_ROLLOUTS = ["probability", "ramp_steps", "prob_start", "prob_end", "start_step", "ramp_shape"];
 const SETTINGS_OF_ROLLOUTS = ["sampler", "order", "strategy", "steps_per_trajectory", "target", "reuse"];
-const CALLS_PER_STEP = { unipc: 1, euler: 1, dpm: 1, rk4: 4 };
 
-/** @type {(sampler: string) => Record<string, string>} */
-const order = (sampler) => (["euler", "rk4"].includes(sampler) ? { order: "noOrder" } : {});
+/** @param {string | undefined} sampler */
+const solver = (sampler) => SOLVERS[sampler ?? ""];
+
+/** @param {Values} values */
+const order = ({ sampler }) => when(solver(sampler)?.hasOrder === false, ["order"], "noOrder");
 
 /**
  * By node: from the widgets' values to the widgets without effect, each with the key of its reason.
- * @type {Record<string, (values: Values) => Record<string, string>>}
+ * @type {{ [node: string]: ((values: Values) => Reasons) | undefined }}
  */
 const RULES = {
   RolloutScheduledSampling: (v) => {
-    if (v.max_step_offset === 0) return all([...SETTINGS_WITHOUT_ROLLOUTS, ...SETTINGS_OF_ROLLOUTS], "rolloutsOff");
+    if (v.max_step_offset === 0) return when(true, [...SETTINGS_WITHOUT_ROLLOUTS, ...SETTINGS_OF_ROLLOUTS], "rolloutsOff");
     return {
-      ...(v.target === "solver_error" ? { order: "noOrderTarget" } : order(v.sampler)),
-      ...(v.ramp_steps === 0 ? all(["prob_start", "prob_end", "ramp_shape"], "noRamp") : {}),
-      ...(v.ramp_steps > 0 ? { probability: "noProbability" } : {}),
+      ...(v.target === "solver_error" ? when(true, ["order"], "noOrderTarget") : order(v)),
+      ...when(v.ramp_steps === 0, ["prob_start", "prob_end", "ramp_shape"], "noRamp"),
+      ...when(isPositive(v.ramp_steps), ["probability"], "noProbability"),
     };
   },
-  RolloutSample: (v) => order(v.sampler),
-  RolloutSampler: (v) => order(v.sampler),
-  RolloutExposureBias: (v) => order(v.sampler),
-  RolloutTimestepSettings: (v) => ({
-    ...(["uniform", "shifted"].includes(v.distribution) ? all(["mean", "std"], "onlyLogitNormal") : {}),
-    ...(["uniform", "logit_normal"].includes(v.distribution) ? { shift: "onlyShifted" } : {}),
+  RolloutSample: order,
+  RolloutSampler: order,
+  RolloutExposureBias: order,
+  RolloutTimestepSettings: ({ distribution }) => ({
+    ...when(distribution === "uniform" || distribution === "shifted", ["mean", "std"], "onlyLogitNormal"),
+    ...when(distribution === "uniform" || distribution === "logit_normal", ["shift"], "onlyShifted"),
   }),
-  RolloutLossSettings: (v) => (v.loss === "mse" ? { huber_delta: "onlyHuber" } : {}),
+  RolloutLossSettings: (v) => when(v.loss === "mse", ["huber_delta"], "onlyHuber"),
   RolloutOptimizerSettings: (v) => ({
-    ...(v.schedule === "constant" ? { final_rate: "noFinalRate" } : {}),
-    ...(v.optimizer === "adafactor" ? all(["beta1", "beta2"], "noBetas") : {}),
+    ...when(v.schedule === "constant", ["final_rate"], "noFinalRate"),
+    ...when(v.optimizer === "adafactor", ["beta1", "beta2"], "noBetas"),
   }),
-  RolloutReflexFlow: (v) => (v.enabled === "off" ? all(["alpha", "beta1", "beta2", "fc_norm"], "reflexFlowOff") : {}),
-  RolloutEncodeDataset: (v) => (v.caption_variants === 1 ? { keep_tags: "noVariants" } : {}),
-  RolloutTrainLoRA: (v) => (v.save_every === 0 ? { keep: "noSaves" } : {}),
-  RolloutTrainSteps: (v) => (v.until_step > 0 ? { steps: "noStepsUntil" } : {}),
-  RolloutInitTraining: (v) => (v.save_every === 0 ? { keep: "noSaves" } : {}),
+  RolloutReflexFlow: (v) => when(v.enabled === "off", ["alpha", "beta1", "beta2", "fc_norm"], "reflexFlowOff"),
+  RolloutEncodeDataset: (v) => when(v.caption_variants === 1, ["keep_tags"], "noVariants"),
+  RolloutTrainLoRA: (v) => when(v.save_every === 0, ["keep"], "noSaves"),
+  RolloutTrainSteps: (v) => when(isPositive(v.until_step), ["steps"], "noStepsUntil"),
+  RolloutInitTraining: (v) => when(v.save_every === 0, ["keep"], "noSaves"),
 };
 
 /**
- * @param {string[]} names
+ * @param {boolean} idle whether the widgets have no effect
+ * @param {string[]} names of the widgets
  * @param {string} reason
+ * @returns {Reasons}
  */
-function all(names, reason) {
-  return Object.fromEntries(names.map((name) => [name, reason]));
+function when(idle, names, reason) {
+  return idle ? Object.fromEntries(names.map((name) => [name, reason])) : {};
 }
 
-/** @param {string} nodeType */
+/** @param {number | undefined} value */
+function isPositive(value) {
+  return value !== undefined && value > 0;
+}
+
+/** @param {string | undefined} nodeType */
 export function hasRules(nodeType) {
-  return nodeType in RULES;
+  return nodeType !== undefined && nodeType in RULES;
 }
 
 /**
- * @param {string} nodeType
+ * The widgets without effect.
+ * @param {string | undefined} nodeType
  * @param {Values} values
- * @returns {Record<string, string>} widgets without effect, each with the key of its reason
  */
 export function withoutEffect(nodeType, values) {
-  return RULES[nodeType]?.(values) ?? {};
+  return RULES[nodeType ?? ""]?.(values) ?? {};
 }
 
 /**
@@ -72,16 +92,17 @@ export function withoutEffect(nodeType, values) {
  * @returns {number} NaN where a wire brings a value that it depends on
  */
 export function expectedExtraForwards(v, reflexflow) {
-  const probability = v.ramp_steps > 0 ? Math.max(v.prob_start, v.prob_end) : v.ramp_steps === 0 ? v.probability : NaN;
-  const calls = CALLS_PER_STEP[/** @type {keyof typeof CALLS_PER_STEP} */ (v.sampler)];
+  const { ramp_steps: ramp = NaN, prob_start: first = NaN, prob_end: last = NaN, reuse = NaN } = v;
+  const probability = ramp > 0 ? Math.max(first, last) : ramp === 0 ? (v.probability ?? NaN) : NaN;
+  const calls = solver(v.sampler)?.callsPerStep ?? NaN;
   const weights = lengthWeights(v.max_step_offset, v.strategy);
   if (v.max_step_offset === 0) return 0;
   if (!weights || !v.target) return NaN;
   const total = weights.reduce((sum, w) => sum + w, 0);
   const rolled = 1 - weights[0] / total;
   const length = weights.reduce((sum, w, k) => sum + k * w, 0) / total / rolled;
-  const own = v.target === "solver_error" ? (v.sampler === "rk4" ? 4 : calls && 2) : length * calls;
-  return (probability * rolled * (own + (reflexflow ? 1 : 0))) / v.reuse;
+  const own = v.target === "solver_error" ? Math.max(2, calls) : length * calls;
+  return (probability * rolled * (own + (reflexflow ? 1 : 0))) / reuse;
 }
 
 /**
@@ -101,10 +122,10 @@ export function stepTimeFactor(extra, checkpointing) {
 export function waysToSave(v) {
   const own = v.target === "solver_error"; // two steps of its own, whatever the length
   return [
-    ...(v.sampler === "rk4" ? ["saveSolver"] : []),
+    ...((solver(v.sampler)?.callsPerStep ?? 1) > 1 ? ["saveSolver"] : []),
     ...(own ? [] : ["saveLength"]),
     "saveProbability",
-    ...(own || v.reuse > 3 ? [] : ["saveReuse"]),
+    ...(own || (v.reuse ?? 1) > 3 ? [] : ["saveReuse"]),
   ];
 }
 

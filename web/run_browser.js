@@ -1,9 +1,7 @@
 // @ts-check
 /** The sidebar tab with the training runs. While it is closed it listens to nothing and costs nothing. */
 
-// @ts-ignore: served by the host
 import { app } from "../../scripts/app.js";
-// @ts-ignore
 import { api } from "../../scripts/api.js";
 import { addResume } from "./resume.js";
 import { size } from "./run_facts.js";
@@ -15,6 +13,7 @@ import { locale, word } from "./words.js";
 
 const ROUTE = "/rollout_trainer/runs";
 const SETTLED = 1000; // ms after which the last state of a training is on the disk and the queue is idle
+/** @type {("execution_success" | "execution_error" | "execution_interrupted")[]} */
 const ENDS = ["execution_success", "execution_error", "execution_interrupted"];
 
 /** @param {string} name */
@@ -48,7 +47,6 @@ function resume(run, step) {
   const until = reached < (run.planned ?? 0) ? (run.planned ?? 0) : 0;
   if (!view) return;
   const cover = view.element.getBoundingClientRect();
-  // @ts-ignore: a global of the host
   const create = (/** @type {string} */ type) => LiteGraph.createNode(type);
   addResume(app.canvas, create, { name: run.name, folder: run.folder, step, until }, cover);
 }
@@ -95,7 +93,7 @@ function refreshSoon() {
   }, SETTLED);
 }
 
-/** @param {{ detail: any }} event */
+/** @param {{ detail: import("./panel.js").Facts }} event */
 function progressed({ detail }) {
   if (!view?.told(detail) || detail.state !== "running") refreshSoon();
 }

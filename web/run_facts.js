@@ -1,8 +1,10 @@
 // @ts-check
 /** What the run browser says of runs: search, choice, sizes, ages, settings in short. No DOM, no host. */
 
+import { SOLVERS } from "./facts.js";
+
 /**
- * A run in the list, as `training.runs.Summary`.
+ * A run in the list, as `training.runs.browse.Summary`.
  * @typedef {object} Run
  * @property {string} name
  * @property {number | null} step of the newest saved state
@@ -14,7 +16,37 @@
  * @property {string} model
  * @property {boolean} training
  */
-/** @typedef {Run & { path: string, folder: string, steps: number[], settings: any, curve: import("./chart.js").Curve }} Details */
+/**
+ * Of a run's settings, what is shown; as `TrainConfig`.
+ * @typedef {object} Settings
+ * @property {{ kind: string, rank: number, alpha: number }} lora
+ * @property {{ name: string, lr: number, schedule: string }} optimizer
+ * @property {number} batch_size
+ * @property {number} accumulation
+ * @property {number} seed
+ * @property {Rollout} rollout
+ */
+/**
+ * @typedef {object} Rollout
+ * @property {number} max_step_offset
+ * @property {number} probability
+ * @property {number} ramp_steps
+ * @property {number} prob_start
+ * @property {number} prob_end
+ * @property {string} sampler
+ * @property {number} order
+ * @property {number} steps_per_trajectory
+ * @property {string} target
+ * @property {number} reuse
+ * @property {{ enabled: string }} reflexflow
+ */
+/**
+ * A run that is looked at, as `training.runs.browse.Details`; its settings are {} where they are not known.
+ * @typedef {Run & {
+ *   path: string, folder: string, steps: number[], settings: Settings | Record<string, never>,
+ *   curve: import("./chart.js").Curve,
+ * }} Details
+ */
 /** @typedef {(key: string) => string} Word in the user's language */
 
 const UNITS = ["B", "kB", "MB", "GB", "TB"];
@@ -69,12 +101,12 @@ export function ago(moment, now, locale) {
 
 /**
  * Settings in short: keys of words, and texts.
- * @param {any} settings as `TrainConfig`; {} where they are not known
+ * @param {Details["settings"]} settings
  * @param {Word} word
  * @returns {[string, string][]}
  */
 export function settingRows(settings, word) {
-  if (!settings?.lora) return [];
+  if (!hasSettings(settings)) return [];
   const { lora, optimizer, rollout } = settings;
   /** @type {[string, string][]} */
   const rows = [
@@ -85,7 +117,7 @@ export function settingRows(settings, word) {
     ["runsRollouts", rollouts(rollout, word)],
   ];
   if (rollout.max_step_offset === 0) return rows;
-  const solver = ["unipc", "dpm"].includes(rollout.sampler) ? `${rollout.sampler} ${rollout.order}` : rollout.sampler;
+  const solver = SOLVERS[rollout.sampler]?.hasOrder ? `${rollout.sampler} ${rollout.order}` : rollout.sampler;
   return [
     ...rows,
     ["runsSolver", `${solver}, 1/${rollout.steps_per_trajectory}`],
@@ -95,8 +127,17 @@ export function settingRows(settings, word) {
 }
 
 /**
+ * Whether settings are known.
+ * @param {Details["settings"]} settings
+ * @returns {settings is Settings}
+ */
+function hasSettings(settings) {
+  return "lora" in settings;
+}
+
+/**
  * Who is rolled out, and how far.
- * @param {any} rollout
+ * @param {Rollout} rollout
  * @param {Word} word
  */
 function rollouts(rollout, word) {
@@ -104,7 +145,7 @@ function rollouts(rollout, word) {
   const percent = (/** @type {number} */ share) => Math.round(share * 100);
   const ramp = `${percent(rollout.prob_start)} → ${percent(rollout.prob_end)}`;
   const chance = rollout.ramp_steps > 0 ? ramp : percent(rollout.probability);
-  return word("runsUpTo").replace("<p>", `${chance} %`).replace("<n>", rollout.max_step_offset);
+  return word("runsUpTo").replace("<p>", `${chance} %`).replace("<n>", String(rollout.max_step_offset));
 }
 
 /**

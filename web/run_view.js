@@ -1,7 +1,8 @@
 // @ts-check
 /** The run browser: a list, and below it the run that is chosen or the two that are compared. Knows the DOM, not the host. */
 
-import { LINES, STYLE as CHART, compare, draw, isMeasured } from "./chart.js";
+import { STYLE as CHART, compare, draw, isMeasured } from "./chart.js";
+import { LOSSES } from "./facts.js";
 import { ago, choose, differences, matching, settingRows, size } from "./run_facts.js";
 import { newest, number } from "./scale.js";
 
@@ -101,46 +102,52 @@ export class RunView {
     /** The next click adds a run to compare with. */
     this.picking = false;
     this.frame = 0;
+    this.again = this.button("pi-refresh", "", "plain", () => this.refresh());
+    this.search = input("search");
+    this.list = make("ul");
+    this.note = make("p", "note soft");
+    this.details = make("div", "details");
+    this.plot = make("div", "plot");
+    this.svg = /** @type {SVGSVGElement} */ (document.createElementNS("http://www.w3.org/2000/svg", "svg"));
+    this.log = input("checkbox");
+    this.measure = document.createElement("select");
+    this.legend = make("div", "row");
     this.element = make("section", "rollout-runs");
-    this.element.setAttribute("aria-label", word("runs"));
     this.layOut();
+    this.listen();
     this.resized = new ResizeObserver(() => this.queueDraw());
     this.resized.observe(this.plot);
   }
 
-  /** Build the tree. */
+  /** Build the tree, and say what its parts are. */
   layOut() {
     const style = document.createElement("style");
     style.textContent = STYLE;
-    const header = make("header");
-    this.again = this.button("pi-refresh", "", "plain", () => this.refresh());
     name(this.again, this.word("runsRefresh"));
+    const header = make("header");
     header.append(make("h2", "", this.word("runs")), this.again);
-    this.search = Object.assign(document.createElement("input"), { type: "search", placeholder: this.word("runsSearch") });
+    this.search.placeholder = this.word("runsSearch");
     this.search.setAttribute("aria-label", this.word("runsSearch"));
-    this.search.addEventListener("input", () => this.showList());
     const search = make("div", "search");
     search.append(icon("pi-search"), this.search);
-    this.list = make("ul");
     this.list.setAttribute("role", "listbox");
     this.list.setAttribute("aria-multiselectable", "true");
     this.list.setAttribute("aria-label", this.word("runs"));
+    this.note.setAttribute("role", "status");
+    this.details.hidden = true;
+    this.plot.append(this.svg);
+    this.log.checked = true;
+    this.measure.setAttribute("aria-label", this.word("runsMeasure"));
+    this.element.setAttribute("aria-label", this.word("runs"));
+    this.element.append(style, header, search, this.list, this.note, this.details);
+  }
+
+  listen() {
+    this.search.addEventListener("input", () => this.showList());
     this.list.addEventListener("click", (event) => this.clicked(event));
     this.list.addEventListener("keydown", (event) => this.pressed(event));
-    this.note = make("p", "note soft");
-    this.note.setAttribute("role", "status");
-    this.details = make("div", "details");
-    this.details.hidden = true;
-    this.plot = make("div", "plot");
-    this.svg = /** @type {SVGSVGElement} */ (document.createElementNS("http://www.w3.org/2000/svg", "svg"));
-    this.plot.append(this.svg);
-    this.log = Object.assign(document.createElement("input"), { type: "checkbox", checked: true });
     this.log.addEventListener("change", () => this.queueDraw());
-    this.measure = document.createElement("select");
-    this.measure.setAttribute("aria-label", this.word("runsMeasure"));
     this.measure.addEventListener("change", () => this.showLegend());
-    this.legend = make("div", "row");
-    this.element.append(style, header, search, this.list, this.note, this.details);
   }
 
   // --- the list ---------------------------------------------------------------------------------
@@ -301,7 +308,7 @@ export class RunView {
 
   /** @param {Details[]} runs */
   two(runs) {
-    const measured = LINES.filter((name) => runs.some(({ curve }) => isMeasured(curve, name)));
+    const measured = LOSSES.filter((name) => runs.some(({ curve }) => isMeasured(curve, name)));
     const before = this.measure.value;
     this.measure.replaceChildren(...measured.map((name) => new Option(this.word(name), name)));
     this.measure.value = measured.includes(before) ? before : (measured[0] ?? "");
@@ -331,7 +338,7 @@ export class RunView {
     };
     if (runs.length === 1) {
       const [{ curve }] = runs;
-      const measured = LINES.filter((name) => isMeasured(curve, name));
+      const measured = LOSSES.filter((name) => isMeasured(curve, name));
       this.legend.replaceChildren(...measured.map((name) => entry(name, `${this.word(name)} ${number(newest(curve[name]))}`)));
     } else {
       const value = (/** @type {Details} */ run) => number(newest(run.curve[this.measure.value] ?? []));
@@ -459,6 +466,13 @@ function table(rows, word) {
     row.append(head, ...texts.map((text) => make("td", "", text)));
     made.append(row);
   }
+  return made;
+}
+
+/** @param {string} type */
+function input(type) {
+  const made = document.createElement("input");
+  made.type = type;
   return made;
 }
 

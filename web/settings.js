@@ -1,7 +1,6 @@
 // @ts-check
 /** Settings nodes: widgets without effect are greyed out and say why; scheduled sampling says what it costs. */
 
-// @ts-ignore: served by the host
 import { app } from "../../scripts/app.js";
 import { allNodes, widgetValues } from "./graph.js";
 import { expectedExtraForwards, hasRules, stepTimeFactor, waysToSave, withoutEffect } from "./rules.js";
@@ -17,13 +16,19 @@ const WARNING = { background: "#ffe08a", color: "#3d2c00" }; // readable whateve
 
 /**
  * The cost line of each scheduled-sampling node.
- * @type {Map<any, HTMLElement>}
+ * @type {Map<HostNode, HTMLElement>}
  */
 const costLines = new Map();
 
-/** @param {any} node */
+/**
+ * What rules look at: the host gives numbers, texts and switches, each as its widget has them.
+ * @param {HostNode} node
+ */
+const valuesOf = (node) => /** @type {import("./rules.js").Values} */ (widgetValues(node));
+
+/** @param {HostNode} node */
 function refresh(node) {
-  const reasons = withoutEffect(node.comfyClass, widgetValues(node));
+  const reasons = withoutEffect(node.comfyClass, valuesOf(node));
   for (const widget of node.widgets ?? []) {
     const reason = reasons[widget.name];
     if (Boolean(reason) === Boolean(widget.disabled) && !reason) continue;
@@ -31,13 +36,13 @@ function refresh(node) {
     widget.tooltip = reason ? word(reason) : undefined; // undefined: the front end's own, in the user's language
   }
   const line = costLines.get(node);
-  if (line) showCost(line, widgetValues(node), usesReflexFlow(node));
+  if (line) showCost(line, valuesOf(node), usesReflexFlow(node));
   node.setDirtyCanvas?.(true, true);
 }
 
 /**
  * @param {HTMLElement} line
- * @param {Record<string, any>} values
+ * @param {import("./rules.js").Values} values
  * @param {boolean} reflexflow
  */
 function showCost(line, values, reflexflow) {
@@ -62,7 +67,7 @@ function cost(forwards, factor) {
 
 /**
  * @param {string} text
- * @param {Record<string, any>} values
+ * @param {import("./rules.js").Values} values
  */
 function warning(text, values) {
   return word("costHigh").replace("<cost>", text).replace("<ways>", anyOf(waysToSave(values)));
@@ -76,13 +81,13 @@ function usesCheckpointing() {
 
 /**
  * Whether rolled rows will get ReflexFlow, as far as the graph says; the kind of model is not known here.
- * @param {any} node
+ * @param {HostNode} node
  */
 function usesReflexFlow(node) {
   const slot = node.findInputSlot?.("reflexflow") ?? -1;
   const origin = slot < 0 ? null : node.getInputNode?.(slot);
   if (!origin) return false;
-  return origin.comfyClass !== "RolloutReflexFlow" || widgetValues(origin).enabled !== "off";
+  return origin.comfyClass !== "RolloutReflexFlow" || valuesOf(origin).enabled !== "off";
 }
 
 /** Refresh what depends on other nodes. */
@@ -90,7 +95,7 @@ function refreshCosts() {
   for (const node of costLines.keys()) refresh(node);
 }
 
-/** @param {any} node */
+/** @param {HostNode} node */
 function addCostLine(node) {
   const line = document.createElement("div");
   line.style.cssText = "font: 11px/1.4 system-ui, sans-serif; text-align: center; border-radius: 4px; padding: 1px 4px;";
@@ -104,14 +109,15 @@ function addCostLine(node) {
 }
 
 /**
- * Call `after` whenever the node's method `name` was called.
- * @param {any} owner
- * @param {string} name
+ * A method of the host's that calls another one afterwards.
+ * @template {unknown[]} Arguments
+ * @template Result
+ * @param {((...args: Arguments) => Result) | undefined} before
  * @param {() => void} after
+ * @returns {(...args: Arguments) => Result | undefined}
  */
-function follow(owner, name, after) {
-  const before = owner[name];
-  owner[name] = function (/** @type {any[]} */ ...args) {
+function followed(before, after) {
+  return /** @this {unknown} */ function (/** @type {Arguments} */ ...args) {
     const result = before?.apply(this, args);
     after();
     return result;
@@ -121,19 +127,19 @@ function follow(owner, name, after) {
 app.registerExtension({
   name: "rollout_trainer.settings",
 
-  nodeCreated(/** @type {any} */ node) {
+  nodeCreated(node) {
     if (!node.comfyClass?.startsWith("Rollout")) return;
     labelOptions(node);
     if (!hasRules(node.comfyClass)) return;
     if (node.comfyClass === SAMPLING) addCostLine(node);
     const update = () => {
       refresh(node);
-      if (COSTING.includes(node.comfyClass)) refreshCosts();
+      if (COSTING.includes(node.comfyClass ?? "")) refreshCosts();
     };
-    for (const widget of node.widgets ?? []) follow(widget, "callback", update);
-    follow(node, "onConnectionsChange", update);
-    follow(node, "onConfigure", update);
-    follow(node, "onRemoved", () => costLines.delete(node));
+    for (const widget of node.widgets ?? []) widget.callback = followed(widget.callback, update);
+    node.onConnectionsChange = followed(node.onConnectionsChange, update);
+    node.onConfigure = followed(node.onConfigure, update);
+    node.onRemoved = followed(node.onRemoved, () => costLines.delete(node));
     refresh(node);
   },
 

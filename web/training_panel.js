@@ -1,9 +1,7 @@
 // @ts-check
 /** Puts a panel on training nodes and feeds it: live, at the end of a node, and after the page was reloaded. */
 
-// @ts-ignore: served by the host
 import { app } from "../../scripts/app.js";
-// @ts-ignore
 import { api } from "../../scripts/api.js";
 import { findNode } from "./graph.js";
 import { Panel } from "./panel.js";
@@ -12,13 +10,16 @@ import { loadWords, word } from "./words.js";
 const NODES = ["RolloutTrainLoRA", "RolloutTrainSteps"];
 const WIDTH = 340; // pixels; a node with less would break the lines of its panel
 
-/** @type {Map<any, Panel>} */
+/** @type {Map<HostNode, Panel>} */
 const panels = new Map();
 
 const root = () => app.rootGraph ?? app.graph;
 
 /** @param {string | number} id as the host names the node */
-const panelOf = (id) => panels.get(findNode(root(), id));
+function panelOf(id) {
+  const node = findNode(root(), id);
+  return node ? panels.get(node) : undefined;
+}
 
 /** @param {string} run */
 const filmRoute = (run) => `/rollout_trainer/runs/${encodeURIComponent(run)}/film`;
@@ -44,12 +45,14 @@ async function restore() {
   const query = new URLSearchParams({ workflow: String(root().id ?? "") });
   const response = await api.fetchApi(`/rollout_trainer/facts?${query}`);
   if (!response.ok) return;
-  for (const [id, facts] of Object.entries(await response.json())) panelOf(id)?.show(facts);
+  /** @type {Record<string, import("./panel.js").Facts>} */
+  const newest = await response.json();
+  for (const [id, facts] of Object.entries(newest)) panelOf(id)?.show(facts);
 }
 
 /**
  * Make a node large enough for its panel.
- * @param {any} node
+ * @param {HostNode} node
  */
 function fit(node) {
   const [width, height] = node.computeSize();
@@ -71,19 +74,19 @@ app.registerExtension({
       const facts = detail?.output?.rollout_trainer?.[0];
       if (facts) panelOf(detail.display_node ?? detail.node)?.show({ ...facts, state: "done" });
     });
-    for (const event of ["execution_error", "execution_interrupted"])
-      api.addEventListener(event, ({ detail }) => panelOf(detail.node_id)?.end());
+    api.addEventListener("execution_error", ({ detail }) => panelOf(detail.node_id)?.end());
+    api.addEventListener("execution_interrupted", ({ detail }) => panelOf(detail.node_id)?.end());
   },
 
-  nodeCreated(/** @type {any} */ node) {
-    if (!NODES.includes(node.comfyClass)) return;
+  nodeCreated(node) {
+    if (!NODES.includes(node.comfyClass ?? "")) return;
     const panel = new Panel(word, host, () => fit(node));
     const options = { serialize: false, hideOnZoom: false, getMinHeight: () => panel.minHeight };
     const widget = node.addDOMWidget("rollout_panel", "rollout_panel", panel.element, options);
     widget.serialize = false; // neither in the workflow file, where widgets are stored by position, nor in the prompt
     panels.set(node, panel);
     const removed = node.onRemoved;
-    node.onRemoved = function (/** @type {any[]} */ ...args) {
+    node.onRemoved = function (...args) {
       panel.dispose();
       panels.delete(node);
       return removed?.apply(this, args);

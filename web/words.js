@@ -1,23 +1,29 @@
 // @ts-check
 /** The pack's own words in the user's language, from `locales/` by way of the host. */
 
-// @ts-ignore: served by the host
 import { app } from "../../scripts/app.js";
-// @ts-ignore
 import { api } from "../../scripts/api.js";
 
-/** @type {Record<string, any>} */
+/**
+ * The pack's part of one language.
+ * @typedef {object} Texts
+ * @property {Record<string, string>} [rolloutTrainer]
+ * @property {Record<string, { inputs?: Record<string, { options?: Record<string, string> }> }>} [nodeDefs]
+ */
+
+/** @type {Texts} */
 let texts = {};
-/** @type {Record<string, any>} */
+/** @type {Texts} */
 let english = {};
 let language = "en";
 
 /** Ask the host for the texts; call it before any node is made. */
 export async function loadWords() {
   const response = await api.fetchApi("/i18n");
+  /** @type {Record<string, Texts>} */
   const languages = response.ok ? await response.json() : {};
   english = languages.en ?? {};
-  const chosen = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
+  const chosen = String(app.extensionManager?.setting?.get("Comfy.Locale") ?? "en");
   language = chosen in languages ? chosen : "en";
   texts = languages[language] ?? english;
 }
@@ -47,12 +53,12 @@ export function anyOf(keys) {
 /**
  * Let a node's combos show their options in the user's language; the values stay what they are.
  * Front ends that do not know `getOptionLabel` show the values.
- * @param {any} node
+ * @param {HostNode} node
  */
 export function labelOptions(node) {
-  const inputs = texts.nodeDefs?.[node.comfyClass]?.inputs ?? {};
+  const inputs = texts.nodeDefs?.[node.comfyClass ?? ""]?.inputs ?? {};
   for (const widget of node.widgets ?? []) {
     const labels = inputs[widget.name]?.options;
-    if (labels && widget.options) widget.options.getOptionLabel = (/** @type {string | null} */ v) => labels[v ?? ""] ?? v ?? "";
+    if (labels && widget.options) widget.options.getOptionLabel = (v) => labels[v ?? ""] ?? v ?? "";
   }
 }

@@ -150,7 +150,7 @@ def test_a_training_is_watched_stopped_and_seen_again_after_a_reload(mode, open_
     assert [text.split()[0] for text in legend] == ["base", "FC", "ADR"]
     numbers = page.locator(f"{PANEL} .numbers").first.inner_text()
     assert re.search(
-        r"^\d+ / 5000 · [\d.]+ steps/s · [\d:]+ left · rollouts 50 % · time in rollouts \d+ % · memory \d+ MB$",
+        r"^\d+ / 5000 · [\d.]+ steps/s · [\d:]+ left · rollout chance 50 % · time in rollouts \d+ % · memory \d+ MB$",
         numbers,
     )
     page.screenshot(path=shots / f"running-{mode}.png")
@@ -323,7 +323,8 @@ def test_costly_rollouts_are_warned_of(mode, open_page, shots):
     text = line.inner_text()
     assert text == (
         "\N{WARNING SIGN} about 10.5 extra forwards per sample, about 6.2x the time of a plain step. To make it "
-        "cheaper: another sampler than rk4, a smaller max_step_offset, a lower probability, or reuse of 2 to 4."
+        "cheaper: a sampler with one forward per step, a smaller max_step_offset, a lower probability, "
+        "or reuse of 2 to 4."
     )
     assert line.evaluate("e => e.scrollHeight <= e.clientHeight + 1")  # nothing is cut off
     for palette in ("light", "dark"):

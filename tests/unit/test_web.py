@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rollout_trainer.samplers import SAMPLERS
 from rollout_trainer.training.objective.config import RolloutConfig
 from rollout_trainer.training.objective.rollout import expected_extra_forwards, step_time_factor
 
@@ -20,7 +21,7 @@ CHOICES = {
     "probability": (0.0, 0.5),
     "ramp_steps": (0, 100),
     "prob_end": (0.25, 1.0),
-    "sampler": ("unipc", "euler", "dpm", "rk4"),
+    "sampler": tuple(SAMPLERS),
     "strategy": ("uniform", "biased_early", "biased_late"),
     "target": ("residual", "solver_error", "clean", "corrective"),
     "reuse": (1, 3),

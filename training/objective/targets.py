@@ -102,14 +102,14 @@ def solver_difference(
 ) -> tuple[Tensor, Tensor]:
     """Displace the clean interpolant by the error of one coarse (Euler) step over the whole offset.
 
-    The finer step from the same source is Heun's, or Runge-Kutta 4 when the solver is ``rk4``;
+    The finer step from the same source is Heun's, or the solver's own where that looks at the field more than once;
     ``x_hat = x_t + (x_coarse - x_fine)``.
     """
     x = start.x_source
     s, t = start.sigmas[:, 0].to(x), start.sigmas[:, -1].to(x)
     rows = torch.arange(len(x), device=x.device)
     h = expand(t - s, x)
-    if solver.sampler == "rk4":
+    if SAMPLERS[solver.sampler].calls_per_step > 1:
         ends = Start(x, start.x_target, start.sigmas[:, [0, -1]])
         x_fine, v = own_trajectory(velocity, ends, solver)
         x_coarse = x + h * v
@@ -167,7 +167,7 @@ class Target:
     def row_evaluations(self, sampler: str, steps: float) -> float:
         """No-grad model evaluations that make the input of one row rolled over `steps` steps."""
         if self.construct is solver_difference:
-            return 4 if sampler == "rk4" else 2
+            return max(2, SAMPLERS[sampler].calls_per_step)
         return steps * SAMPLERS[sampler].calls_per_step
 
 

@@ -81,7 +81,7 @@ class Live:
     """The facts of one stage: what was trained before it, and each of its steps as a watcher sees them."""
 
     def __init__(self, run: Run, steps: int) -> None:
-        self._name = run.folder.path.name
+        self._folder = run.folder
         self._device = run.source.device
         self._last = run.step + steps
         self._curve = Curve.of(run.history, run.step)
@@ -111,14 +111,14 @@ class Live:
         """Plain JSON values.
 
         `rollout_share` is the share of the model's time that rollouts took, in the whole run; `memory` is in bytes;
-        `film` has the steps of films, `saved` that of the last saved state.
+        `film` has the steps of films, `saved` that of the last saved state, `saved_file` its name.
         """
         now = self._newest
         seconds, rate = now.seconds, now.steps_per_second
         extra = seconds.get("rollout", 0.0) + seconds.get("clean", 0.0)
         total = extra + seconds.get("train", 0.0)
         return {
-            "run": self._name,
+            "run": self._folder.path.name,
             "step": now.step,
             "last_step": self._last,
             "curve": self._curve.plain(),
@@ -129,4 +129,5 @@ class Live:
             "memory": memory_in_use(self._device),
             "film": [self._films[i] for i in equally_spaced(len(self._films), FILMS)],
             "saved": self._saved,
+            "saved_file": f"{self._folder.path.name}/{self._folder.state_path(self._saved).name}",
         }

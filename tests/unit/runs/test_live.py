@@ -52,6 +52,7 @@ def test_a_stage_shows_the_whole_run_and_what_the_history_says(make_data, make_c
     assert (facts["film"], facts["saved"]) == ([], 3)
     live.saved()
     assert live.facts()["saved"] == 7
+    assert live.facts()["saved_file"] == f"{run.folder.path.name}/{run.folder.state_path(7).name}"
 
 
 def test_films_of_the_stages_before_are_told_of_and_few_at_any_length(

@@ -1,0 +1,141 @@
+/**
+ * As much of ComfyUI's front end as the scripts of this pack use, for the type checker alone (`tsc -p .`). The host
+ * loads every `.js` file of this folder and no `.d.ts`. Optional is what some of the supported versions lack.
+ */
+
+interface HostWidget {
+  name: string;
+  value: unknown;
+  disabled?: boolean;
+  tooltip?: string;
+  serialize?: boolean;
+  options?: { getOptionLabel?: (value: string | null) => string };
+  callback?: (value: unknown) => void;
+}
+
+interface HostInput {
+  name: string;
+  link: number | null;
+  widget?: { name: string };
+}
+
+/** Called by the host with arguments that are passed on as they are. */
+type HostHook = (...args: unknown[]) => unknown;
+
+interface HostDOMOptions {
+  serialize: boolean;
+  hideOnZoom: boolean;
+  getMinHeight: () => number;
+  getMaxHeight?: () => number;
+}
+
+interface HostNode {
+  id: number | string;
+  type: string;
+  comfyClass?: string;
+  pos: [number, number];
+  size: [number, number];
+  flags?: { collapsed?: boolean };
+  widgets?: HostWidget[];
+  inputs?: HostInput[];
+  subgraph?: HostGraph;
+  findInputSlot(name: string): number;
+  getInputLink(slot: number): { origin_id: number | string; origin_slot: number } | null;
+  getInputNode(slot: number): HostNode | null;
+  connect(slot: number, target: HostNode, input: string): unknown;
+  computeSize(): [number, number];
+  setSize(size: [number, number]): void;
+  setDirtyCanvas(foreground: boolean, background: boolean): void;
+  addDOMWidget(name: string, type: string, element: HTMLElement, options: HostDOMOptions): HostWidget;
+  onConnectionsChange?: HostHook;
+  onConfigure?: HostHook;
+  onRemoved?: HostHook;
+}
+
+interface HostGraph {
+  id?: string;
+  nodes: HostNode[];
+  getNodeById(id: number | string): HostNode | null | undefined;
+  add(node: HostNode): unknown;
+}
+
+interface HostCanvas {
+  graph: HostGraph;
+  canvas: HTMLCanvasElement;
+  ds: { scale: number; offset: [number, number]; visible_area: [number, number, number, number] };
+  emitBeforeChange(): void;
+  emitAfterChange(): void;
+  selectItems(nodes: HostNode[]): void;
+  setDirty(foreground: boolean, background: boolean): void;
+}
+
+interface HostExtension {
+  name: string;
+  init?(): void | Promise<void>;
+  setup?(): void | Promise<void>;
+  nodeCreated?(node: HostNode): void;
+  afterConfigureGraph?(): void | Promise<void>;
+}
+
+interface HostToast {
+  severity: "success" | "error";
+  summary: string;
+  detail: string;
+  life: number;
+}
+
+interface HostSidebarTab {
+  id: string;
+  icon: string;
+  title: string;
+  tooltip: string;
+  type: "custom";
+  render(place: HTMLElement): void;
+  destroy(): void;
+}
+
+interface HostManager {
+  toast: { add(message: HostToast): void };
+  dialog: {
+    confirm(options: { title: string; message: string; type: string; itemList: string[] }): Promise<boolean | null>;
+  };
+  setting: { get(id: string): unknown };
+  registerSidebarTab(tab: HostSidebarTab): void;
+}
+
+/** What the events that the pack listens to carry. */
+interface HostEvents {
+  "rollout_trainer.progress": import("./panel.js").Facts & { workflow?: string; node: string };
+  executed: {
+    node: string;
+    display_node?: string;
+    output?: { rollout_trainer?: Omit<import("./panel.js").Facts, "state">[] };
+  };
+  execution_success: { prompt_id: string };
+  execution_error: { prompt_id: string; node_id: string };
+  execution_interrupted: { prompt_id: string; node_id: string };
+}
+
+interface HostApi {
+  fetchApi(route: string, options?: RequestInit): Promise<Response>;
+  apiURL(route: string): string;
+  interrupt(promptId: string | null): Promise<void>;
+  addEventListener<K extends keyof HostEvents>(name: K, listener: (event: CustomEvent<HostEvents[K]>) => void): void;
+  removeEventListener<K extends keyof HostEvents>(name: K, listener: (event: CustomEvent<HostEvents[K]>) => void): void;
+}
+
+declare const LiteGraph: { createNode(type: string): HostNode };
+
+declare module "*/scripts/app.js" {
+  export const app: {
+    graph: HostGraph;
+    rootGraph?: HostGraph;
+    canvas: HostCanvas;
+    extensionManager: HostManager;
+    registerExtension(extension: HostExtension): void;
+  };
+}
+
+declare module "*/scripts/api.js" {
+  export const api: HostApi;
+}
