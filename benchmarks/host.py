@@ -1,6 +1,6 @@
 """Our trainer beside the host's own TrainLoraNode: steps per second and peak memory, in one real ComfyUI, in turn.
 
-    python benchmarks/host.py --comfyui DIR [--steps 240] [--rounds 2]
+    python benchmarks/host.py --comfyui DIR [--steps 240] [--rounds 2] [--device cuda]
 
 The same tiny SD3 (1.1 M parameters, latents 16 x 16 x 16, 3 text tokens), float32, rank 8, AdamW, no checkpointing,
 one thread. The host's node trains every layer, norms and biases too; ours every linear and convolution layer ("all"),
@@ -121,6 +121,8 @@ def main() -> None:
         "--steps", type=int, default=240, help="steps of the longer run; of the host's own that by the batch"
     )
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the host computes")
+    parser.add_argument("--batches", type=int, nargs="+", choices=BATCHES, default=list(BATCHES))
     options = parser.parse_args()
     if options.comfyui:
         os.environ["COMFYUI_PATH"] = str(options.comfyui)
@@ -128,9 +130,10 @@ def main() -> None:
     installation = find_installation()
     if installation is None:
         raise SystemExit("no ComfyUI found; name one with --comfyui")
+    device = ("--cpu",) if options.device == "cpu" else ()
     with (
         tempfile.TemporaryDirectory() as base,
-        running(installation, Path(base), [], [NODES_FOR_TESTS]) as host,
+        running(installation, Path(base), [], [NODES_FOR_TESTS], device) as host,
     ):
         info = host.object_info()
         saving = PromptBuilder()
@@ -138,7 +141,7 @@ def main() -> None:
         host.queue(saving.prompt)
         print("| batch | " + " | ".join(TRAINERS) + " | ratio, all | ratio, preset | goal | peak MB |")
         print("|---" * (len(TRAINERS) + 5) + "|")
-        for batch in BATCHES:
+        for batch in options.batches:
             rates: dict[str, list[float]] = {name: [] for name in TRAINERS}
             peaks: dict[str, list[float]] = {name: [] for name in TRAINERS}
             for turn in range(options.rounds):

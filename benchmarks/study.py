@@ -220,10 +220,10 @@ class Lab:
     unseen: Pictures
 
     @classmethod
-    def of_the_demo(cls, count: int) -> Lab:
+    def of_the_demo(cls, count: int, device: str = "cpu") -> Lab:
         """Load and encode `count` pictures of each kind, the unseen ones in the order of their list."""
         demo = ROOT / "demo"
-        source = load_diffusers(demo / "model")
+        source = load_diffusers(demo / "model", device)
         captions = (demo / "unseen_captions.txt").read_text(encoding="utf-8").split("\n")
         unseen = read_image_folder(demo / "unseen", default_caption="")
         items = {item.path.stem.replace("-", " "): item for item in unseen.items}
@@ -330,7 +330,8 @@ def drawn(
             for i, model in enumerate(models)
         ]
     )
-    return {f"{label}.{name}{mark}": value for name, value in look(pixels, real, lab.taught).items()}
+    seen = look(pixels.cpu(), real, lab.taught)
+    return {f"{label}.{name}{mark}": value for name, value in seen.items()}
 
 
 def look(pixels: Tensor, real: Pictures, taught: Pictures) -> Metrics:
@@ -631,10 +632,12 @@ def save(results: Sequence[Result], folder: Path) -> None:
     plot(tabulate(results), folder / "study.png")
 
 
-def study(path: Path, plan: Plan, arms: Sequence[str], seeds: int, minutes: float) -> None:
+def study(
+    path: Path, plan: Plan, arms: Sequence[str], seeds: int, minutes: float, device: str = "cpu"
+) -> None:
     """Run what is missing of the study, all arms of a seed before the next seed."""
     until = time.monotonic() + 60 * minutes
-    lab = Lab.of_the_demo(plan.pictures)
+    lab = Lab.of_the_demo(plan.pictures, device)
     references = {BASE: partial(untrained, lab, plan), REAL: partial(real_pictures, lab)}
 
     def run(arm: str, seed: int) -> Result:
@@ -653,6 +656,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=8, help="runs of every arm, 2 to 16")
     parser.add_argument("--minutes", type=float, default=math.inf, help="no run begins after so long")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="these arms alone")
+    parser.add_argument("--device", default="cpu", help="where the models compute, cpu or cuda")
     parser.add_argument("--table", type=Path, nargs="?", const=ROOT / "docs" / "study.json", metavar="JSON")
     parser.add_argument("--save", type=Path, metavar="DIR", help="write study.json and study.png there")
     parser.add_argument(
@@ -666,12 +670,12 @@ def main() -> None:
     elif options.quick:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "study.jsonl"
-            study(path, QUICK, options.arms, 2, options.minutes)
+            study(path, QUICK, options.arms, 2, options.minutes, options.device)
             report(tabulate(read(path)))
     elif options.save:
         save(read(options.results), options.save)
     else:
-        study(options.results, Plan(), options.arms, options.seeds, options.minutes)
+        study(options.results, Plan(), options.arms, options.seeds, options.minutes, options.device)
         report(tabulate(read(options.results)))
 
 

@@ -232,13 +232,18 @@ class ComfyUI:
 
 @contextmanager
 def running(
-    installation: Installation, base: Path, arguments: Sequence[str] = (), others: Sequence[Path] = ()
+    installation: Installation,
+    base: Path,
+    arguments: Sequence[str] = (),
+    others: Sequence[Path] = (),
+    device: Sequence[str] = ("--cpu",),
 ) -> Iterator[ComfyUI]:
     """Start a ComfyUI with `base` as its base directory; stop it at the end.
 
     Args:
         arguments: more of its command line, such as ``--preview-method latent2rgb``.
         others: packs to load beside this one.
+        device: what of the command line says where it computes; empty: on its GPU.
 
     Raises:
         HostError: it stopped or did not answer in time; the end of its log is in the message.
@@ -249,7 +254,7 @@ def running(
     port = free_port()
     log_file = base / "comfyui.log"
     command = [
-        str(installation.python), "main.py", "--cpu", "--disable-api-nodes", "--disable-auto-launch",
+        str(installation.python), "main.py", *device, "--disable-api-nodes", "--disable-auto-launch",
         "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base),
         # By default the database lies in the installation, where a running host may hold it.
         "--database-url", "sqlite:///:memory:", *arguments,

@@ -10,6 +10,7 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from safetensors.torch import load_file
 
+from .device_nodes import NODES as DEVICE_NODES
 from .model_nodes import NODES as MODEL_NODES
 from .small_files import NODES as FILE_NODES
 
@@ -134,6 +135,7 @@ NODE_CLASS_MAPPINGS = {
         TestCalls,
         TestShowSigmas,
         *MODEL_NODES,
+        *DEVICE_NODES,
         *FILE_NODES,
     )
 }

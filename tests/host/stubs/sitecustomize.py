@@ -1,6 +1,7 @@
-"""Lets a ComfyUI without torchvision or torchaudio start, for these tests alone.
+"""Lets a ComfyUI without torchvision, torchaudio and what its video and filter nodes use start, for tests alone.
 
-ComfyUI imports names from both while it starts, and a CPU test machine often has neither. Python runs
+ComfyUI imports names from them while it starts; a CPU test machine often lacks the first two, and a machine that the
+rest must be carried to (tools/gpu_prepare.py) lacks all. Python runs
 this file at start-up when its folder is on PYTHONPATH, which only the host's process gets. The finder
 stands last, so that a package that is installed is used; of one that is not, any name can be imported,
 and calling it raises.
@@ -11,7 +12,7 @@ import importlib.machinery
 import sys
 import types
 
-NAMES = {"torchvision", "torchaudio"}
+NAMES = {"torchvision", "torchaudio", "av", "kornia", "spandrel"}
 
 
 class Absent(type):

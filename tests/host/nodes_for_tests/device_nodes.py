@@ -1,0 +1,91 @@
+"""What the host's device holds, and a MODEL of which the host keeps nothing there between two uses."""
+
+import gc
+import hashlib
+
+import comfy.memory_management
+import comfy.model_management
+import comfy.sample
+import torch
+
+CATEGORY = "tests"
+
+
+def allocated():
+    """Bytes of tensors on the device, None on a CPU."""
+    device = comfy.model_management.get_torch_device()
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    return torch.cuda.memory_allocated(device)
+
+
+class TestDevice:
+    """What the host computes on, and how many bytes lie there once it has let go of all models."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = CATEGORY, "look", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        return {"required": {}}
+
+    @classmethod
+    def IS_CHANGED(cls, **inputs):  # noqa: N802
+        return float("nan")
+
+    def look(self):
+        comfy.model_management.unload_all_models()
+        gc.collect()
+        comfy.model_management.soft_empty_cache()
+        dynamic = bool(getattr(comfy.memory_management, "aimdo_enabled", False))
+        facts = {"device": str(comfy.model_management.get_torch_device()), "dynamic": dynamic}
+        return {"ui": {"facts": [facts | {"allocated": allocated()}]}}
+
+
+class TestKeepNothing:
+    """The same MODEL; under dynamic VRAM no weight of it may stay on the device: each is fetched for each use."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = CATEGORY, "limit", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        return {"required": {"model": ("MODEL",)}}
+
+    def limit(self, model):
+        if model.is_dynamic() if hasattr(model, "is_dynamic") else False:
+            vbar = model._vbar_get(create=True)
+            if vbar is not None:
+                vbar.set_watermark_limit(0)
+                vbar.set_watermark(0)
+                vbar.free_memory(1 << 60)
+        return (model,)
+
+
+class TestSampled:
+    """What the host samples with a MODEL, in numbers, and the sampling's digest."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = CATEGORY, "sample", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        return {"required": {"model": ("MODEL",), "latents": ("LATENT",), "conditioning": ("CONDITIONING",)}}
+
+    @classmethod
+    def IS_CHANGED(cls, **inputs):  # noqa: N802
+        return float("nan")
+
+    def sample(self, model, latents, conditioning):
+        start = latents["samples"][:1]
+        noise = comfy.sample.prepare_noise(start, 7)
+        drawn = comfy.sample.sample(
+            model, noise, 3, 1.5, "euler", "simple", conditioning[:1], conditioning[1:2], start, seed=7
+        )
+        network = model.model.diffusion_model
+        left = sorted(name for name in vars(network) if "peft" in name)
+        hooks = sum(len(m._forward_pre_hooks) + ("forward" in vars(m)) for m in network.modules())
+        drawn = drawn.float().cpu()
+        digest = hashlib.sha256(drawn.numpy().tobytes()).hexdigest()
+        return {"ui": {"digest": [digest], "norm": [float(drawn.norm())], "left": left, "hooks": [hooks]}}
+
+
+NODES = (TestDevice, TestKeepNothing, TestSampled)
