@@ -25,19 +25,19 @@ from .host.graph.normal import Graph, GraphError
 from .host.graph.override import override
 from .host.graph.reading import parse, read_file
 from .host.graph.validate import destination_problems, problems, structure_problems
-from .host.remote import HostError, Installation, find, started
+from .host.remote import HostError, Installation, find_installation, started
 from .host.standalone.core_nodes import CORE_NODES
 from .host.standalone.host import StandaloneHost, installed, interruptible
 from .host.standalone.run import NodeError, run
 
 FAILED, BAD_INPUT, CANCELLED = 1, 2, 130
 
-Nodes = Sequence[type[io.ComfyNode]] | None
+NodeClasses = Sequence[type[io.ComfyNode]] | None
 """Node classes to run; None for the pack's own."""
 
 
-def main(arguments: Sequence[str] | None = None, nodes: Nodes = None) -> int:
-    """Run one command and return its exit code."""
+def main(arguments: Sequence[str] | None = None, nodes: NodeClasses = None) -> int:
+    """Run one command; its exit code."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
     logging.getLogger(__package__).setLevel(logging.INFO)
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None, nodes: Nodes = None) -> int:
             traceback.print_exception(err)
         return FAILED
     except ImportError as err:
-        print(f"error: the pack must be importable, got {err}; install its requirements.txt", file=sys.stderr)
+        print(f"error: cannot import the pack ({err}); install its requirements.txt", file=sys.stderr)
         return FAILED
     except BrokenPipeError:  # whoever reads (`| head`) has seen enough; leave nothing to flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _graph_options() -> argparse.ArgumentParser:
-    """Return what `run` and `validate` share."""
+    """What `run` and `validate` share."""
     shared = argparse.ArgumentParser(add_help=False)
     graph_help = "workflow: JSON (saved or API format), or a PNG that carries one"
     shared.add_argument("graph", type=Path, help=graph_help)
@@ -95,15 +95,16 @@ def _graph_options() -> argparse.ArgumentParser:
     return shared
 
 
-def _run(options: argparse.Namespace, nodes: Nodes) -> int:
+def _run(options: argparse.Namespace, nodes: NodeClasses) -> int:
     host = _host(options, options.out)
     unwritable = destination_problems(options.out)
     begun = time.perf_counter()
     try:
         if options.comfyui is None:
-            graph = _checked_graph(options, host, nodes, unwritable)
+            catalog = _catalog(nodes)
+            graph = _checked_graph(options, host, catalog, unwritable)
             with interruptible(host), logging_redirect_tqdm():
-                run(graph, _catalog(nodes), host, _announce)
+                run(graph, catalog, host, _announce)
         else:
             if unwritable:
                 raise GraphError(*unwritable)
@@ -116,26 +117,27 @@ def _run(options: argparse.Namespace, nodes: Nodes) -> int:
 
 
 def _run_in_comfyui(options: argparse.Namespace, host: StandaloneHost) -> None:
-    installation = find(options.comfyui, options.comfyui_python)
+    installation = find_installation(options.comfyui, options.comfyui_python)
     read_file(options.graph)  # a file that is none needs no server to tell
-    print(f"Starting {installation.folder}", file=sys.stderr)
+    print(f"Starting ComfyUI in {installation.folder}", file=sys.stderr)
     with started(installation, host, options.device) as server:
         server.run(_foreign_graph(options, server.catalog(), installation), host)
 
 
-def _validate(options: argparse.Namespace, nodes: Nodes) -> int:
+def _validate(options: argparse.Namespace, nodes: NodeClasses) -> int:
     host = _host(options, Path("out"))
     if options.comfyui is None:
-        graph = _checked_graph(options, host, nodes, [])
+        graph = _checked_graph(options, host, _catalog(nodes), [])
     else:
-        installation = find(options.comfyui, options.comfyui_python)
+        installation = find_installation(options.comfyui, options.comfyui_python)
         with started(installation, host, options.device) as server:
             graph = _foreign_graph(options, server.catalog(), installation)
     print(f"{options.graph} is valid: {len(graph.nodes)} nodes")
     return 0
 
 
-def _catalog(nodes: Nodes) -> Catalog:
+def _catalog(nodes: NodeClasses) -> Catalog:
+    """The nodes that a workflow may have here: the few of ComfyUI's own, and `nodes`."""
     if nodes is None:
         from .nodes import RolloutTrainerExtension
 
@@ -153,14 +155,13 @@ def _host(options: argparse.Namespace, out: Path) -> StandaloneHost:
 
 
 def _checked_graph(
-    options: argparse.Namespace, host: StandaloneHost, nodes: Nodes, found: Sequence[str]
+    options: argparse.Namespace, host: StandaloneHost, catalog: Catalog, found: Sequence[str]
 ) -> Graph:
-    """Return the graph to run, with `--set` applied.
+    """The graph to run, with `--set` applied.
 
     Raises:
         GraphError: with everything that is wrong, the problems `found` elsewhere included.
     """
-    catalog = _catalog(nodes)
     graph, wrong = _read(options, catalog)
     with installed(host):
         wrong = [*found, *wrong, *problems(graph, catalog)]
@@ -170,7 +171,7 @@ def _checked_graph(
 
 
 def _foreign_graph(options: argparse.Namespace, catalog: Catalog, installation: Installation) -> Graph:
-    """Return the graph to queue in a ComfyUI, which checks the values itself: it knows dynamic inputs and files.
+    """The graph to queue in a ComfyUI, which checks the values itself: it knows dynamic inputs and files.
 
     Raises:
         GraphError: with everything that is wrong.
@@ -183,7 +184,7 @@ def _foreign_graph(options: argparse.Namespace, catalog: Catalog, installation: 
 
 
 def _read(options: argparse.Namespace, catalog: Catalog) -> tuple[Graph, list[str]]:
-    """Return the graph with all settings that fit, and what is wrong with the others."""
+    """The graph with all settings that fit, and what is wrong with the others."""
     graph = parse(read_file(options.graph), catalog)
     wrong: list[str] = []
     for setting in options.set:
@@ -218,7 +219,7 @@ def _finish(options: argparse.Namespace, host: StandaloneHost, seconds: float) -
     print(f"Report: {host.out / 'report.json'}")
 
 
-def _nodes(options: argparse.Namespace, nodes: Nodes) -> int:
+def _nodes(options: argparse.Namespace, nodes: NodeClasses) -> int:
     wanted = (options.name or "").lower()
     for spec in _catalog(nodes).values():
         if wanted in spec.class_type.lower():

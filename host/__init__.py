@@ -2,7 +2,7 @@
 
 `io` and `ui` are ComfyUI's V3 classes when ComfyUI is loaded, and stand-ins with the same names else;
 `current()` is the running host (`Host`), `Cancelled` what it raises when the user asks to stop.
-`serve()` and `serve_runs(runs)` open the routes that the pack's front end asks, where there is one.
+`serve(runs)` opens the routes that the pack's front end asks, where there is one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING or "comfy_api" not in sys.modules:
     from .interface import Cancelled
     from .schema import ComfyExtension
     from .standalone import ui
-    from .standalone.host import current, serve, serve_runs
+    from .standalone.host import current, serve
 
     sampling: Any = None  # there is no MODEL to sample without ComfyUI
     models: Any = None
@@ -25,8 +25,7 @@ else:
     from .comfyui import model as models
     from .comfyui import sampling
     from .comfyui.host import Cancelled, current
-    from .comfyui.panel_routes import serve
-    from .comfyui.run_routes import serve_runs
+    from .comfyui.run_routes import serve
 
 from .interface import Host, Progress
 
@@ -40,6 +39,5 @@ __all__ = [
     "models",
     "sampling",
     "serve",
-    "serve_runs",
     "ui",
 ]

@@ -18,18 +18,26 @@ class Cancelled(BaseException):
     """
 
 
-Facts = Callable[[], Mapping[str, Any]]
+MakeFacts = Callable[[], Mapping[str, Any]]
 """Makes what a node's panel shows, plain JSON values; called only when somebody will see it."""
 
 Ask = Literal["save", "preview"]
 """What a user may ask of a training between two steps: a saved state, a film."""
 
 
+class PanelKeeper(Protocol):
+    """A run as a host sees it that shows its panel: where the panel's newest facts are kept."""
+
+    def keep_panel(self, facts: Mapping[str, Any]) -> None:
+        """Keep `facts`, plain JSON values, in the place of those before; RuntimeError if the disk refuses."""
+        ...
+
+
 class Progress(Protocol):
     """One progress bar, from 0 to the `total` it was made with."""
 
     def update(
-        self, done: int, text: str = "", image: Image.Image | None = None, facts: Facts | None = None
+        self, done: int, text: str = "", image: Image.Image | None = None, facts: MakeFacts | None = None
     ) -> None:
         """Show that `done` units are finished, with a short `text` ("loss 0.123") and a preview picture.
 
@@ -39,10 +47,10 @@ class Progress(Protocol):
         ...
 
     def asked(self) -> frozenset[Ask]:
-        """Return what the user asked of the training since the last call; nobody can in a terminal."""
+        """What the user asked of the training since the last call; nobody can in a terminal."""
         ...
 
-    def end(self, facts: Facts, state: Literal["done", "stopped"]) -> None:
+    def end(self, facts: MakeFacts, state: Literal["done", "stopped"]) -> None:
         """Show the panel's last facts: the training has ended and its state is saved."""
         ...
 
@@ -54,27 +62,27 @@ class Host(Protocol):
     """`comfyui` or `standalone`."""
 
     def output_dir(self) -> Path:
-        """Return where results go."""
+        """Where results go."""
         ...
 
     def input_dir(self) -> Path:
-        """Return where pictures that a graph names by file name lie."""
+        """Where pictures that a graph names by file name lie."""
         ...
 
     def loras_dir(self) -> Path:
-        """Return where LoRA files go (in ComfyUI the folder that its LoRA loader lists)."""
+        """Where LoRA files go (in ComfyUI the folder that its LoRA loader lists)."""
         ...
 
     def runs_dir(self) -> Path:
-        """Return where training runs keep their states."""
+        """Where training runs keep their states."""
         ...
 
     def cache_dir(self) -> Path:
-        """Return where encoded latents and texts may be kept between runs."""
+        """Where encoded latents and texts may be kept between runs."""
         ...
 
     def resolve_path(self, text: str) -> Path:
-        """Turn what a user typed into an absolute path.
+        """What a user typed, as an absolute path.
 
         `~` is expanded. A relative path is looked for in the host's own folders and last in the pack, so that
         `demo/model` works from anywhere; if it is nowhere, the first candidate is returned.
@@ -82,26 +90,26 @@ class Host(Protocol):
         ...
 
     def linked_text(self, name: str) -> str | None:
-        """Return the text that comes through a link into the input `name` of the node that is asked now.
+        """The text that comes through a link into the input `name` of the node that is asked now.
 
         For `fingerprint_inputs`, which hosts call before anything ran. None where it is not known by then.
         """
         ...
 
     def device(self) -> torch.device:
-        """Return the device to compute on."""
+        """The device to compute on."""
         ...
 
-    def progress(self, total: int, run: Path | None = None) -> Progress:
+    def progress(self, total: int, run: PanelKeeper | None = None) -> Progress:
         """Start a progress bar of `total` units for the node that runs now.
 
         Args:
-            run: folder of the run that a training node trains; what its panel shows is kept there too.
+            run: what a training node trains; what its panel shows is kept there too.
         """
         ...
 
     def cancel_requested(self) -> bool:
-        """Return whether the user asked to stop; raises nothing and keeps the request pending."""
+        """Whether the user asked to stop; raises nothing and keeps the request pending."""
         ...
 
     def check_cancelled(self) -> None:
@@ -128,15 +136,27 @@ class Runs(Protocol):
     """The runs on disk as a front end may see them; `name` is whatever a request says."""
 
     def listed(self) -> dict[str, Any]:
-        """Return all `runs`, each with at least `name` and `training`, and what else lies there."""
+        """All `runs`, each with at least `name` and `training`, and what else lies there."""
         ...
 
     def details(self, name: str) -> dict[str, Any]:
-        """Return one run; LookupError if there is none of that name."""
+        """One run; LookupError if there is none of that name."""
         ...
 
     def thumbnail(self, name: str) -> Path:
-        """Return a JPEG file; LookupError if there is none."""
+        """A JPEG file; LookupError if there is none."""
+        ...
+
+    def films(self, name: str) -> list[dict[str, Any]]:
+        """What the films of a run measured, in the order of their steps; LookupError if there is no such run."""
+        ...
+
+    def frame(self, name: str, step: int, number: int) -> Path:
+        """The JPEG file of one frame of a film; LookupError if there is none."""
+        ...
+
+    def panels(self, workflow: str) -> dict[str, dict[str, Any]]:
+        """What the panels of a workflow's nodes showed last, by node, as `PanelKeeper.keep_panel` got it."""
         ...
 
     def remove(self, name: str) -> None:

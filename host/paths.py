@@ -9,7 +9,7 @@ PACK = Path(__file__).resolve().parents[1]
 
 
 def first_existing(text: str, folders: list[Path]) -> Path:
-    """Return the first of `folders / text` that exists, or the first of all if none does."""
+    """The first of `folders / text` that exists, or the first of all if none does."""
     typed = Path(text).expanduser()
     candidates = [Path(os.path.normpath(folder / typed)) for folder in folders]
     return next((path for path in candidates if path.exists()), candidates[0])

@@ -53,8 +53,8 @@ class Installation:
     python: Path
 
 
-def find(folder: Path, python: Path | None = None) -> Installation:
-    """Return the installation in `folder`, with `python` or the interpreter that lies there.
+def find_installation(folder: Path, python: Path | None = None) -> Installation:
+    """The installation in `folder`, with `python` or the interpreter that lies there.
 
     Raises:
         GraphError: if there is no `main.py` or no interpreter.
@@ -85,14 +85,14 @@ class Server:
     """Whether its output is passed on to stderr: progress bars, once the workflow runs."""
 
     def catalog(self) -> dict[str, NodeSpec]:
-        """Return the nodes that it has.
+        """The nodes that it has.
 
         Raises:
             HostError: if this pack is not among them, with what it printed: a package is missing there.
         """
         info = self._json("/object_info")
         if not any(PACK_LINK in entry["python_module"] for entry in info.values()):
-            raise HostError(f"ComfyUI must load this pack, got:\n{self.last_words()}")
+            raise HostError(f"ComfyUI could not load this pack; it printed:\n{self.last_words()}")
         return from_object_info(info)
 
     def run(self, graph: Graph, host: StandaloneHost) -> None:
@@ -108,7 +108,9 @@ class Server:
         self.shown, told = True, False
         while not (history := self._json(f"/history/{prompt_id}")):
             if self.process.poll() is not None:
-                raise HostError(f"ComfyUI must go on to the end, got exit code {self.process.returncode}")
+                raise HostError(
+                    f"ComfyUI stopped with exit code {self.process.returncode} before the workflow ended"
+                )
             if host.cancel_requested() and not told:
                 self.request("/interrupt", b"{}")
                 told = True
@@ -139,7 +141,7 @@ class Server:
                 raise HostError(f"{graph.nodes[id].label if id in graph.nodes else f'node {id}'}: {message}")
 
     def _keep(self, picture: Mapping[str, str], out: Path) -> str:
-        """Return the path of a picture below `out`; a temporary one is copied there first."""
+        """The path of a picture below `out`; a temporary one is copied there first."""
         path = Path(picture.get("subfolder", ""), picture["filename"])
         if picture.get("type") == "temp":
             query = urllib.parse.urlencode({**picture})
@@ -173,21 +175,19 @@ class Server:
                 sys.stderr.flush()
 
     def last_words(self) -> str:
-        """Return the end of what it printed."""
+        """The end of what it printed."""
         return "\n".join(b"".join(self.tail).decode(errors="replace").strip().splitlines()[-LAST_LINES:])
 
 
 def _refusals(answer: Mapping[str, Any], graph: Graph) -> list[str]:
-    """Return ComfyUI's own problems with a workflow, one line each."""
+    """ComfyUI's own problems with a workflow, one line each."""
     lines = []
     for id, node in (answer.get("node_errors") or {}).items():
         label = graph.nodes[id].label if id in graph.nodes else f"node {id}"
         lines += [f"{label}: {error['message']}: {error['details']}" for error in node["errors"]]
     error = answer.get("error") or {}
     whole = error.get("message") if isinstance(error, dict) else error
-    return [" ".join(line.split()) for line in lines] or [
-        f"workflow must be accepted by ComfyUI, got: {whole}"
-    ]
+    return [" ".join(line.split()) for line in lines] or [f"ComfyUI refuses the workflow: {whole}"]
 
 
 @contextmanager
@@ -281,14 +281,14 @@ def _wait_until_ready(server: Server, host: StandaloneHost) -> None:
         if server.process.poll() is not None:
             time.sleep(0.2)  # for its last words to arrive
             code, words = server.process.returncode, server.last_words()
-            raise HostError(f"ComfyUI must start, got exit code {code} after:\n{words}")
+            raise HostError(f"ComfyUI stopped with exit code {code} while it started; it printed:\n{words}")
         try:
             server.request("/system_stats")
         except OSError:
             time.sleep(POLL_SECONDS)
         else:
             return
-    raise HostError(f"ComfyUI must start within {START_SECONDS} s, got:\n{server.last_words()}")
+    raise HostError(f"ComfyUI did not start within {START_SECONDS} s; it printed:\n{server.last_words()}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

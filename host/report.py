@@ -67,7 +67,7 @@ def write(path: Path, report: Mapping[str, Any]) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """Return `value` with null for numbers that JSON does not have (a loss that is not a number)."""
+    """`value` with null for numbers that JSON does not have (a loss that is not a number)."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -82,7 +82,7 @@ def _plain(value: Any) -> str:
 
 
 def peak_memory_mb(of_children: bool = False) -> float | None:
-    """Return the most memory that this process, or one that it started and that has ended, had so far, in MB.
+    """The most memory that this process, or one that it started and that has ended, had so far, in MB.
 
     On Windows: of this process alone, and None without psutil.
     """

@@ -107,7 +107,7 @@ class ComfyTypeIO:
 
 
 def Custom(io_type: str) -> type[ComfyTypeIO]:  # noqa: N802  (the host's name)
-    """Return a socket type named `io_type`."""
+    """A socket type named `io_type`."""
     members = {
         "io_type": io_type,
         "Input": type("Input", (Input,), {"io_type": io_type}),
@@ -413,7 +413,7 @@ class NodeOutput:
 
     @property
     def result(self) -> tuple[Any, ...] | None:
-        """Return the outputs, or None if there are none."""
+        """The outputs, or None if there are none."""
         return self.args or None
 
     def __getitem__(self, index: int) -> Any:
@@ -425,7 +425,7 @@ class UIOutput(ABC):
 
     @abstractmethod
     def as_dict(self) -> dict[str, Any]:
-        """Return it as the host sends it."""
+        """The form in which the host sends it."""
 
 
 class ComfyNode:
@@ -435,7 +435,7 @@ class ComfyNode:
 
     @classmethod
     def define_schema(cls) -> Schema:
-        """Return the node's schema; every node defines it."""
+        """The node's schema; every node defines it."""
         raise NotImplementedError(f"{cls.__name__} must define define_schema()")
 
     execute: ClassVar[Any]
@@ -449,7 +449,7 @@ class ComfyNode:
 
     @classmethod
     def GET_SCHEMA(cls) -> Schema:  # noqa: N802  (the host's name)
-        """Return the validated schema.
+        """The validated schema.
 
         Raises:
             ValueError: if the schema names an id twice.
@@ -467,4 +467,4 @@ class ComfyExtension(ABC):
 
     @abstractmethod
     async def get_node_list(self) -> list[type[ComfyNode]]:
-        """Return the pack's node classes."""
+        """The pack's node classes."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..host import ComfyExtension, current, io, serve, serve_runs
-from ..training.runs.browse import Runs, run_path
+from ..host import ComfyExtension, current, io, serve
+from ..training.runs.browse import Runs
 from .comfy import RolloutApplyLoRA, RolloutDatasetFromLatents, RolloutFromComfyModel
 from .data import RolloutDatasetFromFolder, RolloutEncodeDataset
 from .model import RolloutLoadDiffusers, RolloutLoadLoRA
@@ -71,6 +71,6 @@ class RolloutTrainerExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All node classes; their ids are for ever."""
-        serve(run_path)  # not in `on_load`, which ComfyUI 0.3.64 does not call
-        serve_runs(Runs(current().runs_dir(), current().output_dir()))
+        # Not in `on_load`, which ComfyUI 0.3.64 does not call.
+        serve(Runs(current().runs_dir(), current().output_dir()))
         return NODES

@@ -14,6 +14,7 @@ from ..training.objective.losses import LossConfig
 from ..training.objective.rollout import step_time_factor
 from ..training.objective.timesteps import TimestepConfig
 from ..training.runs.export import save_lora
+from ..training.runs.folder import RunFolder
 from ..training.runs.live import Live
 from ..training.runs.report import describe, report
 from ..training.runs.run import Run, reopen, start, train, validate
@@ -167,7 +168,7 @@ def begin(
 
 def train_watched(run: Run, steps: int) -> io.NodeOutput:
     """Train with the host's progress bar and the node's panel; tell first what rollouts will cost."""
-    progress, live = current().progress(steps, run.folder.path), Live(run, steps)
+    progress, live = current().progress(steps, run.folder), Live(run, steps)
     extra = cost(run.config, run.source)
     if extra:
         factor = step_time_factor(extra, run.config.gradient_checkpointing)
@@ -362,7 +363,7 @@ class RolloutResumeTraining(io.ComfyNode):
         if not folder:
             return ""
         path = current().resolve_path(folder)
-        return ",".join(sorted(p.name for p in path.glob("state-*.safetensors")))
+        return ",".join(map(str, RunFolder(path).steps()))
 
     @classmethod
     def execute(cls, model: LoadedModel, data: LatentDataset, folder: str, step: int) -> io.NodeOutput:

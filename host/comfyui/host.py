@@ -16,7 +16,7 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch import Tensor
 
-from ..interface import Ask, Facts, Progress
+from ..interface import Ask, MakeFacts, PanelKeeper, Progress
 from ..paths import PACK, first_existing
 from ..report import FOLDERS_VARIABLE, REPORT_VARIABLE, merge, write
 from ..terminal import TerminalBar
@@ -42,23 +42,23 @@ class ComfyHost:
         self._sections: dict[str, Any] = {}
 
     def output_dir(self) -> Path:
-        """Return ComfyUI's output folder."""
+        """ComfyUI's output folder."""
         return Path(folder_paths.get_output_directory())
 
     def input_dir(self) -> Path:
-        """Return ComfyUI's input folder."""
+        """ComfyUI's input folder."""
         return Path(folder_paths.get_input_directory())
 
     def loras_dir(self) -> Path:
-        """Return `output/loras`, which the LoRA loader lists and core's own trainer saves to."""
+        """`output/loras`, which the LoRA loader lists and core's own trainer saves to."""
         return self.output_dir() / "loras"
 
     def runs_dir(self) -> Path:
-        """Return `output/rollout_trainer/runs`, which users find and which outlives a restart."""
+        """`output/rollout_trainer/runs`, which users find and which outlives a restart."""
         return self.output_dir() / "rollout_trainer" / "runs"
 
     def cache_dir(self) -> Path:
-        """Return `output/rollout_trainer/cache`; ComfyUI empties its temp folder at every start."""
+        """`output/rollout_trainer/cache`; ComfyUI empties its temp folder at every start."""
         return self.output_dir() / "rollout_trainer" / "cache"
 
     def resolve_path(self, text: str) -> Path:
@@ -78,16 +78,16 @@ class ComfyHost:
         return text_behind(prompts.get(context.prompt_id, {}), context.node_id, name)
 
     def device(self) -> torch.device:
-        """Return the device that ComfyUI computes on."""
+        """The device that ComfyUI computes on."""
         device: torch.device = model_management.get_torch_device()
         return device
 
-    def progress(self, total: int, run: Path | None = None) -> Progress:
+    def progress(self, total: int, run: PanelKeeper | None = None) -> Progress:
         """Start the running node's progress bar."""
         return _NodeProgress(total, run)
 
     def cancel_requested(self) -> bool:
-        """Return whether the user pressed cancel; the request stays pending."""
+        """Whether the user pressed cancel; the request stays pending."""
         return bool(model_management.processing_interrupted())
 
     def check_cancelled(self) -> None:
@@ -115,7 +115,7 @@ class ComfyHost:
 class _NodeProgress:
     """Progress, text and preview of one node, in the front end and, as core's samplers do, in the terminal."""
 
-    def __init__(self, total: int, run: Path | None) -> None:
+    def __init__(self, total: int, run: PanelKeeper | None) -> None:
         context = get_executing_context()
         self._node_id = None if context is None else context.node_id
         self._total = total
@@ -126,7 +126,7 @@ class _NodeProgress:
             self._panel = Panel(context.prompt_id, context.node_id, run)
 
     def update(
-        self, done: int, text: str = "", image: Image.Image | None = None, facts: Facts | None = None
+        self, done: int, text: str = "", image: Image.Image | None = None, facts: MakeFacts | None = None
     ) -> None:
         self._terminal.show(done, text)
         if facts is not None and self._panel is not None:
@@ -142,7 +142,7 @@ class _NodeProgress:
     def asked(self) -> frozenset[Ask]:
         return frozenset() if self._panel is None else self._panel.asked()
 
-    def end(self, facts: Facts, state: Literal["done", "stopped"]) -> None:
+    def end(self, facts: MakeFacts, state: Literal["done", "stopped"]) -> None:
         self._terminal.close()
         if self._panel is not None:
             self._panel.end(facts, state)
@@ -161,5 +161,5 @@ _host = ComfyHost()
 
 
 def current() -> ComfyHost:
-    """Return the running host."""
+    """The running host."""
     return _host

@@ -1,4 +1,4 @@
-"""The routes of the run browser: what runs there are, one of them, its thumbnail, and its end.
+"""The routes of the run browser: what runs there are, one of them, its thumbnail, and deleting it.
 
 Names come from whoever can reach the server. They go to `Runs` alone, which finds a run of that name in the runs
 folder or nothing. ComfyUI refuses requests that other web sites make, except where it was started with
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..interface import Runs
 from .panel import prompt_server, trained_now
+from .panel_routes import PanelRoutes
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -64,11 +65,9 @@ class RunRoutes:
         """Delete a run, for our own scripts only and not while a graph works with it."""
         name = request.match_info["name"]
         if HEADER not in request.headers:
-            return answer({"error": f"the header {HEADER} must be there"}, 403)
+            return answer({"error": f"a request to delete must carry the header {HEADER}"}, 403)
         if name in trained_now():
-            return answer(
-                {"error": f"{name} must not be in a graph that runs to be deleted; stop it first"}, 409
-            )
+            return answer({"error": f"{name} is used by a workflow that is running; stop that first"}, 409)
         try:
             await asyncio.to_thread(self._runs.remove, name)
         except LookupError:
@@ -89,10 +88,11 @@ def answer(value: dict[str, Any], status: int = 200) -> web.Response:
     return web.json_response(value, status=status, headers={"Cache-Control": "no-store", **SAFE})
 
 
-def serve_runs(runs: Runs) -> None:
-    """Open the routes; ComfyUI adds them to its server once all packs are loaded."""
+def serve(runs: Runs) -> None:
+    """Open all routes of the pack; ComfyUI adds them to its server once all packs are loaded."""
     server = prompt_server()
     if server is None:
         return
     runs.sweep()
+    PanelRoutes(runs).open(server.routes)
     RunRoutes(runs).open(server.routes)

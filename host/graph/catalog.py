@@ -68,7 +68,7 @@ class NodeSpec:
     description: str = ""
 
     def input(self, name: str) -> InputSpec | None:
-        """Return the input called `name`."""
+        """The input called `name`."""
         return next((spec for spec in self.inputs if spec.name == name), None)
 
 
@@ -125,7 +125,7 @@ def _widget_order(inputs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:
 
 
 def _has_control(name: str, io_type: str, asked: Any) -> bool:
-    """Tell whether the front end adds a control widget: asked for, or an INT with a seed's name."""
+    """Whether the front end adds a control widget: asked for, or an INT with a seed's name."""
     return bool(asked) if asked is not None else io_type == "INT" and name in SEED_NAMES
 
 

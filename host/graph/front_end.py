@@ -60,12 +60,12 @@ class Scope:
     """Values that the instance sets for widgets inside: (node, widget) -> value."""
 
     def overridden(self, raw: Raw) -> dict[str, Any]:
-        """Return the values that the instance sets on one node inside."""
+        """The values that the instance sets on one node inside."""
         return {name: value for (id, name), value in self.overrides.items() if id == str(raw["id"])}
 
 
 def from_front_end(content: Mapping[str, Any], catalog: Catalog) -> Graph:
-    """Return the nodes of `content` that run, with all links resolved.
+    """The nodes of `content` that run, with all links resolved.
 
     Raises:
         GraphError: if a link leads nowhere or in a circle, or nothing is left to run.
@@ -98,7 +98,7 @@ class _Reader:
         self.subgraphs: dict[str, Raw] = {str(definition["id"]): definition for definition in definitions}
 
     def nodes(self, scope: Scope) -> Iterator[tuple[str, Node]]:
-        """Yield the nodes of `scope` that run, with those of the subgraphs in it."""
+        """The nodes of `scope` that run, with those of the subgraphs in it."""
         for raw in scope.nodes.values():
             if raw.get("mode") in (MUTED, BYPASSED) or raw["type"] in NOT_RUN:
                 continue
@@ -109,7 +109,7 @@ class _Reader:
                 yield node.id, node
 
     def node(self, scope: Scope, raw: Raw) -> Node:
-        """Return one node with its constants and resolved links."""
+        """One node with its constants and resolved links."""
         inputs = self.constants(scope, raw)
         for item in raw.get("inputs") or ():
             if item.get("link") is None:
@@ -121,7 +121,7 @@ class _Reader:
         return Node(f"{scope.prefix}{raw['id']}", raw["type"], inputs, title)
 
     def constants(self, scope: Scope, raw: Raw) -> dict[str, Any]:
-        """Return the widget values of a node, those set on the subgraph around it included."""
+        """The widget values of a node, those set on the subgraph around it included."""
         spec = self.catalog.get(raw["type"])
         if spec is None:
             return {}
@@ -130,7 +130,7 @@ class _Reader:
         return widget_values(spec, raw) | overridden
 
     def enter(self, scope: Scope, instance: Raw) -> Scope:
-        """Return the inside of a subgraph's instance."""
+        """The inside of a subgraph's instance."""
         definition = self.subgraphs[instance["type"]]
         prefix = f"{scope.prefix}{instance['id']}:"
         if prefix.count(":") > MAX_DEPTH:
@@ -161,7 +161,7 @@ class _Reader:
         return self.resolve_output(scope, scope.nodes[origin], slot, wanted, seen)
 
     def resolve_output(self, scope: Scope, raw: Raw, slot: int, wanted: str, seen: Seen) -> Source:
-        """Return what output `slot` of a node gives: the node itself, or what it passes on."""
+        """What output `slot` of a node gives: the node itself, or what it passes on."""
         mode, kind = raw.get("mode"), raw["type"]
         if mode == MUTED:
             return None
@@ -188,7 +188,7 @@ class _Reader:
         return self.shown_value(scope, name)
 
     def shown_value(self, scope: Scope, name: str) -> Constant | None:
-        """Return what an instance shows for a subgraph's input: its own value, else the first widget's inside."""
+        """What an instance shows for a subgraph's input: its own value, else the first widget's inside."""
         if name in scope.values:
             return Constant(scope.values[name])
         links = next((item.get("linkIds") or () for item in scope.inputs if item["name"] == name), ())
@@ -200,7 +200,7 @@ class _Reader:
         return None
 
     def inner_value(self, scope: Scope, raw: Raw, name: str) -> Constant | None:
-        """Return the value of a widget of a node, or of one that a nested subgraph shows."""
+        """The value of a widget of a node, or of one that a nested subgraph shows."""
         if raw["type"] in self.subgraphs:
             return self.shown_value(self.enter(scope, raw), name)
         constants = self.constants(scope, raw)
@@ -213,7 +213,7 @@ def _link_of(raw: Raw, slot: int) -> Any:
 
 
 def _bypass(raw: Raw, slot: int, wanted: str) -> Any:
-    """Return the link that takes the place of output `slot` of a bypassed node: an input of the same type."""
+    """The link that takes the place of output `slot` of a bypassed node: an input of the same type."""
     inputs = raw.get("inputs") or ()
     offered = str(raw["outputs"][slot].get("type", "*")) if slot < len(raw.get("outputs") or ()) else "*"
     if wanted == "*":
@@ -226,7 +226,7 @@ def _bypass(raw: Raw, slot: int, wanted: str) -> Any:
 
 
 def _instance_values(instance: Raw, definition: Raw) -> tuple[dict[str, Any], dict[tuple[str, str], Any]]:
-    """Return the values that a subgraph's instance sets: for its inputs, and for widgets inside.
+    """The values that a subgraph's instance sets: for its inputs, and for widgets inside.
 
     Older front ends list the widgets shown on the instance in `proxyWidgets` (-1: the subgraph's own input).
     Newer ones show those whose input leads to a widget inside. `widgets_values` follows that order in both.
@@ -243,7 +243,7 @@ def _instance_values(instance: Raw, definition: Raw) -> tuple[dict[str, Any], di
 
 
 def _promoted(definition: Raw) -> list[str]:
-    """Return the names of a subgraph's inputs that lead to a widget inside."""
+    """The names of a subgraph's inputs that lead to a widget inside."""
     entries = [item for node in definition["nodes"] for item in node.get("inputs") or ()]
     links = {item.get("link") for item in entries if item.get("widget")}
     inputs = definition.get("inputs") or ()
@@ -254,7 +254,7 @@ def _promoted(definition: Raw) -> list[str]:
 
 
 def widget_values(spec: NodeSpec, raw: Raw) -> dict[str, Any]:
-    """Return the constants of a node by the names of its inputs.
+    """The constants of a node by the names of its inputs.
 
     Values are saved by position; newer front ends add them by name, which is used where both agree (scripts may
     have added widgets). A seed is followed by the value of its control widget, which belongs to the editor and is
@@ -305,7 +305,7 @@ def _take_all(inputs: Sequence[InputSpec], values: _ByName | _ByPosition) -> Ite
 
 
 def _initial(spec: InputSpec) -> Any:
-    """Return the value that the front end gives a new widget."""
+    """The value that the front end gives a new widget."""
     if spec.default is not None:
         return spec.default
     if spec.options is not None:

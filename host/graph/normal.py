@@ -38,11 +38,11 @@ class Node:
 
     @property
     def label(self) -> str:
-        """Return how messages call the node."""
+        """How messages call the node."""
         return f"node {self.id} ({self.class_type}{f', {self.title!r}' if self.title else ''})"
 
     def links(self) -> Iterator[tuple[str, Link]]:
-        """Yield the inputs that are links."""
+        """The inputs that are links."""
         return ((name, value) for name, value in self.inputs.items() if isinstance(value, Link))
 
 
@@ -55,7 +55,7 @@ class Graph:
     """The file in the front end's format, if it was one: saved pictures carry it."""
 
     def to_api(self) -> dict[str, Any]:
-        """Return the graph in the API format."""
+        """The graph in the API format."""
         return {node.id: _api_node(node) for node in self.nodes.values()}
 
 
@@ -103,7 +103,7 @@ def _read_node(id: str, entry: Mapping[str, Any], catalog: Catalog) -> Node:
 
 
 def own_title(title: Any, class_type: str, catalog: Catalog) -> str:
-    """Return a node's title if it is not just the name of its class."""
+    """A node's title if it is not just the name of its class."""
     usual = (class_type, catalog[class_type].title if class_type in catalog else "")
     return title if isinstance(title, str) and title not in usual else ""
 
@@ -117,7 +117,7 @@ def _read_value(value: Any) -> Any:
 
 
 def types_match(offered: str, wanted: str) -> bool:
-    """Tell whether an output of type `offered` may feed one of type `wanted`: a type in common will do."""
+    """Whether an output of type `offered` may feed one of type `wanted`: a type in common will do."""
     a, b = set(offered.upper().split(",")), set(wanted.upper().split(","))
     return "*" in a | b or bool(a & b)
 

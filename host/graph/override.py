@@ -13,7 +13,7 @@ TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 def override(graph: Graph, catalog: Catalog, setting: str) -> Graph:
-    """Return `graph` with one widget set; a link to that widget gives way.
+    """`graph` with one widget set; a link to that widget gives way.
 
     The node is found by its id, else by its title or class, if only one node has that. The text after `=` is
     read as what the widget takes.
@@ -71,7 +71,7 @@ def _read(spec: InputSpec, text: str, setting: str) -> Any:
 
 
 def _convert(spec: InputSpec, text: str) -> Any:
-    """Return `text` as the type of `spec`, or as it is where it cannot be that."""
+    """`text` as the type of `spec`, or as it is where it cannot be that."""
     if spec.type in ("INT", "FLOAT"):
         try:
             return int(text) if spec.type == "INT" else float(text)

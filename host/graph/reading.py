@@ -21,7 +21,7 @@ from .normal import Graph, GraphError, from_api
 
 
 def read_file(path: Path) -> Mapping[str, Any]:
-    """Return the workflow in a JSON or PNG file, in whichever format it is.
+    """The workflow in a JSON or PNG file, in whichever format it is.
 
     Raises:
         GraphError: if there is none.
@@ -57,7 +57,7 @@ def _png_text(path: Path) -> str:
 
 
 def parse(content: Mapping[str, Any], catalog: Catalog) -> Graph:
-    """Return the normal form of a workflow in either format.
+    """The normal form of a workflow in either format.
 
     Widget values of nodes that `catalog` lacks are lost, as they have no names; `validate` reports those.
 

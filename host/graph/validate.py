@@ -27,7 +27,7 @@ FOREIGN_NODE = "give --comfyui DIR, an installation that has it, to run nodes of
 
 
 def problems(graph: Graph, catalog: Catalog) -> list[str]:
-    """Return what is wrong with `graph`; an empty list means that it can run.
+    """What is wrong with `graph`; an empty list means that it can run.
 
     Structure first, then the inputs of every node that an output needs, then those nodes' own
     `validate_inputs`. A stage is reached only if the earlier ones are clean, so that no line is the consequence
@@ -36,21 +36,21 @@ def problems(graph: Graph, catalog: Catalog) -> list[str]:
     wrong = structure_problems(graph, catalog)
     if wrong:
         return wrong
-    needed = order(graph, catalog)
+    needed = execution_order(graph, catalog)
     wrong = [line for node in needed for line in _inputs(node, graph, catalog)]
     return wrong or [line for node in needed for line in _own_checks(node, catalog[node.class_type])]
 
 
 def structure_problems(graph: Graph, catalog: Catalog, foreign_hint: str = FOREIGN_NODE) -> list[str]:
-    """Return unknown nodes, links to nowhere and cycles, and whether there is nothing to run."""
+    """Unknown nodes, links to nowhere and cycles, and whether there is nothing to run."""
     wrong = [*_unknown(graph, catalog, foreign_hint), *_links(graph, catalog), *_cycle(graph)]
     if wrong or any(catalog[node.class_type].is_output for node in graph.nodes.values()):
         return wrong
     return ["graph must have an output node, got none; add Save Image or another that saves"]
 
 
-def order(graph: Graph, catalog: Catalog) -> list[Node]:
-    """Return the nodes that the output nodes need, each after those it depends on.
+def execution_order(graph: Graph, catalog: Catalog) -> list[Node]:
+    """The nodes that the output nodes need, each after those it depends on.
 
     Raises:
         graphlib.CycleError: if there is no such order.
@@ -116,7 +116,7 @@ def _inputs(node: Node, graph: Graph, catalog: Catalog) -> Iterator[str]:
 
 
 def active_inputs(specs: Iterable[InputSpec], values: Mapping[str, Any]) -> Iterator[InputSpec]:
-    """Yield the inputs that a node has with these values: dynamic combos add some."""
+    """The inputs that a node has with these values: dynamic combos add some."""
     for spec in specs:
         yield spec
         chosen = values.get(spec.name)
@@ -140,7 +140,7 @@ def _broken_rule(spec: InputSpec, value: Any, graph: Graph, catalog: Catalog) ->
 
 
 def value_rule(spec: InputSpec, value: Any) -> str:
-    """Return the rule that `value` breaks as a constant of `spec` ("must be at least 1"), or nothing."""
+    """The rule that `value` breaks as a constant of `spec` ("must be at least 1"), or nothing."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if spec.type == "INT" and not (number and float(value).is_integer()):
         return "must be a whole number"
@@ -171,12 +171,12 @@ def _one_of(options: tuple[Any, ...]) -> str:
 
 
 def coerce(spec: InputSpec, value: Any) -> Any:
-    """Return a valid constant in the type that the node gets: 3.0 as INT is 3, 1 as FLOAT is 1.0."""
+    """A valid constant in the type that the node gets: 3.0 as INT is 3, 1 as FLOAT is 1.0."""
     return {"INT": int, "FLOAT": float}[spec.type](value) if spec.type in ("INT", "FLOAT") else value
 
 
 def constants(node: Node, spec: NodeSpec) -> dict[str, Any]:
-    """Return the node's constants as it gets them, in their types."""
+    """The node's constants as it gets them, in their types."""
     given = [(item, node.inputs[item.name]) for item in spec.inputs if item.name in node.inputs]
     return {item.name: coerce(item, value) for item, value in given if not isinstance(value, Link)}
 
@@ -199,7 +199,7 @@ def _own_checks(node: Node, spec: NodeSpec) -> Iterator[str]:
 
 
 def destination_problems(out: Path) -> list[str]:
-    """Return why results could not be written to `out`, which need not exist yet. Leaves nothing behind."""
+    """Why results could not be written to `out`, which need not exist yet. Leaves nothing behind."""
     parent = next(path for path in (out, *out.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=parent):
@@ -214,7 +214,7 @@ def destination_problems(out: Path) -> list[str]:
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """Return a hint at names like `name`, to be put into a message: " (like steps?)", or nothing."""
+    """A hint at names like `name`, to be put into a message: " (like steps?)", or nothing."""
     by_lower = {item.lower(): item for item in known}
     found = difflib.get_close_matches(name.lower(), by_lower, n=2, cutoff=0.7)
     return f" (like {' or '.join(by_lower[item] for item in found)}?)" if found else ""

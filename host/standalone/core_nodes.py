@@ -1,7 +1,7 @@
 """The few nodes of ComfyUI itself that shared graphs cannot do without, for the standalone host.
 
 Same ids, inputs and outputs as the originals; ComfyUI never sees these. Reroute, Note, MarkdownNote and
-PrimitiveNode exist in the front end alone and are resolved by `host/graph.py`.
+PrimitiveNode exist in the front end alone; `graph/front_end.py` resolves them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class SaveImage(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Return the schema."""
+        """The schema."""
         return io.Schema(
             node_id="SaveImage",
             display_name="Save Image",
@@ -48,7 +48,7 @@ class PreviewImage(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Return the schema."""
+        """The schema."""
         return io.Schema(
             node_id="PreviewImage",
             display_name="Preview Image",
@@ -70,7 +70,7 @@ class PreviewAny(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Return the schema."""
+        """The schema."""
         return io.Schema(
             node_id="PreviewAny",
             display_name="Preview as Text",
@@ -82,7 +82,7 @@ class PreviewAny(io.ComfyNode):
 
     @classmethod
     def execute(cls, source: Any) -> io.NodeOutput:
-        """Return `source` as text: JSON where that is possible."""
+        """`source` as text: JSON where that is possible."""
         as_json = json.dumps(source, indent=4, ensure_ascii=False, default=str)
         text = source if isinstance(source, str) else as_json
         return io.NodeOutput(text, ui=ui.PreviewText(text))
@@ -93,7 +93,7 @@ class LoadImage(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Return the schema."""
+        """The schema."""
         return io.Schema(
             node_id="LoadImage",
             display_name="Load Image",
@@ -117,7 +117,7 @@ class LoadImage(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: str) -> io.NodeOutput:
-        """Return the picture `[1, H, W, 3]` and its inverted alpha `[1, H, W]`, like ComfyUI does."""
+        """The picture `[1, H, W, 3]` and its inverted alpha `[1, H, W]`, like ComfyUI does."""
         with Image.open(current().resolve_path(_file_name(image))) as file:
             picture = ImageOps.exif_transpose(file)
         pixels = torch.from_numpy(np.array(picture.convert("RGB"), dtype=np.float32) / 255)
@@ -133,7 +133,7 @@ def _file_name(value: str) -> str:
 
 
 def _primitive(node_id: str, value: io.WidgetInput, output: type[io.Output]) -> type[io.ComfyNode]:
-    """Return a node whose only output is its only widget."""
+    """A node whose only output is its only widget."""
 
     class Primitive(io.ComfyNode):
         """A constant to be shared by several inputs."""

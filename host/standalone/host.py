@@ -6,7 +6,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from ..interface import Ask, Cancelled, Facts, Progress, Runs
+from ..interface import Ask, Cancelled, MakeFacts, PanelKeeper, Progress, Runs
 from ..paths import PACK, first_existing
 from ..report import merge
 from ..terminal import TerminalBar
@@ -55,23 +55,23 @@ class StandaloneHost:
         self._cancelled = False
 
     def output_dir(self) -> Path:
-        """Return the output folder."""
+        """The output folder."""
         return self.out
 
     def input_dir(self) -> Path:
-        """Return the folder of the graph."""
+        """The folder of the graph."""
         return self.folder
 
     def loras_dir(self) -> Path:
-        """Return `out/loras`."""
+        """`out/loras`."""
         return self.out / "loras"
 
     def runs_dir(self) -> Path:
-        """Return `out/runs`."""
+        """`out/runs`."""
         return self.out / "runs"
 
     def cache_dir(self) -> Path:
-        """Return `out/cache`."""
+        """`out/cache`."""
         return self.out / "cache"
 
     def resolve_path(self, text: str) -> Path:
@@ -79,23 +79,23 @@ class StandaloneHost:
         return first_existing(text, [Path.cwd(), self.folder, self.out, PACK])
 
     def linked_text(self, name: str) -> str | None:
-        """Return None: every run is new here, so nothing is asked for its fingerprint."""
+        """None: every run is new here, so nothing is asked for its fingerprint."""
         return None
 
     def device(self) -> torch.device:
-        """Return the device given, else CUDA, MPS or the CPU, the first there is."""
+        """The device given, else CUDA, MPS or the CPU, the first there is."""
         return torch.device(self._device or best_device())
 
-    def progress(self, total: int, run: Path | None = None) -> Progress:
+    def progress(self, total: int, run: PanelKeeper | None = None) -> Progress:
         """Start a bar on the terminal, named after the running node."""
-        return _Progress(self, total)
+        return _TerminalProgress(self, total)
 
     def cancel(self) -> None:
         """Ask the running node to stop at its next step boundary."""
         self._cancelled = True
 
     def cancel_requested(self) -> bool:
-        """Return whether `cancel` was called."""
+        """Whether `cancel` was called."""
         return self._cancelled
 
     def check_cancelled(self) -> None:
@@ -131,7 +131,7 @@ class StandaloneHost:
         merge(self.sections, section)
 
 
-class _Progress:
+class _TerminalProgress:
     """A bar that listens to the host's cancel request."""
 
     def __init__(self, host: StandaloneHost, total: int) -> None:
@@ -139,7 +139,7 @@ class _Progress:
         self._bar = TerminalBar(total, host.title, host.quiet)
 
     def update(
-        self, done: int, text: str = "", image: Image.Image | None = None, facts: Facts | None = None
+        self, done: int, text: str = "", image: Image.Image | None = None, facts: MakeFacts | None = None
     ) -> None:
         self._bar.show(done, text)
         if self._host.cancel_requested():
@@ -149,23 +149,19 @@ class _Progress:
     def asked(self) -> frozenset[Ask]:
         return frozenset()
 
-    def end(self, facts: Facts, state: Literal["done", "stopped"]) -> None:
+    def end(self, facts: MakeFacts, state: Literal["done", "stopped"]) -> None:
         self._bar.close()
 
 
 _current: StandaloneHost | None = None
 
 
-def serve(find_run: Callable[[Path, str], Path]) -> None:
-    """There is no front end to serve."""
-
-
-def serve_runs(runs: Runs) -> None:
+def serve(runs: Runs) -> None:
     """There is no front end to show them."""
 
 
 def current() -> StandaloneHost:
-    """Return the host that runs now; outside a run, a new one that writes to `./out`."""
+    """The host that runs now; outside a run, a new one that writes to `./out`."""
     return _current or StandaloneHost()
 
 
@@ -198,7 +194,7 @@ def interruptible(host: StandaloneHost) -> Iterator[None]:
 
 
 def best_device() -> str:
-    """Return `cuda`, `mps` or `cpu`: the first one that this machine has."""
+    """`cuda`, `mps` or `cpu`: the first one that this machine has."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
@@ -211,14 +207,14 @@ def _to_pil(image: Tensor) -> Image.Image:
 
 
 def _next_number(target: Path) -> int:
-    """Return one more than the highest number among `<target>_<number>_.png`."""
+    """One more than the highest number among `<target>_<number>_.png`."""
     pattern = re.compile(re.escape(target.name) + r"_(\d+)_?\.png")
     numbers = [int(match[1]) for file in target.parent.iterdir() if (match := pattern.fullmatch(file.name))]
     return max(numbers, default=0) + 1
 
 
 def _png_metadata(node: type | None) -> PngInfo | None:
-    """Return the text chunks that ComfyUI writes, so that a saved picture can be opened as a workflow."""
+    """The text chunks that ComfyUI writes, so that a saved picture can be opened as a workflow."""
     hidden = getattr(node, "hidden", None)
     if hidden is None or hidden.prompt is None:
         return None

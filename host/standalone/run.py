@@ -13,7 +13,7 @@ import torch
 
 from ..graph.catalog import Catalog, NodeSpec
 from ..graph.normal import Graph, Node
-from ..graph.validate import constants, order
+from ..graph.validate import constants, execution_order
 from ..schema import Hidden, HiddenHolder, NodeOutput, UIOutput
 from .host import StandaloneHost, installed
 
@@ -39,7 +39,7 @@ def run(graph: Graph, catalog: Catalog, host: StandaloneHost, announce: Announce
         NodeError: if a node fails.
         Cancelled: if the user asked to stop.
     """
-    nodes = order(graph, catalog)
+    nodes = execution_order(graph, catalog)
     readers = Counter(link.node for node in nodes for _, link in node.links())
     results: dict[str, tuple[Any, ...]] = {}
     with installed(host), torch.inference_mode():
@@ -71,7 +71,7 @@ def _execute(
 
 
 def _with_hidden(spec: NodeSpec, node: Node, graph: Graph) -> Any:
-    """Return a subclass of the node that holds its hidden inputs, so that the class itself keeps no state."""
+    """A subclass of the node that holds its hidden inputs, so that the class itself keeps no state."""
     assert spec.node is not None
     schema = spec.node.GET_SCHEMA()
     asked = {*schema.hidden, *((Hidden.prompt, Hidden.extra_pnginfo) if spec.is_output else ())}
@@ -85,19 +85,19 @@ def _with_hidden(spec: NodeSpec, node: Node, graph: Graph) -> Any:
 
 
 def _checked(output: Any, spec: NodeSpec) -> NodeOutput:
-    """Return what a node returned if it has one value per socket."""
+    """What a node returned, if it has one value per socket."""
     output = NodeOutput() if output is None else output
     if not isinstance(output, NodeOutput):
         raise TypeError(f"execute must return io.NodeOutput, got {type(output).__name__}")
     if output.expand or output.block_execution:
-        raise RuntimeError("execute must not expand or block, which only ComfyUI can; give --comfyui DIR")
+        raise RuntimeError("execute must not expand or block, which only ComfyUI can do; give --comfyui DIR")
     if len(output.args) != len(spec.outputs):
         raise RuntimeError(f"execute must return {len(spec.outputs)} outputs, got {len(output.args)}")
     return output
 
 
 def _shown_text(node: Node, output: NodeOutput) -> dict[str, Any]:
-    """Return the report's entry for the text that the front end would show below the node."""
+    """The report's entry for the text that the front end would show below the node."""
     shown = output.ui.as_dict() if isinstance(output.ui, UIOutput) else output.ui or {}
     lines = shown.get("text")
     return {"texts": {node.label: "\n".join(map(str, lines))}} if lines else {}

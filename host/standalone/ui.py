@@ -25,7 +25,7 @@ class SavedImages(UIOutput):
         self.is_animated = is_animated
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as the host sends it."""
+        """The form in which the host sends it."""
         return {"images": self.results} | ({"animated": (True,)} if self.is_animated else {})
 
 
@@ -39,7 +39,7 @@ class PreviewImage(UIOutput):
         self.animated = animated
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as the host sends it."""
+        """The form in which the host sends it."""
         return {"images": self.values, "animated": (self.animated,)}
 
 
@@ -50,5 +50,5 @@ class PreviewText(UIOutput):
         self.value = value
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as the host sends it."""
+        """The form in which the host sends it."""
         return {"text": (self.value,)}

@@ -123,7 +123,7 @@ BAD: list[object] = [
 
 @pytest.mark.parametrize("asked", BAD, ids=lambda asked: json.dumps(asked)[:60])
 def test_anything_else_that_is_asked_is_refused_in_one_line(comfyui: ComfyUI, asked: object) -> None:
-    with pytest.raises(HostError, match=r": 400 the question must be JSON") as refused:
+    with pytest.raises(HostError, match=r": 400 the request body must be JSON") as refused:
         comfyui.post_json("/rollout_trainer/ask", asked)
     assert "\n" not in str(refused.value)
 
@@ -140,7 +140,7 @@ def test_anything_else_that_is_asked_is_refused_in_one_line(comfyui: ComfyUI, as
     ],
 )
 def test_bodies_that_are_no_json_are_refused(comfyui: ComfyUI, kind: str, body: bytes) -> None:
-    with pytest.raises(HostError, match=r": 400 the question must be JSON"):
+    with pytest.raises(HostError, match=r": 400 the request body must be JSON"):
         comfyui.request("/rollout_trainer/ask", body, {"Content-Type": kind})
 
 

@@ -1,15 +1,18 @@
-"""The film of a run: one rollout of one picture under the adapter as it is then, kept step by step in the run folder.
+"""The film of a run: one rollout of one picture under the adapter as it is then, kept state by state in a folder.
 
-``film/step-<8 digits>/`` holds a JPEG for each state of the rollout (own state, clean interpolant and estimate of
-the picture, from left to right) and ``film.json``, which is written last: without it the folder does not count.
+The folder holds a JPEG for each state of the rollout (own state, clean interpolant and estimate of the picture, from
+left to right) and ``film.json``, which is written last: without it the folder does not count. Where it lies in a run's
+folder is for `RunFolder.film_folder` to say.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +25,8 @@ from ..models.source import Denoiser, ModelSource
 from ..objective.config import RolloutConfig
 from .preview import frames_on, pictures
 
-FOLDER = "film"
-FACTS = "film.json"
-_STEP = re.compile(r"step-(\d{8,})")
+_NUMBERS = "film.json"
+_FRAME = re.compile(r"\d{2,}\.jpg")
 
 PICTURE = 0
 """Which sample of the data is filmed."""
@@ -55,19 +57,18 @@ class Film:
     frames: tuple[Image.Image, ...]
     """For each state: own | clean | estimate of the picture."""
 
-    def write(self, run: Path) -> None:
-        """Write it into a run's folder; a film of the same step is replaced.
+    def write(self, folder: Path) -> None:
+        """Write it into a folder of its own; a film that is there is replaced.
 
         Raises:
             OSError, RuntimeError: the place cannot be written.
         """
-        folder = film_path(run, self.step)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / FACTS).unlink(missing_ok=True)
+        (folder / _NUMBERS).unlink(missing_ok=True)
         for i, frame in enumerate(self.frames):
-            write_atomically(folder / f"{i:02d}.jpg", jpeg(frame))
+            write_atomically(frame_path(folder, i), jpeg(frame))
         numbers = {name: list(getattr(self, name)) for name in ("sigmas", "drift", "floor")}
-        write_json(folder / FACTS, {"step": self.step, **numbers, "frames": len(self.frames)})
+        write_json(folder / _NUMBERS, {"step": self.step, **numbers, "frames": len(self.frames)})
 
 
 class Camera:
@@ -110,15 +111,35 @@ class Camera:
         )
 
 
-def film_path(run: Path, step: int) -> Path:
-    """Where the film of a step lies."""
-    return run / FOLDER / f"step-{step:08d}"
+def is_whole(folder: Path) -> bool:
+    """Whether a film was written into the folder to its end."""
+    return (folder / _NUMBERS).is_file()
 
 
-def film_steps(run: Path) -> list[int]:
-    """The steps of whole films in a run's folder, ascending."""
-    found = [_STEP.fullmatch(p.parent.name) for p in (run / FOLDER).glob(f"step-*/{FACTS}")]
-    return sorted(int(match[1]) for match in found if match)
+def frame_path(folder: Path, number: int) -> Path:
+    """Where a frame lies in a film's folder."""
+    return folder / f"{number:02d}.jpg"
+
+
+def last_frame(folder: Path) -> Path | None:
+    """The last frame in a film's folder; None if there is none."""
+    frames = (path for path in folder.glob("*.jpg") if _FRAME.fullmatch(path.name))
+    return max(frames, key=lambda path: int(path.stem), default=None)
+
+
+def read_numbers(folder: Path) -> dict[str, Any]:
+    """What was measured along the film: ``step, sigmas, drift, floor, frames``.
+
+    ``version`` changes when a film of the same step is taken again.
+
+    Raises:
+        OSError, ValueError: the film is not whole, or its file is of something else.
+    """
+    path = folder / _NUMBERS
+    numbers = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(numbers, dict):
+        raise ValueError(f"{path} must hold a JSON object")
+    return {**numbers, "version": path.stat().st_mtime_ns // 1_000_000}
 
 
 def equally_spaced(count: int, most: int) -> list[int]:

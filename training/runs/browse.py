@@ -1,4 +1,4 @@
-"""The runs folder as a stranger's request may see it: the runs there are, one by its name, and nothing outside.
+"""The runs folder, read for HTTP: what runs there are, and one by its name. Names are untrusted.
 
 A list reads no tensors: file names and sizes, `config.json`, and the JSON beside the newest state. People put other
 things into folders: what is no run, or a broken one, is left out by name and is never an error.
@@ -9,21 +9,20 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..checks import from_plain, to_plain
-from ..pictures.film import film_path, film_steps
+from ..pictures.film import equally_spaced, frame_path, is_whole, last_frame, read_numbers
 from ..trainer.config import TrainConfig
 from ..trainer.state import History
 from .folder import RunFolder, sweep
-from .live import DRAWN, Curve
+from .live import DRAWN, FILMS, Curve
+from .panels import Panels
 
-_FRAME = re.compile(r"\d{2,}\.jpg")
 _BROKEN = (
     ArithmeticError,
     AttributeError,
@@ -47,7 +46,7 @@ def run_path(root: Path, name: str) -> Path:
     path = root / name
     try:
         name.encode()
-        found = plain and (path / "config.json").is_file() and path.resolve() == root.resolve() / name
+        found = plain and RunFolder(path).exists and path.resolve() == root.resolve() / name
     except (OSError, ValueError):  # a name too long for the disk, or none that it can spell
         found = False
     if not found:
@@ -99,6 +98,7 @@ class Runs:
     root: Path
     output: Path
     """What a node's relative path starts from."""
+    _panels: Panels = field(default_factory=Panels, repr=False, compare=False)
 
     def listed(self) -> dict[str, Any]:
         """`runs`, newest first, as `Summary` has them; `skipped`, the names of folders that are no runs."""
@@ -139,13 +139,42 @@ class Runs:
         Raises:
             LookupError: there is no such run, or no film of it.
         """
-        path = run_path(self.root, name)
-        folder = film_path(path, newest_film(path) or 0)
-        frames = (p for p in folder.glob("*.jpg") if _FRAME.fullmatch(p.name))
-        last = max(frames, key=lambda p: int(p.stem), default=None)
-        if last is None or not last.resolve().is_relative_to(path.resolve()):
+        run = RunFolder(run_path(self.root, name))
+        last = last_frame(run.film_folder(newest_film(run) or 0))
+        if last is None or not last.resolve().is_relative_to(run.path.resolve()):
             raise LookupError(f"no film of that run in {self.root}")
         return last
+
+    def films(self, name: str) -> list[dict[str, Any]]:
+        """What the films of a run measured, in order, as `read_numbers` has it; of more than `FILMS` not all.
+
+        Raises:
+            LookupError: there is no such run.
+        """
+        run = RunFolder(run_path(self.root, name))
+        steps, found = run.film_steps(), []
+        for i in equally_spaced(len(steps), FILMS):
+            with suppress(*_BROKEN):
+                found.append(read_numbers(run.film_folder(steps[i])))
+        return found
+
+    def frame(self, name: str, step: int, number: int) -> Path:
+        """The picture of a frame of a whole film.
+
+        Raises:
+            LookupError: there is none inside the folder of such a run.
+        """
+        run = RunFolder(run_path(self.root, name))
+        folder = run.film_folder(step)
+        path = frame_path(folder, number)
+        inside = path.resolve().is_relative_to(run.path.resolve())
+        if not (inside and path.is_file() and is_whole(folder)):
+            raise LookupError(f"no frame {number} of step {step}")
+        return path
+
+    def panels(self, workflow: str) -> dict[str, dict[str, Any]]:
+        """What the panels of a workflow showed last, by node."""
+        return self._panels.of(self.root, workflow)
 
     def remove(self, name: str) -> None:
         """Delete a run.
@@ -182,10 +211,10 @@ def summary(path: Path) -> Summary:
         name=path.name,
         step=newest,
         planned=whole(look(config, "config", "steps")),
-        loss=None if newest is None else saved_loss(folder.state_path(newest).with_suffix(".json")),
+        loss=None if newest is None else saved_loss(folder.values_path(newest)),
         size=sum(info.st_size for info in files),
         modified=max((info.st_mtime for info in files), default=0.0),
-        film=newest_film(path),
+        film=newest_film(folder),
         model=str(look(config, "model", "name") or ""),
         training=folder.is_held,
     )
@@ -211,9 +240,9 @@ def saved_loss(path: Path) -> float | None:
         return None
 
 
-def newest_film(path: Path) -> int | None:
+def newest_film(run: RunFolder) -> int | None:
     """The last step that a whole film was made of, None if there is none."""
-    return max(film_steps(path), default=None)
+    return max(run.film_steps(), default=None)
 
 
 def settings(folder: RunFolder) -> Mapping[str, Any]:
@@ -230,7 +259,7 @@ def curve(folder: RunFolder) -> Mapping[str, list[Any]]:
     """The curve that the panel showed if it goes as far as the states do, else that of the newest whole state."""
     steps = folder.steps()
     with suppress(*_BROKEN):
-        told = json.loads((folder.path / "panel.json").read_text())
+        told = folder.panel()
         if told["step"] >= max(steps, default=0) and is_curve(told["curve"]):
             return {name: told["curve"][name] for name in ("step", *DRAWN)}
     for step in reversed(steps):

@@ -2,7 +2,8 @@
 
 ``config.json`` says what the run is; ``state-<step>.safetensors`` holds everything a step needs to go on
 (tensors by name, plain values as JSON in the header); ``state-<step>.json`` repeats the plain values for people
-and tools. A state is one file that appears under its name only when it is complete and on the disk, so a process
+and tools. ``film/step-<step>/`` holds a film each, ``panel.json`` what a panel showed last. Nothing else knows these
+names. A state is one file that appears under its name only when it is complete and on the disk, so a process
 killed at any moment leaves whole states behind and nothing else that counts.
 """
 
@@ -25,11 +26,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ..files import write_atomically, write_json
+from ..pictures.film import is_whole
 from ..trainer.state import State
 
 VERSION = 1
 DELETED = ".deleted-"
 """How the name of a folder begins that was a run; whatever is in it may go at any time."""
+_CONFIG, _PANEL, _FILMS = "config.json", "panel.json", "film"
+_FILM = re.compile(r"step-(\d{8,})")
 _STATE = re.compile(r"state-(\d{8,})\.safetensors")
 _UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError)
 """What reading a file that is no state, or only a part of one, may raise."""
@@ -62,7 +66,7 @@ class RunFolder:
                 path = root / f"{name}-{number:04d}"
                 with suppress(FileExistsError):
                     path.mkdir()
-                    write_json(path / "config.json", {"version": VERSION, **config})
+                    write_json(path / _CONFIG, {"version": VERSION, **config})
                     return cls(path)
         except OSError as err:
             raise RuntimeError(
@@ -89,7 +93,7 @@ class RunFolder:
             RuntimeError: the folder is not a run, or of a newer version.
         """
         try:
-            config: dict[str, Any] = json.loads((self.path / "config.json").read_text())
+            config: dict[str, Any] = json.loads((self.path / _CONFIG).read_text())
             version = config["version"]
         except (OSError, KeyError, TypeError, ValueError) as err:
             raise RuntimeError(
@@ -99,9 +103,51 @@ class RunFolder:
             raise RuntimeError(f"{self.path} must be a run of version {VERSION}, got {version}")
         return config
 
+    @property
+    def exists(self) -> bool:
+        """Whether this is the folder of a run, readable or not."""
+        return (self.path / _CONFIG).is_file()
+
     def state_path(self, step: int) -> Path:
         """Where the state after `step` optimiser steps lies."""
         return self.path / f"state-{step:08d}.safetensors"
+
+    def values_path(self, step: int) -> Path:
+        """Where the plain values of that state are repeated."""
+        return self.state_path(step).with_suffix(".json")
+
+    def film_folder(self, step: int) -> Path:
+        """Where the film of that step lies, which is for `pictures.film` to write and read."""
+        return self.path / _FILMS / f"step-{step:08d}"
+
+    def film_steps(self) -> list[int]:
+        """The steps of whole films, ascending."""
+        found = [(_FILM.fullmatch(path.name), path) for path in (self.path / _FILMS).glob("step-*")]
+        return sorted(int(match[1]) for match, path in found if match and is_whole(path))
+
+    @property
+    def panel_path(self) -> Path:
+        """Where the facts lie that the run's panel showed last."""
+        return self.path / _PANEL
+
+    def keep_panel(self, facts: Mapping[str, Any]) -> None:
+        """Keep what the run's panel shows, whole or not at all.
+
+        Raises:
+            RuntimeError: the place cannot be written.
+        """
+        write_atomically(self.panel_path, json.dumps(facts).encode())
+
+    def panel(self) -> dict[str, Any]:
+        """What the run's panel showed last.
+
+        Raises:
+            OSError, ValueError: nothing was kept, or it is not readable.
+        """
+        facts = json.loads(self.panel_path.read_text(encoding="utf-8"))
+        if not isinstance(facts, dict):
+            raise ValueError(f"{self.panel_path} must hold a JSON object")
+        return facts
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -158,7 +204,7 @@ class RunFolder:
         tensors = {k: v.detach().cpu().contiguous() for k, v in state.tensors.items()}
         path = self.state_path(state.step)
         write_atomically(path, save(tensors, metadata={"state": json.dumps(values)}))
-        write_json(path.with_suffix(".json"), values)
+        write_json(self.values_path(state.step), values)
         if keep:
             self._prune(keep)
         return path
@@ -192,9 +238,8 @@ class RunFolder:
 
     def _prune(self, keep: int) -> None:
         for step in [s for s in self.steps() if not self._is_pinned(s)][:-keep]:
-            path = self.state_path(step)
-            path.unlink(missing_ok=True)
-            path.with_suffix(".json").unlink(missing_ok=True)
+            self.state_path(step).unlink(missing_ok=True)
+            self.values_path(step).unlink(missing_ok=True)
 
     def _is_pinned(self, step: int) -> bool:
         """Whether a state must stay; one that cannot be read may be pinned, so it stays."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..objective.losses import COLUMNS
-from ..pictures.film import equally_spaced, film_steps
+from ..pictures.film import equally_spaced
 from ..trainer.meter import memory_in_use
 from ..trainer.state import History
 from ..trainer.trainer import Progress
@@ -86,7 +86,7 @@ class Live:
         self._last = run.step + steps
         self._curve = Curve.of(run.history, run.step)
         self._newest = Progress(run.step, math.nan, 0.0)
-        self._films = [step for step in film_steps(run.folder.path) if step <= run.step]
+        self._films = [step for step in run.folder.film_steps() if step <= run.step]
         self._saved = run.step
 
     @property

@@ -12,7 +12,7 @@ from ..checks import from_plain, to_plain
 from ..data.dataset import LatentDataset
 from ..lora.adapter import AdapterState
 from ..models.source import LoadedModel, ModelSource
-from ..pictures.film import Film, film_steps
+from ..pictures.film import Film
 from ..trainer.config import TrainConfig, resolved
 from ..trainer.meter import Stopwatch
 from ..trainer.state import History, State
@@ -148,7 +148,7 @@ def train(run: Run, steps: int, watch: Watch | None = None, asked: Asked = tuple
     config = run.config
     with training_mode(), run.folder.held(), Trainer(run.source, run.data, config) as trainer:
         trainer.load(run.state)
-        first = config.preview_every and run.step not in film_steps(run.folder.path)
+        first = config.preview_every and run.step not in run.folder.film_steps()
         film = filmed(run, trainer) if first else None
         clock, last = Stopwatch(), 0.0
         try:
@@ -203,7 +203,7 @@ def filmed(run: Run, trainer: Trainer) -> Film | None:
     """A film, in the run's folder too; one that fails is a line in the log, and the training goes on without it."""
     try:
         film = trainer.film()
-        film.write(run.folder.path)
+        film.write(run.folder.film_folder(film.step))
     except Exception as err:  # out of memory, a decoder's error, a full disk: none is worth a run
         logger.warning("no film of step %d: %s", trainer.done, err)
         return None

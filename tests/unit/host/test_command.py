@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from rollout_trainer import __main__ as command_line
 from rollout_trainer.__main__ import main
 from rollout_trainer.host.graph import validate
 from rollout_trainer.host.standalone import host as standalone
@@ -40,6 +41,15 @@ def refused(cli, graph, *arguments, line):
     assert printed == []
     assert errors == [f"error: {line}"]
     assert sorted(path.name for path in out.parent.iterdir()) == ["graph.json"]
+
+
+@pytest.mark.parametrize("command", ["run", "validate"])
+def test_a_command_makes_one_catalogue(command, cli, api_graph, monkeypatch):
+    made = []
+    from_nodes = command_line.from_nodes
+    monkeypatch.setattr(command_line, "from_nodes", lambda nodes: made.append(1) or from_nodes(nodes))
+    assert cli(api_graph, command=command)[0] == 0
+    assert len(made) == 1
 
 
 def test_a_run_writes_pictures_and_a_report(cli, api_graph):
@@ -289,14 +299,14 @@ def test_async_nodes_and_loaded_pictures(cli, api_graph, tmp_path):
 
 
 def test_ctrl_c_saves_and_says_where(cli, api_graph, monkeypatch):
-    original = standalone._Progress.update
+    original = standalone._TerminalProgress.update
 
     def interrupt(self, done, text="", image=None):
         if done == 3:
             os.kill(os.getpid(), signal.SIGINT)
         original(self, done, text, image)
 
-    monkeypatch.setattr(standalone._Progress, "update", interrupt)
+    monkeypatch.setattr(standalone._TerminalProgress, "update", interrupt)
     assert threading.current_thread() is threading.main_thread()
     code, _, printed, out = cli(api_graph, "--set", "2.steps=50")
     assert code == 130

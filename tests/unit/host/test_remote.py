@@ -92,8 +92,8 @@ def test_what_comfyui_refuses_is_one_line_each_and_leaves_nothing(cli, tmp_path,
 @pytest.mark.parametrize(
     ("mode", "line"),
     [
-        ("dies", "error: ComfyUI must start, got exit code 1 after:"),
-        ("no pack", "error: ComfyUI must load this pack, got:"),
+        ("dies", "error: ComfyUI stopped with exit code 1 while it started; it printed:"),
+        ("no pack", "error: ComfyUI could not load this pack; it printed:"),
         ("node fails", "error: node 1 (Foreign): out of luck"),
     ],
 )

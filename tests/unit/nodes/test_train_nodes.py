@@ -6,7 +6,6 @@ import pytest
 
 from rollout_trainer.host.standalone.host import StandaloneHost, installed
 from rollout_trainer.nodes.train import train_watched
-from rollout_trainer.training.pictures.film import film_steps
 from rollout_trainer.training.runs.run import start
 
 
@@ -54,7 +53,7 @@ def watched(make_data, make_config, toy_source, tmp_path):
             try:
                 train_watched(run, steps)
             finally:
-                assert host.run == run.folder.path
+                assert host.run == run.folder
                 json.dumps(bar.told, allow_nan=False)
         return run
 
@@ -66,7 +65,7 @@ def test_what_is_asked_for_is_done_and_told(watched):
     run = watched(bar)
     assert [facts["saved"] for facts in bar.told] == [0, 2, 2, 2, 2]
     assert [facts["film"] for facts in bar.told] == [[], [], [], [4], [4]]
-    assert film_steps(run.folder.path) == [4]
+    assert run.folder.film_steps() == [4]
     assert bar.pictures == {4: (18, 6)}
     state, facts = bar.last
     assert (state, facts["step"], facts["saved"]) == ("done", 5, 5)

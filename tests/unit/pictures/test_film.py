@@ -11,7 +11,7 @@ from rollout_trainer.training.lora.adapter import LoRAConfig
 from rollout_trainer.training.objective.config import RolloutConfig
 from rollout_trainer.training.objective.timesteps import TimestepConfig
 from rollout_trainer.training.pictures import film
-from rollout_trainer.training.pictures.film import FRAMES, Camera, film_path, film_steps
+from rollout_trainer.training.pictures.film import FRAMES, Camera
 from rollout_trainer.training.runs.run import reopen, start, train
 from rollout_trainer.training.trainer.optim import OptimizerConfig
 from rollout_trainer.training.trainer.trainer import Trainer
@@ -62,8 +62,8 @@ def test_films_leave_no_trace_in_states_or_in_what_is_resumed_from_them(predicti
     own = train(begin(prediction, preview_every=3), 14, lambda p: films.append(p.film))
     assert torch.equal(torch.get_rng_state(), before)
     assert [f.step for f in films if f] == [0, 3, 6, 9, 12]
-    assert film_steps(own.folder.path) == [0, 3, 6, 9, 12]
-    assert film_steps(plain.folder.path) == []
+    assert own.folder.film_steps() == [0, 3, 6, 9, 12]
+    assert plain.folder.film_steps() == []
     for step in (5, 10, 14):
         same(plain.folder.load(step), own.folder.load(step))
     again = reopen(own.folder.path, make_source(prediction), own.data, step=5)
@@ -93,7 +93,7 @@ def test_on_a_real_network_too(autocast, folders, tmp_path):
         run = train(start(tmp_path, "t", source, data, config), 3)
         states.append(run.state)
     same(*states)
-    assert film_steps(run.folder.path) == [0, 1, 2, 3]
+    assert run.folder.film_steps() == [0, 1, 2, 3]
 
 
 def test_a_film_is_of_the_average_and_like_the_last_one_while_nothing_changes(begin):
@@ -111,7 +111,7 @@ def test_a_film_is_of_the_average_and_like_the_last_one_while_nothing_changes(be
 
 def test_what_is_on_the_disk(begin):
     run = train(begin(preview_every=2), 2)
-    folder = film_path(run.folder.path, 2)
+    folder = run.folder.film_folder(2)
     told = json.loads((folder / "film.json").read_text())
     assert (told["step"], told["frames"]) == (2, 5)
     assert all(len(told[name]) == 5 for name in ("sigmas", "drift", "floor"))
@@ -121,7 +121,7 @@ def test_what_is_on_the_disk(begin):
     with Image.open(folder / "00.jpg") as frame:
         assert frame.size == (18, 6)  # own | clean | estimate
     (folder / "film.json").unlink()
-    assert film_steps(run.folder.path) == [0]
+    assert run.folder.film_steps() == [0]
 
 
 @pytest.mark.parametrize(
@@ -162,10 +162,10 @@ def test_a_film_that_fails_is_a_line_in_the_log(at, begin, monkeypatch, caplog):
 def test_a_stage_begins_with_a_film_unless_there_is_one(begin):
     taken = []
     run = train(begin(preview_every=2), 2)
-    stamp = (film_path(run.folder.path, 2) / "film.json").stat().st_mtime_ns
+    stamp = (run.folder.film_folder(2) / "film.json").stat().st_mtime_ns
     train(run, 1, lambda p: taken.append(p.film))
     assert taken == [None]
-    assert (film_path(run.folder.path, 2) / "film.json").stat().st_mtime_ns == stamp
+    assert (run.folder.film_folder(2) / "film.json").stat().st_mtime_ns == stamp
 
 
 def test_the_time_of_films_is_not_the_trainings(begin, monkeypatch):
@@ -201,6 +201,6 @@ def test_a_state_that_is_asked_for_is_saved_and_stays(begin):
     run = train(begin(save_every=3, keep=1), 6, lambda p: saved.append(p.saved), lambda: next(asks))
     assert saved == [False, True, True, False, True, False]
     assert run.folder.steps() == [0, 2, 3, 5, 6]
-    assert film_steps(run.folder.path) == [5]
+    assert run.folder.film_steps() == [5]
     train(run, 7)
     assert run.folder.steps() == [0, 2, 5, 6, 12, 13]

@@ -10,7 +10,8 @@ import pytest
 from hostile_names import HEADER, OUTSIDE, RUNS, ask
 
 from rollout_trainer.host.comfyui import panel as events
-from rollout_trainer.host.comfyui.run_routes import serve_runs
+from rollout_trainer.host.comfyui.panel_routes import request_body
+from rollout_trainer.host.comfyui.run_routes import serve
 from rollout_trainer.training.runs.browse import Runs
 from rollout_trainer.training.runs.folder import DELETED, RunFolder
 
@@ -45,7 +46,7 @@ def running(monkeypatch):
 @pytest.fixture
 def port(root, running):
     """Where a server answers that has our routes as ComfyUI adds them."""
-    serve_runs(Runs(root, root.parent))
+    serve(Runs(root, root.parent))
     loop = asyncio.new_event_loop()
 
     async def start():
@@ -127,3 +128,47 @@ def test_a_run_between_two_stages_of_a_graph_is_not_deleted(port, running):
     assert ask(port, "DELETE", f"{RUNS}/run-0001", HEADER)[0] == 409
     running.clear()
     assert ask(port, "DELETE", f"{RUNS}/run-0001", HEADER)[0] == 200
+
+
+def test_what_ran_has_stopped_when_the_server_is_up_again(port, root):
+    facts = {"workflow": "w", "node": "8", "prompt_id": "p", "state": "running", "seconds_left": 5, "step": 2}
+    RunFolder(root / "run-0001").keep_panel(facts)
+    status, _, told = ask(port, "GET", "/rollout_trainer/facts?workflow=w")
+    assert (status, told) == (200, {"8": facts | {"state": "stopped", "seconds_left": None}})
+    assert ask(port, "GET", "/rollout_trainer/facts?workflow=")[2] == {}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("tail", ["/film", "/film/4/0"])
+def test_no_film_outside_is_answered(tail, name, port):
+    assert ask(port, "GET", f"{RUNS}/{name}{tail}")[0] in (400, 403, 404, 405)
+
+
+def test_films_are_numbers_and_pictures_that_may_be_kept(port, root):
+    folder = RunFolder(root / "run-0001").film_folder(4)
+    folder.mkdir(parents=True)
+    (folder / "00.jpg").write_bytes(b"jpeg")
+    (folder / "film.json").write_text('{"step": 4}')
+    (told,) = ask(port, "GET", f"{RUNS}/run-0001/film")[2]
+    assert told["step"] == 4
+    status, headers, body = ask(port, "GET", f"{RUNS}/run-0001/film/4/0?version={told['version']}")
+    assert (status, body) == (200, b"jpeg")
+    assert "immutable" in headers["Cache-Control"]
+    assert ask(port, "GET", f"{RUNS}/run-0001/film/4/1")[0] == 404
+
+
+def test_only_json_of_the_right_form_is_passed_on_to_a_training():
+    rule = "the request body must be JSON"
+    body = '{"node": "8", "prompt_id": "p", "what": "save"}'
+    assert request_body("application/json", body.encode()) == {"node": "8", "prompt_id": "p", "what": "save"}
+    wrong = [
+        "",
+        "[]",
+        "{",
+        body.replace("save", "stop"),
+        body.replace('"8"', "8"),
+        body.replace("}", ', "x": 1}'),
+    ]
+    for content_type, text in [("text/plain", body), *(("application/json", text) for text in wrong)]:
+        with pytest.raises(ValueError, match=rule):
+            request_body(content_type, text.encode())
