@@ -41,8 +41,8 @@ class RolloutFromComfyModel(io.ComfyNode):
             node_id="RolloutFromComfyModel",
             display_name="Model from ComfyUI",
             category=sockets.CATEGORY,
-            description="Takes any MODEL for training: any family, any loader, with its patches and its shift. The "
-            "MODEL itself stays as it is. CLIP and VAE are needed for captions and pictures only.",
+            description="Makes any MODEL trainable: any family, any loader, with its patches and its shift. The "
+            "MODEL itself stays as it is. CLIP and VAE are needed only for captions and pictures.",
             inputs=[
                 io.Model.Input("model", tooltip="The base model."),
                 io.Clip.Input("clip", optional=True, tooltip="Encodes captions and prompts."),
@@ -53,9 +53,8 @@ class RolloutFromComfyModel(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="Guidance that captions carry, for models that take it as an input (Flux dev, "
-                    "HunyuanVideo): 1 is usual to train. 0 leaves it to ComfyUI, 3.5 for Flux. Other models do not "
-                    "use it.",
+                    tooltip="Guidance for models that take it as an input (Flux dev, HunyuanVideo): 1 is usual in "
+                    "training. 0 leaves it to ComfyUI (3.5 for Flux). Other models do not use it.",
                 ),
             ],
             outputs=[sockets.Model.Output(display_name="model")],
@@ -78,13 +77,13 @@ class RolloutDatasetFromLatents(io.ComfyNode):
             node_id="RolloutDatasetFromLatents",
             display_name="Dataset from Latents",
             category=sockets.CATEGORY,
-            description="Makes data of latents and conditioning, as batches or as lists. Latents of several sizes "
-            "train in buckets. One caption serves all pictures; else there is one for each, in the same order. A "
-            "latent's noise mask says where it is trained.",
+            description="Makes training data from latents and conditioning, in batches or in lists. Latents may have "
+            "different sizes. Give one caption for all pictures, or one for each in the same order. With a noise "
+            "mask, only what it covers is trained.",
             is_input_list=True,
             inputs=[
                 sockets.Model.Input(
-                    "model", tooltip="The model that will be trained; from Model from ComfyUI."
+                    "model", tooltip="The model that will be trained; made by Model from ComfyUI."
                 ),
                 io.Latent.Input("latents", tooltip="Pictures, encoded by the model's VAE."),
                 io.Conditioning.Input(
@@ -93,16 +92,20 @@ class RolloutDatasetFromLatents(io.ComfyNode):
                 io.Conditioning.Input(
                     "empty",
                     optional=True,
-                    tooltip="The empty caption, for caption dropout; without it the model's CLIP encodes one if it has "
-                    "one.",
+                    tooltip="Conditioning of an empty text, for caption_dropout. Without it the model's CLIP makes "
+                    "one, if it has a CLIP.",
                 ),
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="Where each picture is trained; one for all, or one for each.",
+                    tooltip="Which parts of each picture are trained: one mask for all, or one for each.",
                 ),
                 io.Int.Input(
-                    "repeats", default=1, min=1, max=10000, tooltip="How often each comes in an epoch."
+                    "repeats",
+                    default=1,
+                    min=1,
+                    max=10000,
+                    tooltip="How often each picture is used in one pass over the data.",
                 ),
             ],
             outputs=[sockets.Data.Output(display_name="data"), io.String.Output(display_name="summary")],
@@ -144,17 +147,23 @@ class RolloutApplyLoRA(io.ComfyNode):
             node_id="RolloutApplyLoRA",
             display_name="Apply Trained LoRA",
             category=sockets.CATEGORY,
-            description="Puts a run's LoRA, or a LoRA file, on a MODEL through ComfyUI's own patching: to sample with "
-            "the stock nodes in the graph that trains.",
+            description="Puts the LoRA of a run, or a LoRA file, on a MODEL, so that ComfyUI's own nodes can sample "
+            "with it in the graph that trains it.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to sample with; it stays as it is."),
                 io.Float.Input(
-                    "strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip="1 is as it was trained."
+                    "strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="How strongly the LoRA acts; 1 is as trained.",
                 ),
                 io.String.Input(
                     "file",
                     default="",
-                    tooltip="LoRA file, where no run is wired; a bare name is looked for among LoRAs.",
+                    tooltip="LoRA file, if no run is connected; a name without a folder is looked for among "
+                    "ComfyUI's LoRAs.",
                 ),
                 sockets.Run.Input("run", optional=True, tooltip="The state whose LoRA is applied."),
             ],
@@ -166,7 +175,10 @@ class RolloutApplyLoRA(io.ComfyNode):
         """Patch a clone."""
         require_comfyui()
         if (run is None) == (not file.strip()):
-            raise ValueError("either run must be wired or file named, not both and not neither")
+            got = "neither" if run is None else "both"
+            raise ValueError(
+                f"run or file must be given, one of them, got {got}; connect a run or name a file"
+            )
         return io.NodeOutput(models.with_lora(model, lora_of(run, file.strip()), strength))
 
 
@@ -185,7 +197,7 @@ def host_model(model: LoadedModel) -> HostModel:
     """
     if not isinstance(model.source, HostModel):
         raise ValueError(
-            f"model must come from Model from ComfyUI, got {model.source.name}; encode its data instead"
+            f"model must come from Model from ComfyUI, got {model.source.name}; use Encode Dataset for its data"
         )
     return model.source
 

@@ -25,21 +25,24 @@ class RolloutDatasetFromFolder(io.ComfyNode):
                 io.String.Input(
                     "folder",
                     default="demo/data",
-                    tooltip="Folder with pictures; relative paths are looked for in the host's folders, then in the "
+                    tooltip="Folder with pictures. A relative path is looked for in ComfyUI's folders, then in the "
                     "pack.",
                 ),
                 io.String.Input(
                     "default_caption",
                     default="",
-                    tooltip="Caption of pictures without a .txt file; empty: each must have one.",
+                    tooltip="Caption for pictures without a .txt file. Empty: every picture must have one.",
                 ),
                 io.String.Input(
-                    "trigger_word", default="", tooltip="Put before every caption that does not contain it."
+                    "trigger_word",
+                    default="",
+                    tooltip="Put in front of every caption that does not contain it.",
                 ),
                 io.Boolean.Input(
                     "alpha_masks",
                     default=False,
-                    tooltip="Train only where a picture is opaque; a mask file goes before its picture's alpha.",
+                    tooltip="Train only the parts of a picture that are not transparent. A mask file is used instead "
+                    "where there is one.",
                 ),
             ],
             outputs=[
@@ -96,18 +99,20 @@ class RolloutEncodeDataset(io.ComfyNode):
             node_id="RolloutEncodeDataset",
             display_name="Encode Dataset",
             category=sockets.CATEGORY,
-            description="Turns pictures into latents and captions into conditioning, once: results are kept on disk, "
-            "keyed by content and model.",
+            description="Turns pictures into latents and captions into conditioning, the form in which the model "
+            "reads them. Results are kept on disk: the same pictures and the same model need it only once.",
             inputs=[
-                sockets.Model.Input("model", tooltip="Whose autoencoder and text encoders are used."),
+                sockets.Model.Input(
+                    "model", tooltip="The model that will be trained; its VAE and text encoders are used."
+                ),
                 sockets.Dataset.Input("dataset", tooltip="The pictures."),
                 io.Int.Input(
                     "resolution",
                     default=0,
                     min=0,
                     max=16384,
-                    tooltip="Side in pixels of the square size; other shapes get sizes of about the same area. 0 takes "
-                    "the model's own.",
+                    tooltip="Side of a square picture in pixels; other shapes get about the same area. 0 takes the "
+                    "model's own size.",
                 ),
                 io.Int.Input(
                     "bucket_step",
@@ -115,7 +120,7 @@ class RolloutEncodeDataset(io.ComfyNode):
                     min=8,
                     max=1024,
                     step=8,
-                    tooltip="Sides of the other sizes are multiples of this many pixels.",
+                    tooltip="Width and height of pictures that are not square are multiples of this many pixels.",
                 ),
                 io.Float.Input(
                     "max_aspect",
@@ -123,7 +128,8 @@ class RolloutEncodeDataset(io.ComfyNode):
                     min=1.0,
                     max=8.0,
                     step=0.1,
-                    tooltip="Longest ratio of sides; 1 crops everything to the square.",
+                    tooltip="Largest aspect ratio (long side / short side). Longer pictures are cropped to it; 1 "
+                    "crops everything to a square.",
                 ),
                 io.Boolean.Input(
                     "mirror",
@@ -136,9 +142,9 @@ class RolloutEncodeDataset(io.ComfyNode):
                     default=1,
                     min=1,
                     max=100,
-                    tooltip="For captions of tags, separated by commas: above 1, each is encoded in so many orders of "
-                    "its tags, and training draws one every time. Encoding time and memory for captions grow as much; "
-                    "4 to 10 are enough.",
+                    tooltip="For captions made of tags with commas between them. Above 1: each caption is encoded in "
+                    "this many orders of its tags, and training draws one of them every time. Takes that many times "
+                    "the time and memory for captions; 4 to 10 are enough.",
                 ),
                 io.Int.Input(
                     "keep_tags",
@@ -146,7 +152,8 @@ class RolloutEncodeDataset(io.ComfyNode):
                     default=1,
                     min=0,
                     max=1000,
-                    tooltip="With variants: so many tags at the front stay there, a trigger word for instance.",
+                    tooltip="With caption_variants above 1: this many tags at the front stay there, for example a "
+                    "trigger word.",
                 ),
             ],
             outputs=[sockets.Data.Output(display_name="data"), io.String.Output(display_name="summary")],

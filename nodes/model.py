@@ -25,21 +25,21 @@ class RolloutLoadDiffusers(io.ComfyNode):
             node_id="RolloutLoadDiffusers",
             display_name="Load Diffusers Model",
             category=sockets.CATEGORY,
-            description="Loads a diffusers pipeline folder (SD3 type, SD1.5 / SD2 type) for training. demo/model is "
-            "the small model that comes with the pack. Nothing is downloaded.",
+            description="Loads a diffusers pipeline folder (SD1.5 / SD2, SDXL, SD3 or Flux) for training. demo/model "
+            "is the small model that comes with the pack. Nothing is downloaded.",
             inputs=[
                 io.String.Input(
                     "folder",
                     default="demo/model",
-                    tooltip="Folder with a model_index.json; relative paths are looked for in the host's folders, "
+                    tooltip="Folder with a model_index.json. A relative path is looked for in ComfyUI's folders, "
                     "then in the pack.",
                 ),
                 io.Combo.Input(
                     "dtype",
                     options=list(DTYPES),
                     default="float32",
-                    tooltip="Precision of the frozen base: bfloat16 halves its memory on a GPU; float32 for the demo "
-                    "model and the CPU. The adapter is always float32.",
+                    tooltip="Precision of the base model: bfloat16 halves its memory on a GPU; float32 for the demo "
+                    "model and the CPU. The LoRA is always float32.",
                 ),
             ],
             outputs=[sockets.Model.Output(display_name="model")],
@@ -75,12 +75,14 @@ class RolloutLoadLoRA(io.ComfyNode):
             node_id="RolloutLoadLoRA",
             display_name="Load LoRA File",
             category=sockets.CATEGORY,
-            description="Puts a LoRA file on a model, to sample with or to go on training from. For an exact "
-            "continuation of a run, with its optimizer, use Resume Training.",
+            description="Puts a LoRA file on a model, to sample with it or to train it further. To continue a run "
+            "exactly, with its optimizer, use Resume Training.",
             inputs=[
                 sockets.Model.Input("model", tooltip="The base model; it stays as it is."),
                 io.String.Input(
-                    "file", default="", tooltip="The LoRA file; a bare name is looked for among LoRAs."
+                    "file",
+                    default="",
+                    tooltip="The LoRA file; a name without a folder is looked for among ComfyUI's LoRAs.",
                 ),
             ],
             outputs=[sockets.Model.Output(display_name="model")],

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..host import current, io
-from ..samplers import SAMPLERS
 from ..training.data.dataset import LatentDataset
 from ..training.models.source import LoadedModel
 from ..training.objective.config import RolloutConfig
@@ -36,10 +35,12 @@ class RolloutSample(io.ComfyNode):
             node_id="RolloutSample",
             display_name="Sample",
             category=sockets.CATEGORY,
-            description="Draws a picture for each prompt with the solvers that training rolls out with. Picture i "
-            "starts from the noise of seed + i, whatever the others are.",
+            description="Draws a picture for each prompt, with the solvers that rollouts use in training. The first "
+            "picture starts from the noise of seed, the next from that of seed + 1, and so on.",
             inputs=[
-                sockets.Model.Input("model", tooltip="The base model, or a trainer's model output."),
+                sockets.Model.Input(
+                    "model", tooltip="The base model, or the model output of a training node."
+                ),
                 io.String.Input(
                     "prompts",
                     default="grinning face, blob style, white background",
@@ -50,7 +51,7 @@ class RolloutSample(io.ComfyNode):
                     "negative",
                     default="",
                     multiline=True,
-                    tooltip="What guidance moves away from; empty is usual.",
+                    tooltip="What the pictures should not show; used with cfg above 1. Empty is usual.",
                 ),
                 io.Int.Input(
                     "width",
@@ -58,7 +59,7 @@ class RolloutSample(io.ComfyNode):
                     min=0,
                     max=16384,
                     step=8,
-                    tooltip="Pixels; 0 takes the model's own size.",
+                    tooltip="Width in pixels; 0 takes the model's own size.",
                 ),
                 io.Int.Input(
                     "height",
@@ -66,9 +67,11 @@ class RolloutSample(io.ComfyNode):
                     min=0,
                     max=16384,
                     step=8,
-                    tooltip="Pixels; 0 takes the model's own size.",
+                    tooltip="Height in pixels; 0 takes the model's own size.",
                 ),
-                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Solver steps; 8 to 50."),
+                io.Int.Input(
+                    "steps", default=20, min=1, max=1000, tooltip="Sampling steps; 8 to 50 are usual."
+                ),
                 *solver_inputs(),
                 io.Float.Input(
                     "cfg",
@@ -84,7 +87,7 @@ class RolloutSample(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Of the noise; the same seed draws the same pictures.",
+                    tooltip="Seed of the noise: the same seed draws the same pictures.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="images")],
@@ -133,24 +136,30 @@ class RolloutPreview(io.ComfyNode):
             node_id="RolloutPreview",
             display_name="Preview Rollout",
             category=sockets.CATEGORY,
-            description="Rolls a few samples out and shows the model's own states beside the clean interpolants, its "
-            "estimate of the picture at each step, and the drift between the two beside the drift that a perfect "
-            "model has.",
+            description="Rolls a few samples out and shows, step by step, the state that the model reached, the "
+            "picture of the data with just as much noise, and the model's guess of the finished picture. Also draws "
+            "the distance of the first two (drift), beside the drift that a perfect model has.",
             inputs=[
-                sockets.Model.Input("model", tooltip="The base model, or a trainer's model output."),
+                sockets.Model.Input(
+                    "model", tooltip="The base model, or the model output of a training node."
+                ),
                 sockets.Data.Input("data", tooltip="Where the samples come from."),
                 sockets.ScheduledSampling.Input(
                     "scheduled_sampling", tooltip="Solver, order and step size of the rollout."
                 ),
                 io.Int.Input(
-                    "samples", default=2, min=1, max=64, tooltip="How many pictures of the data are rolled."
+                    "samples",
+                    default=2,
+                    min=1,
+                    max=64,
+                    tooltip="How many pictures of the data are rolled out.",
                 ),
                 io.Int.Input(
                     "steps",
                     default=5,
                     min=1,
                     max=1000,
-                    tooltip="Length of the rollout; cut where it would begin above pure noise.",
+                    tooltip="Length of the rollout in steps; shorter where it would have to start beyond pure noise.",
                 ),
                 io.Float.Input(
                     "target",
@@ -158,7 +167,7 @@ class RolloutPreview(io.ComfyNode):
                     min=0.0,
                     max=0.99,
                     step=0.01,
-                    tooltip="Where the rollout ends: the fraction of the trajectory that is left, 0 is the picture.",
+                    tooltip="Where the rollout ends, on the way from the picture (0) to pure noise (1).",
                 ),
                 io.Int.Input(
                     "seed",
@@ -166,7 +175,7 @@ class RolloutPreview(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFF,
                     control_after_generate=False,
-                    tooltip="Of the noise.",
+                    tooltip="Seed of the noise.",
                 ),
             ],
             outputs=[
@@ -235,9 +244,9 @@ class RolloutExposureBias(io.ComfyNode):
             node_id="RolloutExposureBias",
             display_name="Exposure Bias",
             category=sockets.CATEGORY,
-            description="Lets a model draw the captions of the data and compares, at every noise level, the states it "
-            "passes with noised pictures of the data: as sets, not pairwise. Dashed lines are what a perfect model "
-            "would show. Wire a second model to compare, with and without a LoRA for instance.",
+            description="Lets the model draw the captions of the data and compares, at every noise level, the states "
+            "on its way with noised pictures of the data: as two groups, not one by one. Dashed lines are what a "
+            "perfect model would show. Connect a second model to compare, for example with and without a LoRA.",
             inputs=[
                 sockets.Model.Input("model", tooltip="The model to measure."),
                 sockets.Data.Input(
@@ -248,25 +257,20 @@ class RolloutExposureBias(io.ComfyNode):
                     default=64,
                     min=2,
                     max=4096,
-                    tooltip="Trajectories; 64 and more, fewer say little.",
+                    tooltip="How many pictures are drawn; 64 or more, fewer say little.",
                 ),
-                io.Int.Input(
-                    "steps", default=20, min=1, max=1000, tooltip="Solver steps of a whole trajectory."
-                ),
-                io.Combo.Input(
-                    "sampler",
-                    options=list(SAMPLERS),
+                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps of each picture."),
+                *solver_inputs(
                     default="euler",
-                    tooltip="Its own error is part of the measure.",
+                    tooltip="How pictures are calculated from noise. The error that it makes itself is measured too.",
                 ),
-                io.Int.Input("order", default=2, min=1, max=3, tooltip="Order of unipc and dpm."),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=0xFFFFFFFF,
                     control_after_generate=False,
-                    tooltip="Of the noise.",
+                    tooltip="Seed of the noise.",
                 ),
                 sockets.Model.Input("other", optional=True, tooltip="A second model to compare with."),
             ],
@@ -316,11 +320,12 @@ class RolloutLossPlot(io.ComfyNode):
             node_id="RolloutLossPlot",
             display_name="Loss Plot",
             category=sockets.CATEGORY,
-            description="Draws the loss of a run and its parts: base, and on rolled rows FC and ADR.",
+            description="Draws the loss of a run over its steps, and its parts: base and, with ReflexFlow, the FC "
+            "and ADR of rolled-out samples.",
             inputs=[
-                sockets.Run.Input("run", tooltip="The run."),
-                io.Int.Input("width", default=900, min=200, max=4096, tooltip="Pixels."),
-                io.Int.Input("height", default=500, min=150, max=4096, tooltip="Pixels."),
+                sockets.Run.Input("run", tooltip="The run whose loss is drawn."),
+                io.Int.Input("width", default=900, min=200, max=4096, tooltip="Width in pixels."),
+                io.Int.Input("height", default=500, min=150, max=4096, tooltip="Height in pixels."),
             ],
             outputs=[io.Image.Output(display_name="plot")],
         )
@@ -341,13 +346,12 @@ class RolloutCompareImages(io.ComfyNode):
             node_id="RolloutCompareImages",
             display_name="Compare Images",
             category=sockets.CATEGORY,
-            description="Lays batches of pictures out in rows with labels: before and after, one seed, one prompt.",
+            description="Lays batches of pictures out in labelled rows, for example before and after training with "
+            "the same seed and prompts.",
             inputs=[
                 io.Image.Input("first", tooltip="Upper row."),
                 io.Image.Input("second", tooltip="Row below; pictures of the same size."),
-                io.Image.Input(
-                    "third", optional=True, tooltip="A third row, the real pictures for instance."
-                ),
+                io.Image.Input("third", optional=True, tooltip="A third row, for example the real pictures."),
                 io.String.Input(
                     "labels",
                     default="before\nafter",
@@ -358,7 +362,7 @@ class RolloutCompareImages(io.ComfyNode):
                     "captions",
                     default="",
                     multiline=True,
-                    tooltip="One line for each column, for instance the prompts; may be empty.",
+                    tooltip="One line for each column, for example the prompts; may be empty.",
                 ),
                 io.Image.Input("fourth", optional=True, tooltip="A fourth row."),
                 io.Image.Input("fifth", optional=True, tooltip="A fifth row."),

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from ..host import current, io, sampling
-from ..samplers import SAMPLERS, Frame, TableSchedule, integrate
+from ..samplers import Frame, TableSchedule, integrate
+from ..training.objective.config import RolloutConfig
 from . import sockets
+from .widgets import widgets
 
 
 def sample(
@@ -59,23 +61,14 @@ def sample(
     return integrate(denoise, x, sigmas, sampler, order, process, show)
 
 
-def solver_inputs() -> list[io.Input]:
-    """The solver and its order, for what samples a whole picture with it."""
-    return [
-        io.Combo.Input(
-            "sampler",
-            options=list(SAMPLERS),
-            default="unipc",
-            tooltip="unipc is accurate in few steps; euler is the plain one; rk4 costs four forwards a step.",
-        ),
-        io.Int.Input(
-            "order",
-            default=2,
-            min=1,
-            max=3,
-            tooltip="Order of unipc and dpm; 2 is a good choice, 3 for parts of a trajectory.",
-        ),
-    ]
+def solver_inputs(**sampler: Any) -> list[io.Input]:
+    """The solver and its order, for what samples a whole picture; `sampler` overrides its default or tooltip."""
+    tooltip = (
+        "How the picture is calculated from noise. unipc is accurate in few steps, euler is the simplest, rk4 calls "
+        "the model four times a step."
+    )
+    own = {"sampler": {"tooltip": tooltip} | sampler}
+    return widgets(RolloutConfig, {"sampler": "sampler", "order": "order"}, own)
 
 
 class RolloutSampler(io.ComfyNode):
@@ -88,7 +81,8 @@ class RolloutSampler(io.ComfyNode):
             node_id="RolloutSampler",
             display_name="Rollout Sampler",
             category=sockets.CATEGORY,
-            description="The solver that training rolls out with, for SamplerCustom and SamplerCustomAdvanced.",
+            description="The solvers that rollouts use in training, for ComfyUI's SamplerCustom and "
+            "SamplerCustomAdvanced.",
             inputs=[
                 *solver_inputs(),
             ],
@@ -111,8 +105,8 @@ class RolloutSigmas(io.ComfyNode):
             node_id="RolloutSigmas",
             display_name="Rollout Sigmas",
             category=sockets.CATEGORY,
-            description="Noise levels of N steps, uniform in the fraction of the trajectory, as a rollout has them, "
-            "with the model's own shift.",
+            description="Noise levels of equal steps from noise to picture, as rollouts take them, with the model's "
+            "own shift.",
             inputs=[
                 io.Model.Input("model", tooltip="The model that will sample."),
                 io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Steps from start to end."),
@@ -122,10 +116,15 @@ class RolloutSigmas(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Where to begin: 1 is pure noise; lower keeps more of an input picture.",
+                    tooltip="Where to start: 1 is pure noise; less keeps more of an input picture.",
                 ),
                 io.Float.Input(
-                    "end", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="Where to stop: 0 is done."
+                    "end",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where to stop: 0 is the finished picture.",
                 ),
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas")],
@@ -135,7 +134,9 @@ class RolloutSigmas(io.ComfyNode):
     def execute(cls, model: Any, steps: int, start: float, end: float) -> io.NodeOutput:
         """Uniform in u, through the model's own schedule."""
         if start <= end:
-            raise ValueError(f"start must be above end ({end}), got {start}")
+            raise ValueError(
+                f"start must be above end ({end}), got {start}; noise levels fall from start to end"
+            )
         levels = sampling.model_noise_levels(model)
         u = torch.linspace(start, end, steps + 1, dtype=torch.float64)
         sigmas = levels.flow_sigma(u) if levels.process == "flow" else TableSchedule(levels.table).sigma(u)

@@ -7,22 +7,22 @@ from ..host import io
 CATEGORY = "training/rollout"
 
 Model = io.Custom("ROLLOUT_MODEL")
-"""`training.model.LoadedModel`: a base model and the adapter it runs under."""
+"""`training.models.source.LoadedModel`: a base model and the adapter it runs under."""
 Dataset = io.Custom("ROLLOUT_DATASET")
-"""`training.data.ImageDataset`: pictures and captions, not encoded."""
+"""`training.data.dataset.ImageDataset`: pictures and captions, not encoded."""
 Data = io.Custom("ROLLOUT_DATA")
-"""`training.data.LatentDataset`: latents and conditioning, ready to train on."""
+"""`training.data.dataset.LatentDataset`: latents and conditioning, ready to train on."""
 LoRA = io.Custom("ROLLOUT_LORA")
-"""`training.lora.LoRAConfig`."""
+"""`training.lora.adapter.LoRAConfig`."""
 Optimizer = io.Custom("ROLLOUT_OPTIMIZER")
-"""`training.optim.OptimizerConfig`."""
+"""`training.trainer.optim.OptimizerConfig`."""
 Timesteps = io.Custom("ROLLOUT_TIMESTEPS")
-"""`training.sigmas.TimestepConfig`."""
+"""`training.objective.timesteps.TimestepConfig`."""
 LossSettings = io.Custom("ROLLOUT_LOSS")
-"""`training.losses.LossConfig`."""
+"""`training.objective.losses.LossConfig`."""
 ScheduledSampling = io.Custom("ROLLOUT_SCHEDULED_SAMPLING")
-"""`training.config.RolloutConfig`."""
+"""`training.objective.config.RolloutConfig`."""
 ReflexFlow = io.Custom("ROLLOUT_REFLEXFLOW")
-"""`training.config.ReflexFlowConfig`."""
+"""`training.objective.config.ReflexFlowConfig`."""
 Run = io.Custom("ROLLOUT_RUN")
-"""`training.loop.Run`: a handle on one state of a run; it never changes."""
+"""`training.runs.run.Run`: a handle on one state of a run; it never changes."""

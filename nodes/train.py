@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 from ..host import current, io
 from ..training.data.dataset import LatentDataset
@@ -19,10 +19,17 @@ from ..training.runs.live import Live
 from ..training.runs.report import describe, report
 from ..training.runs.run import Run, reopen, start, train, validate
 from ..training.runs.stages import branch
-from ..training.trainer.config import Autocast, TrainConfig, cost
+from ..training.trainer.config import TrainConfig, cost
 from ..training.trainer.optim import OptimizerConfig
 from ..training.trainer.trainer import Progress
 from . import sockets
+from .widgets import NO_LIMIT, same, widget, widgets
+
+TRAIN = same(
+    *("steps", "batch_size", "accumulation", "seed", "caption_dropout", "autocast", "gradient_checkpointing"),
+    *("ema_decay", "save_every", "keep"),
+)
+WATCH = same("validate_every", "preview_every")
 
 
 def setup_inputs() -> list[io.Input]:
@@ -30,110 +37,42 @@ def setup_inputs() -> list[io.Input]:
     return [
         sockets.Model.Input(
             "model",
-            tooltip="The base model; it stays as it is. With an adapter on it, training goes on from that.",
+            tooltip="The base model; it stays as it is. If it has a LoRA on it, that LoRA is trained further.",
         ),
         sockets.Data.Input("data", tooltip="What to train on."),
-        io.Int.Input(
-            "steps",
-            default=500,
-            min=1,
-            max=10_000_000,
-            tooltip="Training steps that the run is planned for; learning-rate schedules end there.",
+        # Unless told not to, the front end randomises a seed after each queue, which would train anew.
+        *widgets(TrainConfig, TRAIN, {"seed": {"control_after_generate": False}}),
+        io.String.Input(
+            "run_name", default="rollout", tooltip="Name of the run's folder; a number is added to it."
         ),
-        io.Int.Input(
-            "batch_size",
-            default=1,
-            min=1,
-            max=1024,
-            tooltip="Samples per forward pass. More is steadier and needs more memory.",
-        ),
-        io.Int.Input(
-            "accumulation",
-            default=1,
-            min=1,
-            max=1024,
-            tooltip="Passes per step whose gradients are averaged: a larger batch in the same memory.",
-        ),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=0xFFFFFFFFFFFFFFFF,
-            control_after_generate=False,  # the front end would randomise it: each queue would train anew
-            tooltip="Of everything random in the run: the same seed trains the same LoRA.",
-        ),
-        io.Float.Input(
-            "caption_dropout",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="Chance that a sample is trained without its caption; 0.05 to 0.1 keeps guidance (CFG) working.",
-        ),
-        io.Combo.Input(
-            "autocast",
-            options=list(get_args(Autocast)),
-            default="off",
-            tooltip="Precision inside the model: bf16 on recent GPUs and CPUs, fp16 on older GPUs, off for the "
-            "model's own.",
-        ),
-        io.Boolean.Input(
-            "gradient_checkpointing",
-            default=False,
-            tooltip="Recompute in the backward pass: much less memory, a step takes about 1.5 times as long.",
-        ),
-        io.Float.Input(
-            "ema_decay",
-            default=0.0,
-            min=0.0,
-            max=0.99999,
-            step=0.001,
-            round=0.00001,
-            tooltip="Average the adapter over time and use the average: 0.99 for short runs, 0.999 for long ones, "
-            "0 is off.",
-        ),
-        io.Int.Input(
-            "save_every",
-            default=0,
-            min=0,
-            max=1_000_000,
-            tooltip="Steps between saved states while a stage runs; each stage saves at its end and when stopped.",
-        ),
-        io.Int.Input("keep", default=3, min=0, max=1000, tooltip="How many of those to keep; 0 keeps all."),
-        io.String.Input("run_name", default="rollout", tooltip="Name of the run's folder; it gets a number."),
-        io.Int.Input(
-            "validate_every",
-            default=0,
-            min=0,
-            max=1_000_000,
-            tooltip="Steps between validation losses on the validation data; 0 is off. Always the same pictures, "
-            "noise and noise levels, never rolled out.",
-        ),
-        io.Int.Input(
-            "preview_every",
-            optional=True,
-            default=0,
-            min=0,
-            max=1_000_000,
-            tooltip="Steps between films in the panel: one picture of the data rolled out by the LoRA as it is then, "
-            "with its drift. Each costs about as much as a few steps; 0 is off, and a button takes one at any time.",
-        ),
+        *widgets(TrainConfig, WATCH, {"preview_every": {"optional": True}}),
         sockets.LoRA.Input(
             "lora",
             optional=True,
-            tooltip="LoRA settings; without them rank 16, alpha 16, or those of the adapter that the model has.",
+            tooltip="LoRA settings. Without them: rank 16 and alpha 16, or the settings of the LoRA that is on the "
+            "model.",
         ),
         sockets.Optimizer.Input(
-            "optimizer", optional=True, tooltip="Optimizer settings; without them: AdamW at 1e-4."
+            "optimizer",
+            optional=True,
+            tooltip="Optimizer settings. Without them: adamw with a learning rate of 1e-4.",
         ),
         sockets.Timesteps.Input(
-            "timesteps", optional=True, tooltip="Which noise levels; without it: uniform."
+            "timesteps",
+            optional=True,
+            tooltip="Which noise levels are trained more often. Without it: all alike.",
         ),
-        sockets.LossSettings.Input("loss", optional=True, tooltip="Loss settings; without them: mse."),
+        sockets.LossSettings.Input("loss", optional=True, tooltip="Loss settings. Without them: mse."),
         sockets.ScheduledSampling.Input(
-            "scheduled_sampling", optional=True, tooltip="Rollouts; without it the training is the usual one."
+            "scheduled_sampling",
+            optional=True,
+            tooltip="Rollout settings. Without them: the usual training, no rollouts.",
         ),
-        sockets.Data.Input("validation", optional=True, tooltip="Pictures that are not trained on."),
+        sockets.Data.Input(
+            "validation",
+            optional=True,
+            tooltip="Pictures that are not trained on: the loss on them is measured, see validate_every.",
+        ),
     ]
 
 
@@ -161,7 +100,7 @@ def begin(
     )
     if config.validate_every and validation is None:
         raise ValueError(
-            f"validate_every must be 0 without validation data, got {config.validate_every}; wire some"
+            f"validate_every must be 0 without validation data, got {config.validate_every}; connect some to validation"
         )
     return start(current().runs_dir(), run_name, model.source, data, config, validation, model.adapter)
 
@@ -229,8 +168,8 @@ class RolloutTrainLoRA(io.ComfyNode):
             node_id="RolloutTrainLoRA",
             display_name="Train LoRA",
             category=sockets.CATEGORY,
-            description="Trains a LoRA, with rollouts where scheduled sampling is wired. Cancel at any time: the run "
-            "is saved and can be resumed.",
+            description="Trains a LoRA, with rollouts if scheduled sampling is connected. Cancel at any time: the "
+            "run is saved and can be resumed.",
             inputs=setup_inputs(),
             outputs=list(RUN_OUTPUTS),
         )
@@ -242,7 +181,7 @@ class RolloutTrainLoRA(io.ComfyNode):
 
 
 class RolloutInitTraining(io.ComfyNode):
-    """The begin of a staged training."""
+    """The start of a staged training."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -251,7 +190,8 @@ class RolloutInitTraining(io.ComfyNode):
             node_id="RolloutInitTraining",
             display_name="Init Training",
             category=sockets.CATEGORY,
-            description="Starts a run without training; chain Train Steps after it, with previews in between.",
+            description="Starts a run but does not train yet: connect Train Steps after it, with previews in "
+            "between.",
             inputs=setup_inputs(),
             outputs=list(RUN_OUTPUTS),
         )
@@ -272,39 +212,36 @@ class RolloutTrainSteps(io.ComfyNode):
             node_id="RolloutTrainSteps",
             display_name="Train Steps",
             category=sockets.CATEGORY,
-            description="Trains on from the state that comes in. The input stays what it is: two Train Steps may go "
-            "on from one state, and queueing again starts where the input says. A stage with other settings than "
-            "the run's goes on in a run folder of its own.",
+            description="Trains on from the state at its input. That state stays: two Train Steps may go on from the "
+            "same one, and queueing again starts from it once more. A stage with settings of its own goes on in a new "
+            "run folder.",
             inputs=[
                 sockets.Run.Input("run", tooltip="The state to go on from."),
-                io.Int.Input(
-                    "steps", default=100, min=1, max=10_000_000, tooltip="Training steps of this stage."
-                ),
+                widget(TrainConfig, "steps", default=100, tooltip="Training steps of this stage."),
                 io.Int.Input(
                     "until_step",
                     optional=True,
                     default=0,
                     min=0,
-                    max=10_000_000,
-                    tooltip="Above 0: train until the run has so many steps instead, nothing if it has them; for use "
-                    "after Resume Training, which may open a later state each time.",
+                    max=NO_LIMIT,
+                    tooltip="Above 0: instead of steps, train until the run has this many steps in all, and not at "
+                    "all if it has them. For use after Resume Training, which may open a later state each time.",
                 ),
-                io.Float.Input(
+                widget(
+                    OptimizerConfig,
+                    "lr",
                     "learning_rate",
                     optional=True,
                     default=0.0,
                     min=0.0,
-                    max=10.0,
-                    step=1e-6,
-                    round=1e-9,
-                    tooltip="Above 0: another peak rate from this stage on, a third of the first for the end for "
-                    "instance; 0 keeps the run's.",
+                    tooltip="Above 0: another highest learning rate from this stage on, for example a third of the "
+                    "first for the last stage; 0 keeps the run's.",
                 ),
                 sockets.ScheduledSampling.Input(
                     "scheduled_sampling",
                     optional=True,
-                    tooltip="Other rollouts from this stage on; without it the run's stay. Their ramp_steps and "
-                    "start_step count from the begin of the first stage that has them.",
+                    tooltip="Other rollout settings from this stage on; without them the run's stay. Their "
+                    "ramp_steps and start_step count from the start of the first stage that has them.",
                 ),
             ],
             outputs=list(RUN_OUTPUTS),
@@ -337,20 +274,22 @@ class RolloutResumeTraining(io.ComfyNode):
             node_id="RolloutResumeTraining",
             display_name="Resume Training",
             category=sockets.CATEGORY,
-            description="Opens a run folder again; chain Train Steps after it. The resumed run is the same as one "
-            "that was never stopped.",
+            description="Opens a run folder again; connect Train Steps after it. The resumed run becomes the same as "
+            "one that was never stopped.",
             inputs=[
                 sockets.Model.Input("model", tooltip="The base model that the run was made with."),
                 sockets.Data.Input("data", tooltip="The data that the run was made with."),
                 io.String.Input(
-                    "folder", default="", tooltip="The run's folder, as the trainer's summary names it."
+                    "folder",
+                    default="",
+                    tooltip="The run's folder; the summary of the training node names it.",
                 ),
                 io.Int.Input(
                     "step",
                     default=-1,
                     min=-1,
-                    max=10_000_000,
-                    tooltip="Which saved step; -1 is the last one.",
+                    max=NO_LIMIT,
+                    tooltip="Which saved state, by its step; -1 is the last one.",
                 ),
             ],
             outputs=list(RUN_OUTPUTS),
@@ -381,8 +320,9 @@ class RolloutValidate(io.ComfyNode):
             node_id="RolloutValidate",
             display_name="Validate",
             category=sockets.CATEGORY,
-            description="Mean loss on data that is not trained on: always the same pictures, noise and noise levels, "
-            "never rolled out. Falls while the LoRA generalises, rises when it begins to memorise.",
+            description="Mean loss on pictures that are not trained on: always with the same noise and noise levels, "
+            "never rolled out. Falls while the LoRA learns what holds for other pictures too, rises when it starts to "
+            "memorise.",
             inputs=[
                 sockets.Run.Input("run", tooltip="The state to measure."),
                 sockets.Data.Input("data", tooltip="Pictures that are not trained on."),
@@ -408,12 +348,14 @@ class RolloutSaveLoRA(io.ComfyNode):
             node_id="RolloutSaveLoRA",
             display_name="Save LoRA",
             category=sockets.CATEGORY,
-            description="Writes the LoRA where the host's LoRA loader finds it, with all settings in its header. "
-            "Never overwrites: a taken name gets a number.",
+            description="Saves the LoRA where ComfyUI's LoRA loader finds it, with all settings in the file. Never "
+            "overwrites: if the name is taken, a number is added.",
             inputs=[
-                sockets.Run.Input("run", tooltip="The state whose adapter is saved."),
+                sockets.Run.Input("run", tooltip="The state whose LoRA is saved."),
                 io.String.Input(
-                    "filename", default="rollout_lora", tooltip="Name without ending; may have a folder."
+                    "filename",
+                    default="rollout_lora",
+                    tooltip="File name without .safetensors; may include a folder.",
                 ),
             ],
             outputs=[io.String.Output(display_name="path")],

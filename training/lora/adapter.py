@@ -26,7 +26,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ..checks import check_choice, check_range
+from ..checks import check_settings, setting
 from .forward import fuse
 
 AdapterKind = Literal["lora", "dora", "loha", "lokr"]
@@ -35,24 +35,46 @@ _NAME = "default"  # peft's name for the one adapter we keep on a module
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """Shape of an adapter and the modules that get it."""
+    """Shape of an adapter and the modules that get it.
 
-    kind: AdapterKind = "lora"
-    """lora, dora (weight-decomposed), loha (Hadamard product) or lokr (Kronecker product)."""
-    rank: int = 16
-    """Rank of the update, at least 1."""
-    alpha: float = 16.0
-    """The update is scaled by alpha / rank."""
-    dropout: float = 0.0
-    """0..0.9. lora and dora: dropout of the adapter's input; loha and lokr: dropout of ranks."""
-    targets: tuple[str, ...] = ()
-    """Regular expressions, searched in module names; empty takes the preset of the model family."""
+    dora decomposes weights into size and direction, loha is a Hadamard, lokr a Kronecker product. `dropout` is of the
+    adapter's input for lora and dora, of ranks for loha and lokr.
+    """
+
+    kind: AdapterKind = setting(
+        "lora",
+        "lora is the common choice. dora is slower and often a little better. loha and lokr reach a higher rank with "
+        "as many parameters.",
+        choices=get_args(AdapterKind),
+    )
+    rank: int = setting(
+        16,
+        "Size of the LoRA: 4 to 16 for a style, 16 to 64 for much new content. A larger one overfits sooner.",
+        low=1,
+        high=4096,
+    )
+    alpha: float = setting(
+        16.0,
+        "How strongly the LoRA acts: it is scaled by alpha / rank. The same as rank is neutral, 0 trains nothing.",
+        low=0,
+        step=0.5,
+    )
+    dropout: float = setting(
+        0.0,
+        "Share of the LoRA that is switched off at random in training, against overfitting: 0.05 to 0.2 for small "
+        "datasets. Rollouts and samples always use all of it.",
+        low=0,
+        high=0.9,
+        step=0.01,
+    )
+    targets: tuple[str, ...] = setting(
+        (),
+        "Layers that get the LoRA: regular expressions that are looked for in the names of layers, one per line. "
+        "Empty: the usual layers of the model family (attention projections).",
+    )
 
     def __post_init__(self) -> None:
-        check_choice("kind", self.kind, get_args(AdapterKind))
-        check_range("rank", self.rank, 1, 4096)
-        check_range("alpha", self.alpha, 0)
-        check_range("dropout", self.dropout, 0, 0.9)
+        check_settings(self)
 
     def peft_config(self, modules: list[str], unknown: set[type[nn.Module]]) -> PeftConfig:
         """The peft configuration for exactly the modules named `modules`.

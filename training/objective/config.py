@@ -1,6 +1,6 @@
 """Scheduled sampling and ReflexFlow settings: frozen, validated, exchanged as ``config.json`` keys.
 
-The fields below say what each option means; README, "How it works", how they work together.
+Each field says what its option means; README, "How it works", how they work together. A step is an optimiser step.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from ...samplers import SAMPLERS
-from ..checks import check_choice, check_range
+from ..checks import check_settings, setting
 from ..forms import Prediction
 from .targets import TARGETS
 
@@ -21,31 +21,56 @@ Switch = Literal["auto", "on", "off"]
 FCNorm = Literal["mean", "l1"]
 
 PREFIX = "scheduled_sampling_"
-ORIGIN_DEFAULTS = {"steps_per_trajectory": 1000, "target": "clean"}
-"""What a file without our own keys means: one rollout step is one training timestep, the target is u."""
+SIMPLETUNER_DEFAULTS = {"steps_per_trajectory": 1000, "target": "clean"}
+"""What a file without our own keys means, as in SimpleTuner, whose keys these are: one rollout step is one training
+timestep, the target is u."""
 
 
 @dataclass(frozen=True)
 class ReflexFlowConfig:
     """Anti-drift rectification (ADR) and frequency compensation (FC) on rolled rows of flow models."""
 
-    enabled: Switch = "auto"
-    """auto: on for flow models while scheduled sampling is on."""
-    alpha: float = 1.0
-    """FC strength, at least 0; 0 leaves the base loss unweighted."""
-    beta1: float = 10.0
-    """ADR weight, at least 0. 10 is some five times the base loss; shipped workflows use 0.1."""
-    beta2: float = 1.0
-    """Weight of the FC-weighted base loss, at least 0."""
-    fc_norm: FCNorm = "mean"
-    """mean: exposure relative to its per-sample mean; l1: relative to its sum, as in the config's origin."""
+    enabled: Switch = setting(
+        "auto",
+        "auto: on for flow models (SD3, Flux, Wan and others) while scheduled sampling is on. on: the same, and an "
+        "error with other models.",
+        choices=get_args(Switch),
+        called="reflexflow",
+    )
+    alpha: float = setting(
+        1.0,
+        "Frequency compensation: how much more the loss counts where the model falls short because it started from a "
+        "state of its own. 1 is usual, 0 is off.",
+        low=0,
+        step=0.1,
+        called="reflexflow_alpha",
+    )
+    beta1: float = setting(
+        10.0,
+        "Anti-drift rectification: weight of the term that turns the model back towards the training picture, where "
+        "the target corrective points too. The published 10 is about five times the base loss; the workflows that "
+        "come with the pack use 0.1.",
+        low=0,
+        step=0.1,
+        called="reflexflow_beta1",
+    )
+    beta2: float = setting(
+        1.0,
+        "Weight of the base loss, with frequency compensation, on samples that were rolled out; 1 is neutral.",
+        low=0,
+        step=0.1,
+        called="reflexflow_beta2",
+    )
+    fc_norm: FCNorm = setting(
+        "mean",
+        "What alpha is measured by. mean: alpha does the same at every picture size. l1: SimpleTuner's way, which does "
+        "next to nothing at usual picture sizes.",
+        choices=get_args(FCNorm),
+        called="reflexflow_fc_norm",
+    )
 
     def __post_init__(self) -> None:
-        check_choice("reflexflow", self.enabled, get_args(Switch))
-        check_range("reflexflow_alpha", self.alpha, 0)
-        check_range("reflexflow_beta1", self.beta1, 0)
-        check_range("reflexflow_beta2", self.beta2, 0)
-        check_choice("reflexflow_fc_norm", self.fc_norm, get_args(FCNorm))
+        check_settings(self)
 
     def active(self, prediction: Prediction) -> bool:
         """Whether rolled rows of a model with this `prediction` get the ReflexFlow terms.
@@ -65,54 +90,90 @@ class ReflexFlowConfig:
 class RolloutConfig:
     """Scheduled sampling: who is rolled out, how far, with which solver, and what is asked there."""
 
-    max_step_offset: int = 0
-    """Longest rollout in steps; 0 turns scheduled sampling off."""
-    probability: float = 0.0
-    """Chance per sample, 0..1, that it is rolled out. Not used while `ramp_steps` > 0."""
-    ramp_steps: int = 0
-    """> 0: the probability goes from `prob_start` to `prob_end` over so many optimiser steps."""
-    prob_start: float = 0.0
-    """Probability at the begin of the ramp, 0..1."""
-    prob_end: float = 0.5
-    """Probability at the end of the ramp, 0..1."""
-    start_step: int = 0
-    """Optimiser step, counted from where these settings begin, at which the ramp begins; without a ramp, the first
-    step with rollouts."""
-    ramp_shape: RampShape = "linear"
-    """How the ramp rises: linear, or cosine (slow at both ends)."""
-    sampler: str = "unipc"
-    """Solver of the rollout: unipc, euler, dpm or rk4."""
-    order: int = 2
-    """Order of unipc and dpm, 1..3; euler is 1 and rk4 is 4 whatever stands here."""
-    strategy: Strategy = "uniform"
-    """How lengths 0..max_step_offset are drawn; biased_early favours short ones, biased_late long ones."""
-    steps_per_trajectory: int = 50
-    """Solver steps of a whole trajectory: one rollout step is 1 / steps_per_trajectory of u."""
-    target: str = "residual"
-    """What is asked of the model at a rolled row: residual, solver_error, clean or corrective."""
-    reuse: int = 1
-    """Optimiser steps for which the states of one rollout are drawn from; 1 rolls out anew each step."""
+    max_step_offset: int = setting(
+        0,
+        "Longest rollout, in steps; each sample draws its own length from 0 to this. 2 to 10 are sensible, 0 turns "
+        "scheduled sampling off.",
+        low=0,
+        high=1000,
+    )
+    probability: float = setting(
+        0.0,
+        "Chance that a sample is rolled out. Not used while ramp_steps is above 0.",
+        low=0,
+        high=1,
+        step=0.05,
+    )
+    ramp_steps: int = setting(
+        0,
+        "Above 0: the chance of a rollout goes from prob_start to prob_end over this many training steps.",
+        low=0,
+    )
+    prob_start: float = setting(
+        0.0, "Chance of a rollout at the start of the ramp.", low=0, high=1, step=0.05
+    )
+    prob_end: float = setting(
+        0.5, "Chance of a rollout from the end of the ramp on.", low=0, high=1, step=0.05
+    )
+    start_step: int = setting(
+        0,
+        "Training step at which the ramp starts; without a ramp, the first step with rollouts. Counted from the stage "
+        "that first has these settings.",
+        low=0,
+    )
+    ramp_shape: RampShape = setting(
+        "linear",
+        "linear: the chance changes evenly; cosine: slowly at both ends.",
+        choices=get_args(RampShape),
+    )
+    sampler: str = setting(
+        "unipc",
+        "Solver of the rollout, the same as in Rollout Sampler. unipc, euler and dpm call the model once a step, rk4 "
+        "four times.",
+        choices=SAMPLERS,
+    )
+    order: int = setting(
+        2,
+        "Order of accuracy of unipc and dpm; 2 is a good choice. Ignored by euler (order 1) and rk4 (order 4).",
+        low=1,
+        high=3,
+    )
+    strategy: Strategy = setting(
+        "uniform",
+        "Which lengths of rollout are drawn more often. uniform: all alike; biased_early: short ones; biased_late: "
+        "long ones.",
+        choices=get_args(Strategy),
+    )
+    steps_per_trajectory: int = setting(
+        50,
+        "Number of steps from pure noise to the picture; a rollout step is one of these. Use the number of steps that "
+        "you sample with, 20 to 50.",
+        low=1,
+        high=10000,
+    )
+    target: str = setting(
+        "residual",
+        "What the model is asked for at the state it reached. residual (the best choice) leaves a correct model as it "
+        "is. clean is SimpleTuner's and makes results flatter. Experimental: solver_error corrects the solver's own "
+        "error, corrective points straight at the training picture.",
+        choices=TARGETS,
+    )
+    reuse: int = setting(
+        1,
+        "Number of training steps that use the states of one rollout: its extra cost falls towards 1 / reuse. 1 rolls "
+        "out anew in each step; 2 to 4 are sensible. Must be 1 with the target solver_error.",
+        low=1,
+        high=1000,
+    )
     reflexflow: ReflexFlowConfig = field(default_factory=ReflexFlowConfig)
 
     def __post_init__(self) -> None:
-        check_range("max_step_offset", self.max_step_offset, 0, 1000)
-        for name in ("probability", "prob_start", "prob_end"):
-            check_range(name, getattr(self, name), 0, 1)
-        for name in ("ramp_steps", "start_step"):
-            check_range(name, getattr(self, name), 0)
-        check_choice("ramp_shape", self.ramp_shape, get_args(RampShape))
-        check_choice("sampler", self.sampler, tuple(SAMPLERS))
-        check_range("order", self.order, 1, 3)
-        check_choice("strategy", self.strategy, get_args(Strategy))
-        check_range("steps_per_trajectory", self.steps_per_trajectory, 1, 10000)
-        check_choice("target", self.target, tuple(TARGETS))
-        check_range("reuse", self.reuse, 1, 1000)
+        check_settings(self)
         if self.max_step_offset > self.steps_per_trajectory:
             raise ValueError(
                 f"max_step_offset must be at most steps_per_trajectory ({self.steps_per_trajectory}), "
                 f"got {self.max_step_offset}; a rollout cannot be longer than the trajectory"
             )
-
         if self.reuse > 1 and self.target == "solver_error":
             raise ValueError(
                 f"reuse must be 1 with the target solver_error, got {self.reuse}; it makes no path to reuse"
@@ -154,7 +215,7 @@ class RolloutConfig:
     def from_config_json(cls, config: Mapping[str, Any]) -> RolloutConfig:
         """Read the ``scheduled_sampling_*`` keys of a config; other keys are ignored.
 
-        A file without our own keys means what its origin means (`ORIGIN_DEFAULTS`).
+        A file without our own keys means what it means in SimpleTuner (`SIMPLETUNER_DEFAULTS`).
 
         Raises:
             ValueError: an unknown ``scheduled_sampling_*`` key, or a value of the wrong type or out of range.
@@ -163,7 +224,7 @@ class RolloutConfig:
         names = {f.name for f in fields(cls)} - {"reflexflow"}
         reflex_names = {f.name for f in fields(ReflexFlowConfig)} - {"enabled"}
         reflex: dict[str, Any] = {"enabled": _switch(given.pop("reflexflow", None))}
-        values: dict[str, Any] = dict(ORIGIN_DEFAULTS)
+        values: dict[str, Any] = dict(SIMPLETUNER_DEFAULTS)
         for key, value in given.items():
             inner = key.removeprefix("reflexflow_")
             if key in names:

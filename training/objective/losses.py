@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checks import check_choice, check_range
+from ..checks import check_settings, setting
 from ..forms import Prediction, expand
 from .config import ReflexFlowConfig
 
@@ -33,17 +33,30 @@ LossKind = Literal["mse", "huber"]
 class LossConfig:
     """How the error of the prediction becomes a number."""
 
-    kind: LossKind = "mse"
-    """mse; huber: quadratic below `huber_delta`, linear above, scaled to equal mse for small errors."""
-    huber_delta: float = 1.0
-    """Error (in units of the model's output) above which huber is linear, above 0."""
-    min_snr_gamma: float = 0.0
-    """min-SNR weighting (2303.09556) for epsilon and v models; 5 is usual, 0 is off."""
+    kind: LossKind = setting(
+        "mse",
+        "How much an error counts. mse (usual): by its square; huber: large errors count less, for small or messy "
+        "datasets.",
+        choices=get_args(LossKind),
+        called="loss",
+    )
+    huber_delta: float = setting(
+        1.0,
+        "For huber: an error above this no longer counts by its square, only in proportion.",
+        low=1e-6,
+        step=0.05,
+        round=1e-6,
+    )
+    min_snr_gamma: float = setting(
+        0.0,
+        "For epsilon and v models (SD1.5, SD2, SDXL): nearly clean pictures count less, so that they do not drown the "
+        "others (min-SNR). 5 is usual, 0 is off. Not used by flow models.",
+        low=0,
+        step=0.5,
+    )
 
     def __post_init__(self) -> None:
-        check_choice("loss", self.kind, get_args(LossKind))
-        check_range("huber_delta", self.huber_delta, 1e-6)
-        check_range("min_snr_gamma", self.min_snr_gamma, 0)
+        check_settings(self)
 
 
 @dataclass(frozen=True)

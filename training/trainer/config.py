@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from ..checks import check_choice, check_range
+from ..checks import check_settings, setting
 from ..lora.adapter import LoRAConfig
 from ..models.source import ModelSource
 from ..objective.config import RolloutConfig
@@ -28,50 +28,94 @@ STREAMS = ("order", "timesteps", "noise", "captions", "rollout", "reuse", "dropo
 class TrainConfig:
     """All settings of a run."""
 
-    steps: int = 500
-    """Optimiser steps that the run is planned for; learning-rate schedules end there."""
-    batch_size: int = 1
-    """Samples of one forward pass."""
-    accumulation: int = 1
-    """Forward and backward passes per optimiser step; their gradients are averaged."""
-    seed: int = 0
-    """Of every random stream and of the adapter's first weights."""
+    steps: int = setting(
+        500,
+        "Training steps that the run is planned for; learning-rate schedules end there.",
+        low=1,
+    )
+    batch_size: int = setting(
+        1,
+        "Samples per call of the model. More make training steadier and need more memory.",
+        low=1,
+    )
+    accumulation: int = setting(
+        1,
+        "Batches per training step, their gradients averaged: the effect of a larger batch in the same memory.",
+        low=1,
+    )
+    seed: int = setting(
+        0,
+        "For everything random in the run: the same seed trains the same LoRA.",
+        low=0,
+        high=0xFFFFFFFFFFFFFFFF,
+    )
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     timesteps: TimestepConfig = field(default_factory=TimestepConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    caption_dropout: float = 0.0
-    """Chance per sample, 0..1, of training without its caption; what classifier-free guidance needs."""
-    autocast: Autocast = "off"
-    """Precision inside the model: off (the base's own), bf16 or fp16 (with loss scaling)."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a step takes about 1.5 times as long."""
-    ema_decay: float = 0.0
-    """Decay of the moving average of the adapter, which is then what is saved and sampled; 0 is off."""
-    save_every: int = 0
-    """Optimiser steps between saved states within a stage; 0 saves at its end alone."""
-    keep: int = 3
-    """Such states that are kept, newest first; 0 keeps all."""
-    max_nonfinite: int = 10
-    """Steps in a row with a non-finite loss or gradient after which the run stops."""
-    validate_every: int = 0
-    """Optimiser steps between validation losses; 0 is off. Needs validation data."""
-    preview_every: int = 0
-    """Optimiser steps between films of a rollout, from the stage's begin; 0 is off. See `training.film`."""
-    rollout_from: int = 0
-    """Optimiser step from which the steps of `rollout` count: where the first stage with these settings began."""
+    caption_dropout: float = setting(
+        0.0,
+        "Chance that a sample is trained without its caption; 0.05 to 0.1 keeps guidance (CFG) working.",
+        low=0,
+        high=1,
+        step=0.01,
+    )
+    autocast: Autocast = setting(
+        "off",
+        "Precision of calculations in the model: bf16 for recent GPUs and CPUs, fp16 for older GPUs, off for the "
+        "precision that the model was loaded with.",
+        choices=get_args(Autocast),
+    )
+    gradient_checkpointing: bool = setting(
+        False,
+        "Calculates parts of the model twice instead of keeping them: needs much less memory, a step takes about 1.5 "
+        "times as long.",
+    )
+    ema_decay: float = setting(
+        0.0,
+        "Keeps a moving average of the LoRA, and saves and samples that: steadier. 0.99 for short runs, 0.999 for long "
+        "ones, 0 is off.",
+        low=0,
+        high=0.99999,
+        step=0.001,
+        round=1e-5,
+    )
+    save_every: int = setting(
+        0,
+        "Training steps between saved states. A stage saves when it ends or is cancelled as well; with 0 only then.",
+        low=0,
+    )
+    keep: int = setting(
+        3,
+        "How many of the states that save_every saved are kept, the newest first; 0 keeps all.",
+        low=0,
+    )
+    max_nonfinite: int = setting(
+        10,
+        "Training steps in a row whose loss or gradient is not a finite number, after which the run stops.",
+        low=1,
+    )
+    validate_every: int = setting(
+        0,
+        "Training steps between measurements of the loss on the validation data; 0 is off. Always with the same "
+        "pictures, noise and noise levels, never rolled out.",
+        low=0,
+    )
+    preview_every: int = setting(
+        0,
+        "Training steps between films in the panel; 0 is off, and a button takes one at any time. A film rolls out one "
+        "picture of the data with the LoRA as it is then and shows its drift; it takes as long as a few steps.",
+        low=0,
+    )
+    rollout_from: int = setting(
+        0,
+        "Training step from which the steps of the rollout settings count: where the first stage with them started.",
+        low=0,
+    )
 
     def __post_init__(self) -> None:
-        check_range("steps", self.steps, 1)
-        check_range("batch_size", self.batch_size, 1)
-        check_range("accumulation", self.accumulation, 1)
-        check_range("caption_dropout", self.caption_dropout, 0, 1)
-        check_choice("autocast", self.autocast, get_args(Autocast))
-        check_range("ema_decay", self.ema_decay, 0, 0.99999)
-        for name in ("save_every", "keep", "validate_every", "preview_every", "rollout_from"):
-            check_range(name, getattr(self, name), 0)
-        check_range("max_nonfinite", self.max_nonfinite, 1)
+        check_settings(self)
 
 
 def resolved(config: TrainConfig, source: ModelSource) -> TrainConfig:

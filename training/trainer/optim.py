@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_choice, check_range
+from ..checks import check_settings, setting
 from .packing import apart, pack, unpack
 
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor", "prodigy"]
@@ -24,35 +24,72 @@ _NESTED = "nested"
 class OptimizerConfig:
     """The optimiser and its learning rate over the run."""
 
-    name: OptimizerName = "adamw"
-    """adamw, adafactor (torch), adamw8bit (bitsandbytes), prodigy (prodigyopt)."""
-    lr: float = 1e-4
-    """Peak learning rate, above 0; prodigy finds its own and wants 1.0."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay, at least 0."""
-    beta1: float = 0.9
-    """Decay of the first moment, 0..1 (adafactor keeps none)."""
-    beta2: float = 0.99
-    """Decay of the second moment, 0..1 (adafactor has a rule of its own)."""
-    schedule: LRSchedule = "constant"
-    """After the warm-up: constant, or linear or cosine down to `final_lr` of the peak at the last step."""
-    warmup_steps: int = 0
-    """Optimiser steps over which the rate rises linearly from 0."""
-    final_lr: float = 0.0
-    """Share of the peak rate that linear and cosine end with, 0..1."""
-    grad_clip: float = 1.0
-    """Largest gradient norm; a greater one is scaled down to it. 0 is off."""
+    name: OptimizerName = setting(
+        "adamw",
+        "adamw is a safe choice. adafactor and adamw8bit need less memory, adamw8bit also the package bitsandbytes. "
+        "prodigy (package prodigyopt) finds the learning rate itself: set learning_rate to 1.",
+        choices=get_args(OptimizerName),
+        called="optimizer",
+    )
+    lr: float = setting(
+        1e-4,
+        "Highest learning rate of the run. 1e-4 suits most LoRAs of large models; tiny models take 1e-3 and more.",
+        low=1e-10,
+        high=100,
+        step=1e-6,
+        round=1e-10,
+    )
+    weight_decay: float = setting(
+        0.01,
+        "Pulls the LoRA's weights towards zero, against overfitting; 0 to 0.1.",
+        low=0,
+        step=0.001,
+    )
+    beta1: float = setting(
+        0.9,
+        "How slowly past gradients are forgotten; 0.9 is usual. Not used by adafactor.",
+        low=0,
+        high=0.9999,
+        step=0.01,
+        round=1e-4,
+    )
+    beta2: float = setting(
+        0.99,
+        "How slowly the size of past gradients is forgotten: 0.99 suits short runs, 0.999 long ones. Not used by "
+        "adafactor.",
+        low=0,
+        high=0.99999,
+        step=0.001,
+        round=1e-5,
+    )
+    schedule: LRSchedule = setting(
+        "constant",
+        "Learning rate after the warm-up. constant: stays; linear, cosine: falls to final_rate by the planned last "
+        "step, evenly or slowly at both ends.",
+        choices=get_args(LRSchedule),
+        called="lr_schedule",
+    )
+    warmup_steps: int = setting(
+        0,
+        "Training steps in which the learning rate rises from 0; 10 to 100 make the start calmer.",
+        low=0,
+    )
+    final_lr: float = setting(
+        0.0,
+        "Where linear and cosine end, as a share of the highest learning rate: 0.1 is a tenth. Not used by constant.",
+        low=0,
+        high=1,
+        step=0.01,
+    )
+    grad_clip: float = setting(
+        1.0,
+        "Largest size (norm) of a gradient; a larger one is scaled down to it. 1 is usual, 0 is off.",
+        low=0,
+        step=0.1,
+    )
 
     def __post_init__(self) -> None:
-        check_choice("optimizer", self.name, get_args(OptimizerName))
-        check_range("lr", self.lr, 1e-10, 100)
-        check_range("weight_decay", self.weight_decay, 0)
-        check_range("beta1", self.beta1, 0, 0.9999)
-        check_range("beta2", self.beta2, 0, 0.99999)
-        check_choice("lr_schedule", self.schedule, get_args(LRSchedule))
-        check_range("warmup_steps", self.warmup_steps, 0)
-        check_range("final_lr", self.final_lr, 0, 1)
-        check_range("grad_clip", self.grad_clip, 0)
+        check_settings(self)
 
     def lr_at(self, step: int, total: int) -> float:
         """Learning rate of optimiser step `step` (from 0) in a run planned for `total` steps."""
