@@ -59,8 +59,8 @@ def test_fc_weight_grows_where_the_biased_prediction_is_short():
     assert w.min() >= 0  # clamped: a negative weight would reward the error
 
 
-def test_l1_reproduces_the_origins_tiny_weights():
-    """The origin: on a 16x128x128 latent the weights of `l1` are 0.99998 .. 1.00002."""
+def test_l1_reproduces_the_tiny_weights_of_simpletuner():
+    """SimpleTuner: on a 16x128x128 latent the weights of `l1` are 0.99998 .. 1.00002."""
     clean, biased = randn(1, 16, 128, 128), randn(1, 16, 128, 128, seed=1)
     l1 = fc_weight(ReflexFlowConfig(fc_norm="l1"), clean, biased, None)
     assert 0.99996 < l1.min() < 0.99999
@@ -98,7 +98,7 @@ def test_terms_by_hand():
 
 
 def test_rows_that_were_not_rolled_get_the_plain_gradient():
-    """In the origin ADR was added to every row; here a row that was not rolled does not know of ReflexFlow."""
+    """In SimpleTuner ADR was added to every row; here a row that was not rolled does not know of ReflexFlow."""
     output, target, sigma, rolled = case()
     grads = []
     for terms in (rolled, None):

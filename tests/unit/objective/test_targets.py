@@ -424,7 +424,7 @@ def test_residual_keeps_the_variance_and_clean_loses_a_third_of_it():
 
 
 def test_short_and_rare_clean_rollouts_do_less_harm():
-    """The origin's use: p = 0.25. Between the harm of p = 1 and none."""
+    """SimpleTuner's use: p = 0.25. Between the harm of p = 1 and none."""
     exact, noise = Table.exact(), Mixture().sample(20_000, seeded(6))[1]
     rare = learned(exact, rolled_config(target="clean", probability=0.25), 30, 1000, average=True)
     assert 0.03 < 1 - rare.sampled(noise).var() / exact.sampled(noise).var() < 0.15
