@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from numbers import Real
 from typing import Any, TypeVar, get_type_hints
 
 
@@ -58,14 +59,18 @@ def check_settings(config: Any) -> None:
     """Check every field of `config` by its declaration.
 
     Raises:
-        ValueError: a number out of its range (NaN too), or a value that is none of the choices.
+        ValueError: a number out of its range (NaN too), no number where one belongs, or none of the choices.
     """
     for name, own in declared(type(config)).items():
-        value = getattr(config, name)
+        value, default = getattr(config, name), getattr(type(config), name)
+        called = own.called or name
         if own.choices:
-            check_choice(own.called or name, value, own.choices)
-        elif isinstance(value, (int, float)):
-            check_range(own.called or name, value, own.low, own.high)
+            check_choice(called, value, tuple(own.choices))
+        elif isinstance(default, (int, float)) and not isinstance(default, bool):
+            is_number = isinstance(value, Real)
+            if not is_number:
+                raise ValueError(f"{called} must be a number, got {value!r}")
+            check_range(called, value, own.low, own.high)
 
 
 def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:

@@ -150,6 +150,13 @@ def test_a_field_that_is_no_choice_switch_or_number_has_no_widget():
         widget(LoRAConfig, "targets")
 
 
+def test_what_is_no_number_is_refused_where_one_belongs():
+    with pytest.raises(ValueError, match="steps must be a number, got 'many'"):
+        TrainConfig(steps="many")
+    with pytest.raises(ValueError, match="sampler must be one of"):
+        RolloutConfig(sampler=["unipc"])
+
+
 def test_choices_may_grow_after_the_class_was_made():
     known = {"a": 1}
 
