@@ -14,21 +14,24 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-VENV = ROOT / ".venv"
-STAMP = VENV / "rollout-trainer.json"
-LOG = VENV / "setup.log"
 DEMO_OUT = ROOT / "out" / "demo"
 
 OLDEST_PYTHON = (3, 10)
 # The oldest Python that every version in constraints.txt has a release for.
 PINNED_PYTHON = (3, 11)
+# The newest Python that the lowest versions in pyproject.toml have releases for.
+LOWEST_PYTHON = (3, 11)
+# tsc over web/*.js; npx keeps it in npm's cache.
+TYPESCRIPT = "typescript@7.0.2"
 DEFAULT_TORCH = "torch==2.13.0"
 # Files whose change means that an existing .venv is out of date.
 INSTALLED_FROM = ("pyproject.toml", "requirements.txt", "requirements-dev.txt", "constraints.txt")
@@ -37,7 +40,7 @@ TAIL_LINES = 12
 COMMANDS = {
     "demo": "train the demo LoRA, sample with it, and say where the results are",
     "test": "run every test that can run here: unit tests, then those that need a ComfyUI or a browser",
-    "lint": "run ruff and mypy",
+    "lint": "run ruff, mypy and, where node is found, tsc over the JavaScript",
     "setup": "only make .venv",
 }
 TORCH_HELP = (
@@ -45,6 +48,38 @@ TORCH_HELP = (
     f"(default: {DEFAULT_TORCH!r}; on Linux that is a CUDA build unless pip is set up for the CPU one, "
     "see CONTRIBUTING.md)"
 )
+
+
+LOWEST_HELP = (
+    "unit tests alone, with the lowest versions that pyproject.toml names, in .venv-lowest; their torch is a CUDA "
+    "build on Linux, 5 GB installed; --torch takes another"
+)
+
+
+@dataclass(frozen=True)
+class Venv:
+    """A virtual environment in the checkout and what pip puts into it."""
+
+    folder: Path
+    torch: str
+    """pip's arguments for torch where the user names none."""
+    constraints: str
+    """What constrains pip: the text of a constraints file."""
+
+    @property
+    def stamp(self) -> Path:
+        """The file that a finished set-up leaves."""
+        return self.folder / "rollout-trainer.json"
+
+    @property
+    def log(self) -> Path:
+        """What pip said."""
+        return self.folder / "setup.log"
+
+    @property
+    def python(self) -> Path:
+        """The interpreter."""
+        return self.folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
 class DevError(Exception):
@@ -59,12 +94,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return the exit status."""
     args, extra = parse(sys.argv[1:] if argv is None else argv)
     try:
-        set_up(args.torch)
+        lowest = getattr(args, "lowest", False)
+        venv = lowest_venv() if lowest else usual_venv()
+        set_up(venv, args.torch)
         if args.command == "demo":
-            return demo(args.out, extra)
+            return demo(venv, args.out, extra)
         if args.command == "test":
-            return test(extra)
-        return lint(extra) if args.command == "lint" else 0
+            return test(venv, unit_tests(extra) if lowest else extra)
+        return lint(venv, extra) if args.command == "lint" else 0
     except DevError as err:
         print(f"dev.py {args.command}: {err}", file=sys.stderr)
         return err.code
@@ -86,6 +123,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         command.add_argument("--torch", metavar="SPEC", help=TORCH_HELP)
         if name == "demo":
             command.add_argument("--out", type=Path, default=DEMO_OUT, metavar="DIR", help="where results go")
+        if name == "test":
+            command.add_argument("--lowest", action="store_true", help=LOWEST_HELP)
     args, extra = parser.parse_known_args(argv)
     if extra and args.command == "setup":
         parser.error(f"setup takes no further arguments, got {' '.join(extra)}")
@@ -95,29 +134,77 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 # -- setting up ------------------------------------------------------------------------------------
 
 
-def set_up(torch_spec: str | None) -> None:
-    """Bring `.venv` to the state that the requirement files describe; do nothing if it is there.
+def usual_venv() -> Venv:
+    """Describe `.venv`: the pinned packages, and the torch that it has where the user names none."""
+    folder = ROOT / ".venv"
+    # On an older Python pip chooses what fits.
+    pinned = sys.version_info >= PINNED_PYTHON
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8") if pinned else ""
+    venv = Venv(folder, DEFAULT_TORCH, constraints)
+    return Venv(folder, read_stamp(venv).get("torch", DEFAULT_TORCH), constraints)
+
+
+def lowest_venv() -> Venv:
+    """Describe `.venv-lowest`: what pyproject.toml names in its lowest versions, the tools as pinned.
+
+    Raises:
+        DevError: this Python is too new for versions that old.
+    """
+    if sys.version_info[:2] > LOWEST_PYTHON:
+        newest = ".".join(map(str, LOWEST_PYTHON))
+        raise DevError(
+            f"--lowest needs Python {newest} or older, got {platform.python_version()}: the lowest versions have no "
+            "releases for newer ones; run it with another python"
+        )
+    lowest = lowest_versions((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    torch = f"torch=={lowest.pop('torch')}"
+    tools = named((ROOT / "requirements-dev.txt").read_text(encoding="utf-8"))
+    pins = [
+        line
+        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if sys.version_info >= PINNED_PYTHON and named(line) & tools
+    ]
+    floors = [f"{name}=={version}" for name, version in lowest.items()]
+    return Venv(ROOT / ".venv-lowest", torch, "\n".join([*floors, *pins]) + "\n")
+
+
+def lowest_versions(pyproject: str) -> dict[str, str]:
+    """Map each of the dependencies in the text of pyproject.toml to the lowest version that it allows."""
+    # The standard library of Python 3.10 reads no TOML.
+    dependencies = pyproject.partition("\ndependencies = [")[2].partition("\n]")[0]
+    return dict(re.findall(r'"([\w-]+)>=([\w.]+)"', dependencies))
+
+
+def named(requirements: str) -> set[str]:
+    """Names of the packages in the text of a requirements file."""
+    return set(re.findall(r"^[\w-]+", requirements, re.MULTILINE)) - {"-r"}
+
+
+def set_up(venv: Venv, torch_spec: str | None) -> None:
+    """Bring `venv` to the state that the requirement files describe; do nothing if it is there.
 
     Raises:
         DevError: Python is too old or incomplete, or pip failed.
     """
     check_python()
-    found = read_stamp()
-    spec = torch_spec or found.get("torch") or DEFAULT_TORCH
+    found = read_stamp(venv)
+    spec = torch_spec or venv.torch
     wanted = stamp(spec)
-    if found == wanted and venv_python().exists():
+    if found == wanted and venv.python.exists():
         return
     start = time.monotonic()
-    # Without a stamp an interrupted set-up starts again where pip's cache and .venv allow it.
-    STAMP.unlink(missing_ok=True)
+    # Without a stamp an interrupted set-up starts again where pip's cache and the folder allow it.
+    venv.stamp.unlink(missing_ok=True)
     same_python = all(found.get(key) == wanted[key] for key in ("python", "root"))
-    make_venv(clear=bool(found) and not same_python)
-    install(f"installing {spec}", *spec.split())
-    install("installing the pinned packages", "-r", "requirements-dev.txt")
+    make_venv(venv, clear=bool(found) and not same_python)
+    constraints = venv.folder / "constraints.txt"
+    constraints.write_text(venv.constraints, encoding="utf-8")
+    install(venv, f"installing {spec}", *spec.split())
+    install(venv, "installing the packages", "-r", "requirements-dev.txt")
     # Editable: whatever the folder is called, it imports as rollout_trainer.
-    install("linking the checkout", "--no-deps", "--no-build-isolation", "-e", ".")
-    STAMP.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
-    print(f"set-up took {time.monotonic() - start:.0f} s; it is kept in {VENV.name}", flush=True)
+    install(venv, "linking the checkout", "--no-deps", "--no-build-isolation", "-e", ".")
+    venv.stamp.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
+    print(f"set-up took {time.monotonic() - start:.0f} s; it is kept in {venv.folder.name}", flush=True)
 
 
 def check_python() -> None:
@@ -135,11 +222,6 @@ def check_python() -> None:
             )
 
 
-def venv_python() -> Path:
-    """Path of the interpreter in `.venv`."""
-    return VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-
-
 def stamp(torch_spec: str) -> dict[str, str]:
     """Describe a finished set-up: equal stamps mean that there is nothing to install."""
     digest = hashlib.sha256()
@@ -153,32 +235,32 @@ def stamp(torch_spec: str) -> dict[str, str]:
     }
 
 
-def read_stamp() -> dict[str, str]:
+def read_stamp(venv: Venv) -> dict[str, str]:
     """Return the stamp that the last finished set-up left, {} if there is none."""
     try:
-        found = json.loads(STAMP.read_text(encoding="utf-8"))
+        found = json.loads(venv.stamp.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def make_venv(clear: bool) -> None:
-    """Create `.venv`, anew if `clear` or if what is there does not run.
+def make_venv(venv: Venv, clear: bool) -> None:
+    """Create the folder of `venv`, anew if `clear` or if what is there does not run.
 
     Raises:
         DevError: it is not ours to remove, or this Python lives in it.
     """
-    if VENV.exists():
-        if not LOG.exists():
-            raise DevError(f"{VENV} was not made by dev.py; move it away")
-        if not clear and runs(venv_python(), "-m", "pip", "--version"):
+    if venv.folder.exists():
+        if not venv.log.exists():
+            raise DevError(f"{venv.folder} was not made by dev.py; move it away")
+        if not clear and runs(venv.python, "-m", "pip", "--version"):
             return
-        if Path(sys.prefix).resolve() == VENV.resolve():
-            raise DevError(f"{VENV.name} must be made anew; run dev.py with a Python outside it")
-        shutil.rmtree(VENV)
-    VENV.mkdir()
-    LOG.touch()
-    step(f"making {VENV.name}", [sys.executable, "-m", "venv", str(VENV)])
+        if Path(sys.prefix).resolve() == venv.folder.resolve():
+            raise DevError(f"{venv.folder.name} must be made anew; run dev.py with a Python outside it")
+        shutil.rmtree(venv.folder)
+    venv.folder.mkdir()
+    venv.log.touch()
+    step(venv, f"making {venv.folder.name}", [sys.executable, "-m", "venv", str(venv.folder)])
 
 
 def runs(*command: object) -> bool:
@@ -190,14 +272,13 @@ def runs(*command: object) -> bool:
     return done.returncode == 0
 
 
-def install(title: str, *arguments: str) -> None:
-    """`pip install` into `.venv`, within constraints.txt where this Python can have those versions."""
-    pinned = ["-c", "constraints.txt"] if sys.version_info >= PINNED_PYTHON else []
-    pip = [str(venv_python()), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-    step(title, [*pip, *pinned, *arguments])
+def install(venv: Venv, title: str, *arguments: str) -> None:
+    """`pip install` into `venv`, within its constraints."""
+    pip = [str(venv.python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
+    step(venv, title, [*pip, "-c", str(venv.folder / "constraints.txt"), *arguments])
 
 
-def step(title: str, command: list[str]) -> None:
+def step(venv: Venv, title: str, command: list[str]) -> None:
     """Run one step of the set-up, its output kept in the log; show what it does and how long it took.
 
     Raises:
@@ -222,12 +303,12 @@ def step(title: str, command: list[str]) -> None:
         except KeyboardInterrupt:
             process.terminate()
             raise
-    with LOG.open("a", encoding="utf-8") as log:
+    with venv.log.open("a", encoding="utf-8") as log:
         log.write(f"$ {' '.join(command)}\n{output}\n")
     if process.returncode != 0:
         print(f"{again} failed", flush=True)
         print("\n".join(output.splitlines()[-TAIL_LINES:]), file=sys.stderr)
-        raise DevError(f"{title} failed with exit code {process.returncode}; the whole log is in {LOG}")
+        raise DevError(f"{title} failed with exit code {process.returncode}; the whole log is in {venv.log}")
     print(f"{again} {time.monotonic() - start:.0f} s", flush=True)
 
 
@@ -244,14 +325,14 @@ def wait(process: subprocess.Popen[str], again: str, start: float) -> str:
 # -- commands --------------------------------------------------------------------------------------
 
 
-def demo(out: Path, extra: list[str]) -> int:
+def demo(venv: Venv, out: Path, extra: list[str]) -> int:
     """Run the quickstart workflow with the standalone host and say where the pictures are.
 
     Where the LoRA and the report are, the run says itself.
     """
     out = out.resolve()
     workflow = "workflows/quickstart.json"
-    code = run_in_venv("-m", "rollout_trainer", "run", workflow, "--out", str(out), *extra)
+    code = run_in(venv, "-m", "rollout_trainer", "run", workflow, "--out", str(out), *extra)
     if code != 0:
         raise DevError(f"the demo ended with exit code {code}; what it said is above", code)
     print("Look at:", *pictures(out), sep="\n  ")
@@ -267,17 +348,29 @@ def pictures(out: Path) -> list[Path]:
     return [out / image for image in report["images"]]
 
 
-def test(extra: list[str]) -> int:
+def test(venv: Venv, extra: list[str]) -> int:
     """Run the unit tests and, where a ComfyUI (and a browser) is found, the tests against it."""
     # `pytest`, not `python -m pytest`, which would put the checkout on sys.path and hide the host's `nodes`.
-    pytest = venv_python().with_name("pytest.exe" if os.name == "nt" else "pytest")
+    pytest = venv.python.with_name("pytest.exe" if os.name == "nt" else "pytest")
     return run(str(pytest), *extra)
 
 
-def lint(extra: list[str]) -> int:
-    """Run ruff, then mypy in strict mode; return the worse of the two exit codes."""
-    ruff = run_in_venv("-m", "ruff", "check", *(extra or ["."]))
-    link = VENV / "lint" / "rollout_trainer"
+def unit_tests(extra: list[str]) -> list[str]:
+    """Return pytest's arguments for the unit tests, or for those that the user names."""
+    chosen = any((ROOT / argument.partition("::")[0]).exists() for argument in extra)
+    return extra if chosen else ["tests/unit", *extra]
+
+
+def lint(venv: Venv, extra: list[str]) -> int:
+    """Run ruff, mypy in strict mode and tsc; return the worst of their exit codes."""
+    check = run_in(venv, "-m", "ruff", "check", *(extra or ["."]))
+    form = run_in(venv, "-m", "ruff", "format", "--check", *(extra or ["."]))
+    return max(check, form, mypy(venv), tsc())
+
+
+def mypy(venv: Venv) -> int:
+    """Run mypy over the pack and return its exit code."""
+    link = venv.folder / "lint" / "rollout_trainer"
     link.parent.mkdir(exist_ok=True)
     try:
         if not link.is_symlink():
@@ -285,18 +378,28 @@ def lint(extra: list[str]) -> int:
     except OSError as err:
         raise DevError(f"mypy needs a symbolic link to the checkout, and making it failed: {err}") from err
     config = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache")]
-    mypy = run_in_venv("-m", "mypy", *config, "-p", "rollout_trainer", cwd=link.parent)
-    return max(ruff, mypy)
+    return run_in(venv, "-m", "mypy", *config, "-p", "rollout_trainer", cwd=link.parent)
 
 
-def run_in_venv(*arguments: str, cwd: Path = ROOT) -> int:
-    """Run the Python of `.venv` and return its exit code."""
-    return run(str(venv_python()), *arguments, cwd=cwd)
+def tsc() -> int:
+    """Check the types in web/*.js and return tsc's exit code; say so where node is not found."""
+    npx = shutil.which("npx")
+    if npx is None:
+        print("tsc: skipped, npx of node is not found; the types in web/*.js are unchecked", flush=True)
+        return 0
+    code = run(npx, "--yes", "--package", TYPESCRIPT, "tsc", "-p", str(ROOT))
+    print(f"tsc: {'no errors in web/*.js' if code == 0 else f'exit code {code}'}", flush=True)
+    return code
 
 
-def run(*command: str, cwd: Path = ROOT) -> int:
-    """Run a command with our settings for the environment and return its exit code."""
-    with subprocess.Popen(command, cwd=cwd, env=environment()) as process:
+def run_in(venv: Venv, *arguments: str, cwd: Path | None = None) -> int:
+    """Run the Python of `venv` and return its exit code."""
+    return run(str(venv.python), *arguments, cwd=cwd)
+
+
+def run(*command: str, cwd: Path | None = None) -> int:
+    """Run a command with our settings for the environment, in the checkout, and return its exit code."""
+    with subprocess.Popen(command, cwd=cwd or ROOT, env=environment()) as process:
         while True:
             try:
                 return process.wait()

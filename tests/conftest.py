@@ -18,6 +18,10 @@ __all__ = ["comfyui"]  # the fixture, for tests/host and tests/browser
 
 ROOT = Path(__file__).resolve().parent.parent
 TIERS = ("host", "browser")
+BROWSER = (
+    "the browser tests also need a Chromium, /usr/bin/chromium or the one that CHROMIUM names, and playwright, which "
+    "requirements-dev.txt brings"
+)
 
 # Before torch is loaded: models in tests are far too small for threads, see dev.py.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -46,4 +50,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     counts = {tier: sum(report.nodeid.startswith(f"tests/{tier}/") for report in skipped) for tier in TIERS}
     if any(counts.values()):
         told = ", ".join(f"{count} {tier} tests skipped" for tier, count in counts.items())
-        terminalreporter.write_line(f"{told}; to run them, {HOW_TO}")
+        terminalreporter.write_line(f"{told}; to run them, {HOW_TO}; {BROWSER}")

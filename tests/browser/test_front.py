@@ -15,7 +15,9 @@ import pytest
 from comfyui_process import PACK_FOLDER
 from shipped import NAMES, make_files, model_files, prompt_of
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright")
+sync_api = pytest.importorskip(
+    "playwright.sync_api", reason="no playwright: pip install -r requirements-dev.txt"
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))

@@ -18,13 +18,18 @@ def dev(tmp_path, monkeypatch):
     """Give a fresh copy of the module that works on an empty checkout in tmp_path."""
     spec = importlib.util.spec_from_file_location("dev_under_test", ROOT / "dev.py")
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look there
     spec.loader.exec_module(module)
-    venv = tmp_path / ".venv"
-    for name, value in (("ROOT", tmp_path), ("VENV", venv), ("STAMP", venv / "stamp"), ("LOG", venv / "log")):
-        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
     for name in module.INSTALLED_FROM:
         (tmp_path / name).write_text(name)
     return module
+
+
+def set_up(dev, torch_spec=None):
+    """Set `.venv` up as main does and return it."""
+    dev.set_up(dev.usual_venv(), torch_spec)
+    return dev.usual_venv()
 
 
 @pytest.fixture
@@ -32,11 +37,10 @@ def steps(dev, monkeypatch):
     """Record the steps of a set-up instead of running them."""
     taken = []
 
-    def record(title, command):
+    def record(venv, title, command):
         taken.append(command)
-        python = dev.venv_python()
-        python.parent.mkdir(parents=True, exist_ok=True)
-        python.touch()
+        venv.python.parent.mkdir(parents=True, exist_ok=True)
+        venv.python.touch()
 
     monkeypatch.setattr(dev, "step", record)
     monkeypatch.setattr(dev, "runs", lambda *command: True)
@@ -44,61 +48,63 @@ def steps(dev, monkeypatch):
 
 
 def test_second_set_up_does_nothing(dev, steps):
-    dev.set_up(None)
+    set_up(dev)
     assert len(steps) == 4  # .venv, torch, the packages, the checkout
-    dev.set_up(None)
+    set_up(dev)
     assert len(steps) == 4
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "requirements-dev.txt", "constraints.txt"])
 def test_a_changed_requirement_is_installed(dev, steps, name):
-    dev.set_up(None)
+    set_up(dev)
     (dev.ROOT / name).write_text("changed")
-    dev.set_up(None)
+    set_up(dev)
     assert len(steps) == 7  # the .venv is kept
 
 
 def test_another_python_makes_venv_anew(dev, steps):
-    dev.set_up(None)
-    stamp = json.loads(dev.STAMP.read_text())
-    dev.STAMP.write_text(json.dumps({**stamp, "python": "3.9"}))
-    dev.set_up(None)
+    set_up(dev)
+    stamp = dev.usual_venv().stamp
+    stamp.write_text(json.dumps({**json.loads(stamp.read_text()), "python": "3.9"}))
+    set_up(dev)
     assert steps[4][1:3] == ["-m", "venv"]
 
 
 def test_a_venv_of_someone_else_is_left_alone(dev, steps):
-    (dev.VENV / "lib").mkdir(parents=True)
+    theirs = dev.usual_venv().folder / "lib"
+    theirs.mkdir(parents=True)
     with pytest.raises(dev.DevError, match="was not made by dev"):
-        dev.set_up(None)
-    assert (dev.VENV / "lib").is_dir()
+        set_up(dev)
+    assert theirs.is_dir()
 
 
 def test_torch_spec_is_split_for_pip_and_remembered(dev, steps):
-    dev.set_up("torch==2.8.0 --index-url https://example.org/cpu")
+    set_up(dev, "torch==2.8.0 --index-url https://example.org/cpu")
     assert steps[1][-3:] == ["torch==2.8.0", "--index-url", "https://example.org/cpu"]
-    dev.set_up(None)
+    set_up(dev)
     assert len(steps) == 4
-    dev.set_up("torch==2.9.0")
+    set_up(dev, "torch==2.9.0")
     assert steps[4][-1] == "torch==2.9.0"
 
 
 def test_an_interrupted_set_up_is_not_taken_for_a_finished_one(dev, steps, monkeypatch):
-    dev.set_up(None)
+    set_up(dev)
     monkeypatch.setattr(dev, "install", lambda *arguments: (_ for _ in ()).throw(dev.DevError("no network")))
     with pytest.raises(dev.DevError):
-        dev.set_up("torch==2.9.0")
-    assert dev.read_stamp() == {}
+        set_up(dev, "torch==2.9.0")
+    assert dev.read_stamp(dev.usual_venv()) == {}
 
 
 def test_a_failing_step_shows_the_end_of_its_output_and_keeps_all_of_it(dev, capsys):
-    dev.VENV.mkdir()
+    venv = dev.usual_venv()
+    venv.folder.mkdir()
     script = "for i in range(100): print('line', i)\nraise SystemExit(3)"
     with pytest.raises(dev.DevError, match="installing x failed with exit code 3") as caught:
-        dev.step("installing x", [sys.executable, "-c", script])
+        dev.step(venv, "installing x", [sys.executable, "-c", script])
     assert caught.value.code == 1
     shown = capsys.readouterr().err.splitlines()
     assert shown == [f"line {i}" for i in range(100 - dev.TAIL_LINES, 100)]
-    assert "line 0\n" in dev.LOG.read_text()
+    assert "line 0\n" in venv.log.read_text()
 
 
 def test_an_old_python_is_refused(dev, monkeypatch):
@@ -166,6 +172,7 @@ def test_ctrl_c_waits_for_the_child_to_save(dev, tmp_path):
         "import importlib.util, sys\n"
         f"spec = importlib.util.spec_from_file_location('dev', {str(ROOT / 'dev.py')!r})\n"
         "dev = importlib.util.module_from_spec(spec)\n"
+        "sys.modules['dev'] = dev\n"
         "spec.loader.exec_module(dev)\n"
         f"sys.exit(dev.run(sys.executable, '-c', {child!r}))\n"
     )
@@ -176,3 +183,100 @@ def test_ctrl_c_waits_for_the_child_to_save(dev, tmp_path):
     os.killpg(process.pid, 2)  # what a terminal does on Ctrl-C: SIGINT to the whole group
     assert process.communicate(timeout=20)[0] == "saved\n"
     assert process.returncode == 130
+
+
+# -- the lowest versions ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lowest(dev, monkeypatch):
+    """Describe the environment of the lowest versions of a small pyproject.toml."""
+    monkeypatch.setattr(dev.sys, "version_info", (3, 11, 7))
+    (dev.ROOT / "pyproject.toml").write_text(
+        '[project]\nrequires-python = ">=3.10"\ndependencies = [\n    "numpy>=1.25",\n    "torch>=2.5",\n]\n\n'
+        '[tool.comfy]\nrequires-comfyui = ">=0.3.64"\n'
+    )
+    (dev.ROOT / "requirements-dev.txt").write_text("# tools\n-r requirements.txt\nmypy\nsetuptools>=77\n")
+    (dev.ROOT / "constraints.txt").write_text(
+        "# pins\nmypy==2.4.1\nnumpy==2.4.6\nsetuptools==84.2\nsix==1.0\n"
+    )
+    return dev.lowest_venv()
+
+
+def test_the_lowest_versions_are_those_of_pyproject_and_the_tools_stay_pinned(lowest):
+    assert lowest.torch == "torch==2.5"
+    assert lowest.constraints.splitlines() == ["numpy==1.25", "mypy==2.4.1", "setuptools==84.2"]
+
+
+def test_every_dependency_has_a_lowest_version(dev):
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    found = dev.lowest_versions(text)
+    assert len(found) == text.partition("\ndependencies = [")[2].partition("\n]")[0].count('"') // 2
+    assert {"torch", "numpy", "diffusers"} <= found.keys()
+
+
+def test_the_lowest_versions_have_a_venv_of_their_own(dev, lowest, steps, monkeypatch):
+    ran = []
+    monkeypatch.setattr(dev, "run", lambda *command, **options: ran.append(command) or 0)
+    assert dev.main(["test", "--lowest", "-x"]) == 0
+    assert steps[1][-1] == "torch==2.5"
+    assert (lowest.folder / "constraints.txt").read_text() == lowest.constraints
+    assert [Path(part).name for part in ran[0]] == ["pytest", "unit", "-x"]
+    assert ".venv-lowest" in ran[0][0]
+    assert not dev.usual_venv().folder.exists()
+
+
+def test_another_torch_is_not_remembered_for_the_lowest_versions(dev, lowest, steps):
+    dev.set_up(lowest, "torch==2.13.0")
+    dev.set_up(lowest, None)
+    assert [command[-1] for command in steps if command[-1].startswith("torch")] == [
+        "torch==2.13.0",
+        "torch==2.5",
+    ]
+
+
+def test_named_tests_replace_the_unit_tests(dev):
+    (dev.ROOT / "tests").mkdir()
+    (dev.ROOT / "tests" / "test_a.py").touch()
+    assert dev.unit_tests(["-k", "x"]) == ["tests/unit", "-k", "x"]
+    assert dev.unit_tests(["tests/test_a.py::test_b"]) == ["tests/test_a.py::test_b"]
+
+
+def test_the_lowest_versions_refuse_a_python_that_is_too_new(dev, lowest, monkeypatch):
+    monkeypatch.setattr(dev.sys, "version_info", (3, 12, 0))
+    with pytest.raises(dev.DevError, match=r"--lowest needs Python 3\.11 or older"):
+        dev.lowest_venv()
+
+
+# -- lint ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def linted(dev, steps, monkeypatch):
+    """Run `dev.py lint` with the exit codes of its checks given; return its code and the checks that ran."""
+
+    def lint(**codes):
+        ran = []
+
+        def run(*command, **options):
+            names = [name for name in ("check", "--check", "mypy", "tsc") if name in command]
+            ran.append(names[-1])
+            return codes.get(names[-1].strip("-") if names[-1] != "--check" else "format", 0)
+
+        monkeypatch.setattr(dev, "run", run)
+        return dev.main(["lint"]), ran
+
+    return lint
+
+
+@pytest.mark.parametrize("name", ["check", "format", "mypy", "tsc"])
+def test_lint_runs_all_checks_and_fails_with_any(dev, linted, monkeypatch, name):
+    monkeypatch.setattr(dev.shutil, "which", lambda command: command)
+    assert linted() == (0, ["check", "--check", "mypy", "tsc"])
+    assert linted(**{name: 1}) == (1, ["check", "--check", "mypy", "tsc"])
+
+
+def test_lint_says_that_it_skipped_tsc_without_node(dev, linted, monkeypatch, capsys):
+    monkeypatch.setattr(dev.shutil, "which", lambda command: None)
+    assert linted() == (0, ["check", "--check", "mypy"])
+    assert "tsc: skipped, npx of node is not found" in capsys.readouterr().out

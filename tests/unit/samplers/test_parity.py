@@ -182,5 +182,6 @@ def test_a_start_at_sigma_1_is_the_limit_of_starts_ever_closer_to_it():
         nodes = Nodes(sigma[:, :-1], sigma[:, 1:], h)
         return predictor_weights(nodes, 3), corrector_weights(nodes, 3)
 
-    for exact, close in zip(weights(math.inf), weights(1e12), strict=True):
-        torch.testing.assert_close(exact, close, rtol=0, atol=1e-9)
+    # The difference falls like 1 / h; further out, powers up to h^3 in one system leave LAPACK no digits.
+    for exact, close in zip(weights(math.inf), weights(1e8), strict=True):
+        torch.testing.assert_close(exact, close, rtol=0, atol=1e-8)
