@@ -7,8 +7,10 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
 
+import pathspec
 import pytest
 
 if sys.version_info >= (3, 11):
@@ -81,8 +83,11 @@ def test_everything_that_tests_import_is_pinned():
     ]
     pins = requirements((ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines())
     theirs = {path.stem for path in code} | {path.parent.name for path in code}
-    # playwright is for scripts that make test data in a browser; pytest brings tomli where it is needed.
-    assert third_party(code) - theirs <= pins.keys() | {"torch", "rollout_trainer", "playwright", "tomli"}
+    assert third_party(code) - theirs <= pins.keys() | {
+        "torch",
+        "rollout_trainer",
+        "tomli",
+    }  # pytest brings tomli
 
 
 def third_party(code: list[Path]) -> set[str]:
@@ -111,6 +116,8 @@ def numbers(version: str) -> list[int]:
 def test_version_is_stated_once_in_effect(pyproject):
     text = (ROOT / "__init__.py").read_text(encoding="utf-8")
     assert re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)[1] == pyproject["project"]["version"]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (.+)$", citation, re.MULTILINE)[1] == pyproject["project"]["version"]
 
 
 def test_registry_has_what_it_asks_for(pyproject):
@@ -172,3 +179,62 @@ def test_wheel_holds_the_whole_pack_and_nothing_else(wheel):
 
 def test_wheel_holds_the_licence(wheel):
     assert {"LICENSE", "NOTICE"} <= {Path(name).name for name in wheel if ".dist-info/licenses/" in name}
+
+
+# -- the registry's archive ------------------------------------------------------------------------
+
+
+def tracked() -> list[str]:
+    """Paths of the files that git knows, which is what comfy-cli packs."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("the registry's archive is made of the files that git tracks, and this is no clone")
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def sizes(names: list[str]) -> Counter[str]:
+    """Bytes by folder at the root, and by folder in demo/; files at the root are "."."""
+    total: Counter[str] = Counter()
+    for name in names:
+        parts = name.split("/")
+        depth = 2 if parts[0] == "demo" else 1
+        total["/".join(parts[:-1][:depth]) or "."] += (ROOT / name).stat().st_size
+    return total
+
+
+def test_the_registrys_archive_holds_the_pack_and_its_demo_and_little_else():
+    left_out = pathspec.PathSpec.from_lines("gitignore", (ROOT / ".comfyignore").read_text().splitlines())
+    names = tracked()
+    kept = [name for name in names if not left_out.match_file(name)]
+    in_, out = sizes(kept), sizes([name for name in names if left_out.match_file(name)])
+    print(
+        *(f"{folder:16} {in_[folder]:>10,} in {out[folder]:>10,} out" for folder in sorted(in_ | out)),
+        sep="\n",
+    )
+    code = [path for name in folders_with_code() for path in folder_of(name).glob("*.py")]
+    data = [path for folder in DATA_FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()]
+    needed = [path for path in (*code, *data, *(ROOT / "demo" / "data").iterdir()) if path.suffix != ".ts"]
+    needed = [path for path in needed if path.relative_to(ROOT).as_posix() in names and path.name != "dev.py"]
+    assert {path.relative_to(ROOT).as_posix() for path in needed} <= set(kept)
+    rest = {
+        "requirements.txt",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "NOTICE",
+        "demo/NOTICE",
+        "demo/README.md",
+    }
+    assert rest | {name for name in names if name.startswith("demo/model/")} <= set(kept)
+    assert not in_.keys() & {
+        "tests",
+        "tools",
+        "benchmarks",
+        "examples",
+        "demo/make",
+        "demo/unseen",
+        ".ci",
+        ".github",
+    }
+    demo = in_["demo/model"] + in_["demo/data"]
+    assert in_.total() - demo < 3_000_000  # 2.0 MB in 2026-11, 0.8 of them workflows with their thumbnails
