@@ -32,14 +32,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rollout_trainer.training.conditioning import select
 from rollout_trainer.training.data.dataset import LatentDataset, read_image_folder
 from rollout_trainer.training.data.encoding import encode
 from rollout_trainer.training.lora.adapter import LoRAConfig
 from rollout_trainer.training.models.diffusers import DiffusersModel
 from rollout_trainer.training.models.families import load_diffusers
+from rollout_trainer.training.models.source import ModelSource
 from rollout_trainer.training.objective.config import ReflexFlowConfig, RolloutConfig
-from rollout_trainer.training.objective.rollout import Plan
-from rollout_trainer.training.objective.states import Inputs, States, join
+from rollout_trainer.training.objective.states import RolledStates
+from rollout_trainer.training.objective.targets import Field, Route, Solver, own_trajectory
 from rollout_trainer.training.trainer.config import TrainConfig
 from rollout_trainer.training.trainer.optim import OptimizerConfig, build_optimizer
 from rollout_trainer.training.trainer.trainer import Trainer
@@ -113,7 +115,8 @@ class Bare:
 
     def __init__(self, trainer: Trainer) -> None:
         self.denoiser = trainer.denoiser
-        self.inputs, _ = trainer.next_inputs()
+        u = torch.rand(trainer.config.batch_size, dtype=torch.float64)
+        self.inputs = trainer.noised(trainer.order.next(), u)
         self.target = self.inputs.noise - self.inputs.x0
         self.optimizer = build_optimizer(trainer.config.optimizer, trainer.parameters)
 
@@ -152,23 +155,32 @@ def overhead(bench: Bench) -> None:
 # (b) rollouts
 
 
+def row_by_row(
+    field: Field, route: Route, solver: Solver, path: list[Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """`own_trajectory`, one rollout per row."""
+    parts = []
+    for i in range(len(route.x_source)):
+        row = torch.tensor([i], device=route.x_source.device)
+        alone = Field(field.model, select(field.cond, row), field.count)
+        own = Route(route.x_source[row], route.x_target[row], route.sigmas[[i]])
+        parts.append(own_trajectory(alone, own, solver))
+    x_hat, velocity = zip(*parts, strict=True)
+    return torch.cat(x_hat), torch.cat(velocity)
+
+
 class RowByRow(Trainer):
     """The naive way: every row is rolled out, and run at its clean interpolant, by itself."""
 
-    def rolled_states(self, plan: Plan, inputs: Inputs) -> States:
-        """One rollout per row."""
-        parts = []
-        for i in range(len(plan.rows)):
-            own = slice(i, i + 1)
-            one = Plan(plan.rows[own], plan.steps[own], plan.u_source[own], plan.u_target[own])
-            parts.append(super().rolled_states(one, inputs))
-        return join(parts)
+    def __init__(self, source: ModelSource, data: LatentDataset, config: TrainConfig) -> None:
+        super().__init__(source, data, config)
+        self.target = replace(self.target, construct=row_by_row)
 
-    def clean_output(self, states: States | None) -> Tensor | None:
+    def clean_output(self, states: RolledStates) -> Tensor | None:
         """One forward pass per row."""
-        if states is None or not self.reflexflow:
+        if not self.reflexflow:
             return None
-        ones = [states.rows(torch.tensor([i])) for i in range(len(states))]
+        ones = [states.at(torch.tensor([i])) for i in range(len(states))]
         return torch.cat([super(RowByRow, self).clean_output(one) for one in ones])
 
 

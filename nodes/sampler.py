@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..host import current, io, sampling
-from ..samplers import Frame, TableSchedule, integrate
+from ..samplers import SolverFrame, TableSchedule, integrate
 from ..training.objective.config import RolloutConfig
 from . import sockets
 from .widgets import widgets
@@ -45,7 +45,7 @@ def sample(
         denoised: Tensor = model(x, sigma, **(extra_args or {}))
         return denoised
 
-    def show(frame: Frame) -> None:
+    def show(frame: SolverFrame) -> None:
         if callback is not None:
             sigma = sigmas[frame.step]
             callback(

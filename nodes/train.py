@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from ..host import current, io
@@ -17,11 +18,11 @@ from ..training.runs.export import save_lora
 from ..training.runs.folder import RunFolder
 from ..training.runs.live import Live
 from ..training.runs.report import describe, report
-from ..training.runs.run import Run, reopen, start, train, validate
+from ..training.runs.run import Run, Stage, reopen, resuming, start, starting, validate
 from ..training.runs.stages import branch
 from ..training.trainer.config import TrainConfig, cost
 from ..training.trainer.optim import OptimizerConfig
-from ..training.trainer.trainer import Progress
+from ..training.trainer.trainer import StepReport
 from . import sockets
 from .widgets import NO_LIMIT, same, widget, widgets
 
@@ -76,7 +77,7 @@ def setup_inputs() -> list[io.Input]:
     ]
 
 
-def begin(
+def new_run(
     model: LoadedModel,
     data: LatentDataset,
     run_name: str,
@@ -87,8 +88,8 @@ def begin(
     scheduled_sampling: RolloutConfig | None = None,
     validation: LatentDataset | None = None,
     **own: Any,
-) -> Run:
-    """Start a run; `own` are the widgets that are fields of `TrainConfig`."""
+) -> dict[str, Any]:
+    """The arguments of `start` and `starting`; `own` are the widgets that are fields of `TrainConfig`."""
     own_lora = model.adapter.config if model.adapter is not None else LoRAConfig()
     config = TrainConfig(
         lora=lora or own_lora,
@@ -102,11 +103,29 @@ def begin(
         raise ValueError(
             f"validate_every must be 0 without validation data, got {config.validate_every}; connect some to validation"
         )
-    return start(current().runs_dir(), run_name, model.source, data, config, validation, model.adapter)
+    return {
+        "root": current().runs_dir(),
+        "name": run_name,
+        "source": model.source,
+        "data": data,
+        "config": config,
+        "validation": validation,
+        "adapter": model.adapter,
+    }
 
 
-def train_watched(run: Run, steps: int) -> io.NodeOutput:
-    """Train with the host's progress bar and the node's panel; tell first what rollouts will cost."""
+def train_watched(opening: AbstractContextManager[Stage], steps: int) -> io.NodeOutput:
+    """Train with the host's progress bar and the node's panel; `opening` is of `starting` or `resuming`."""
+    with opening as stage:
+        live = watched(stage, steps)
+    measured = report(stage.run)
+    current().report(measured)
+    return outputs(stage.run, measured, live.facts())
+
+
+def watched(stage: Stage, steps: int) -> Live:
+    """Train, and show how it goes; tell first what rollouts will cost."""
+    run = stage.run
     progress, live = current().progress(steps, run.folder), Live(run, steps)
     extra = cost(run.config, run.source)
     if extra:
@@ -114,18 +133,17 @@ def train_watched(run: Run, steps: int) -> io.NodeOutput:
         progress.update(
             0, f"about {extra:.1f} extra forwards per sample, {factor:.1f}x the time of a plain step"
         )
-    first = run.step
 
-    def watch(now: Progress) -> None:
-        live.add(now)
-        text = f"loss {now.loss:.4f}, {now.steps_per_second:.1f} steps/s"
-        if now.probability:
-            text += f", rollouts {now.probability:.0%}"
-        picture = None if now.film is None else now.film.frames[-1]
-        progress.update(now.step - first, text, picture, live.facts)
+    def watch(done: StepReport) -> None:
+        live.add(done)
+        text = f"loss {done.loss:.4f}, {done.steps_per_second:.1f} steps/s"
+        if done.probability:
+            text += f", rollouts {done.probability:.0%}"
+        picture = None if done.film is None else done.film.frames[-1]
+        progress.update(done.step - run.step, text, picture, live.facts)
 
     try:
-        run = train(run, steps, watch, progress.asked)
+        stage.train(steps, watch, progress.asked)
     except BaseException:
         live.saved()
         progress.end(live.facts, "stopped")
@@ -133,9 +151,7 @@ def train_watched(run: Run, steps: int) -> io.NodeOutput:
         raise
     live.saved()
     progress.end(live.facts, "done")
-    measured = report(run)
-    current().report(measured)
-    return outputs(run, measured, live.facts())
+    return live
 
 
 RUN_OUTPUTS = (
@@ -177,7 +193,7 @@ class RolloutTrainLoRA(io.ComfyNode):
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         """Start and train."""
-        return train_watched(begin(**inputs), inputs["steps"])
+        return train_watched(starting(**new_run(**inputs)), inputs["steps"])
 
 
 class RolloutInitTraining(io.ComfyNode):
@@ -199,7 +215,7 @@ class RolloutInitTraining(io.ComfyNode):
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         """Start."""
-        return outputs(begin(**inputs))
+        return outputs(start(**new_run(**inputs)))
 
 
 class RolloutTrainSteps(io.ComfyNode):
@@ -261,7 +277,7 @@ class RolloutTrainSteps(io.ComfyNode):
             steps = until_step - run.step
             if steps <= 0:
                 return outputs(run)
-        return train_watched(branch(run, scheduled_sampling, learning_rate or None), steps)
+        return train_watched(resuming(branch(run, scheduled_sampling, learning_rate or None)), steps)
 
 
 class RolloutResumeTraining(io.ComfyNode):

@@ -1,20 +1,20 @@
 """Solvers and sigma schedules: exact, batched, every row on its own schedule. Needs torch alone."""
 
-from .integration import Callback, Frame, Plan, check_finite, integrate, prepare, start, step
+from .integration import Callback, SolverFrame, SolverPlan, check_finite, integrate, prepare, start, step
 from .schedules import FlowSchedule, Process, Schedule, TableSchedule, trajectory
-from .solvers import SAMPLERS, Denoise, Sampler, State, Step
+from .solvers import SAMPLERS, Denoise, Sampler, SolverState, Step
 
 __all__ = [
     "SAMPLERS",
     "Callback",
     "Denoise",
     "FlowSchedule",
-    "Frame",
-    "Plan",
     "Process",
     "Sampler",
     "Schedule",
-    "State",
+    "SolverFrame",
+    "SolverPlan",
+    "SolverState",
     "Step",
     "TableSchedule",
     "check_finite",

@@ -36,7 +36,7 @@ from .schedules import Process
 
 
 @dataclass(frozen=True)
-class Nodes:
+class Quadrature:
     """The noise levels that each row visits, its rests left out: entry j is the row's own step j.
 
     All are [B, T], float64, on the CPU. After its last step a row rests; what stands there is never used.
@@ -50,8 +50,8 @@ class Nodes:
     """Its length in lambda: inf from flow's sigma = 1 and to sigma = 0."""
 
     @classmethod
-    def of(cls, sigmas: Tensor, moves: Tensor, process: Process) -> Nodes:
-        """Read the nodes off `sigmas` [B, T + 1], float64; `moves` [B, T] tells which steps are no rests."""
+    def of(cls, sigmas: Tensor, moves: Tensor, process: Process) -> Quadrature:
+        """The noise levels in `sigmas` [B, T + 1], float64; `moves` [B, T] tells which steps are no rests."""
         visited = sigmas[:, -1:].expand_as(sigmas).clone()
         visited[:, 0] = sigmas[:, 0]
         row, step = moves.nonzero(as_tuple=True)
@@ -67,33 +67,33 @@ class Nodes:
         return torch.where((self.sigma_next > 0) & (self.sigma_next < self.sigma), rising, 1)
 
 
-def sigma_ratio(nodes: Nodes) -> Tensor:
+def sigma_ratio(quadrature: Quadrature) -> Tensor:
     """``sigma_next / sigma``, [B, T]."""
-    return nodes.sigma_next / nodes.sigma
+    return quadrature.sigma_next / quadrature.sigma
 
 
-def predictor_weights(nodes: Nodes, order: int) -> Tensor:
+def predictor_weights(quadrature: Quadrature, order: int) -> Tensor:
     """Weights v_k of the older predictions k = 1 .. order - 1, [B, T, order - 1]; 0 where the order is lower.
 
     This is UniP-p of UniPC with B(h) = e^h - 1, and DPM-Solver++ multistep too: the two agree in every order.
     Order 2 takes 1 / 2 in the place of b_1, as in Algorithm 2 of DPM-Solver++ and in UniPC's released code.
     """
-    r, known = _older(nodes, order)
-    v = _solve(r, known, _moments(nodes.h, order - 1))
-    second = (nodes.order(order) == 2)[..., None] & known
+    r, known = _older(quadrature, order)
+    v = _solve(r, known, _moments(quadrature.h, order - 1))
+    second = (quadrature.order(order) == 2)[..., None] & known
     return torch.where(second, 0.5 / r, v)
 
 
-def corrector_weights(nodes: Nodes, order: int) -> Tensor:
+def corrector_weights(quadrature: Quadrature, order: int) -> Tensor:
     """Weights of UniC-p: of the prediction at the end of the step, then of the older ones, [B, T, order].
 
     Order 1 takes 1 / 2 in the place of b_1, as in UniPC's released code.
     """
-    r, known = _older(nodes, order)
-    end = torch.ones_like(nodes.h)[..., None]
-    v = _solve(torch.cat([end, r], -1), torch.cat([end.bool(), known], -1), _moments(nodes.h, order))
+    r, known = _older(quadrature, order)
+    end = torch.ones_like(quadrature.h)[..., None]
+    v = _solve(torch.cat([end, r], -1), torch.cat([end.bool(), known], -1), _moments(quadrature.h, order))
     half = torch.tensor([0.5] + [0.0] * (order - 1), dtype=v.dtype)
-    return torch.where((nodes.order(order) == 1)[..., None], half, v)
+    return torch.where((quadrature.order(order) == 1)[..., None], half, v)
 
 
 def phi(count: int, z: Tensor) -> Tensor:
@@ -122,17 +122,17 @@ def _moments(h: Tensor, count: int) -> Tensor:
     return factorials * values[..., 1:] / values[..., :1]
 
 
-def _older(nodes: Nodes, order: int) -> tuple[Tensor, Tensor]:
+def _older(quadrature: Quadrature, order: int) -> tuple[Tensor, Tensor]:
     """Places r_k of the predictions k = 1 .. order - 1, and whether a step uses them; [B, T, order - 1].
 
     A prediction at flow's sigma = 1 lies infinitely far back. In that limit its weight is 0 and the other
     weights are those of the system without it: it is not used.
     """
     k = torch.arange(1, order)
-    j = torch.arange(nodes.h.shape[1])[:, None]
-    back = nodes.h[:, (j - k).clamp(min=0)].cumsum(-1)  # lambda_0 - lambda_k
-    known = (k < nodes.order(order)[..., None]) & back.isfinite()
-    return torch.where(known, -back / nodes.h[..., None], 1.0), known
+    j = torch.arange(quadrature.h.shape[1])[:, None]
+    back = quadrature.h[:, (j - k).clamp(min=0)].cumsum(-1)  # lambda_0 - lambda_k
+    known = (k < quadrature.order(order)[..., None]) & back.isfinite()
+    return torch.where(known, -back / quadrature.h[..., None], 1.0), known
 
 
 def _solve(r: Tensor, known: Tensor, b: Tensor) -> Tensor:

@@ -14,13 +14,13 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from .coefficients import Nodes
+from .coefficients import Quadrature
 from .schedules import Process
-from .solvers import SAMPLERS, Denoise, Sampler, State, Step
+from .solvers import SAMPLERS, Denoise, Sampler, SolverState, Step
 
 
 @dataclass(frozen=True)
-class Plan:
+class SolverPlan:
     """A run that is ready to go: the solver and its T steps."""
 
     sampler: Sampler
@@ -28,7 +28,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Frame:
+class SolverFrame:
     """What a callback sees after a step in which at least one row moved."""
 
     step: int
@@ -45,8 +45,8 @@ class Frame:
     """[B, ...] the state after the step."""
 
 
-Callback = Callable[[Frame], object]
-"""Called with a `Frame`; its result is ignored, an exception (a cancel) goes through to the caller."""
+Callback = Callable[[SolverFrame], object]
+"""Called with a `SolverFrame`; its result is ignored, an exception (a cancel) goes through to the caller."""
 
 
 def integrate(
@@ -77,7 +77,7 @@ def integrate(
             A row's i-th step, from 0, has order ``min(order, i + 1)``, also towards the end, save that the
             step to sigma = 0 has order 1 (for `rk4`: an Euler step, of one call).
         process: ``"flow"`` for ``x = (1 - sigma) x0 + sigma noise``, ``"ve"`` for ``x = x0 + sigma noise``.
-        callback: called with a `Frame` after every step in which a row moved.
+        callback: called with a `SolverFrame` after every step in which a row moved.
 
     Returns:
         x at the last noise level, [B, ...], in the dtype of `x`.
@@ -95,14 +95,16 @@ def integrate(
         state = step(denoise, state, plan)
         if callback is not None and len(now.rows):
             check_finite(state, plan)
-            callback(Frame(state.step - 1, len(plan.steps), now.rows, now.sigma, state.denoised[0], state.x))
+            callback(
+                SolverFrame(state.step - 1, len(plan.steps), now.rows, now.sigma, state.denoised[0], state.x)
+            )
     check_finite(state, plan)
     return state.x.to(x.dtype)
 
 
 def prepare(
     x: Tensor, sigmas: Tensor, sampler: str = "unipc", order: int = 2, process: Process = "flow"
-) -> Plan:
+) -> SolverPlan:
     """Work out a run for states like `x`; arguments and errors are those of `integrate`.
 
     With `start` and `step` this is the single-step form of `integrate`::
@@ -114,25 +116,27 @@ def prepare(
     solver = _solver(sampler, order, process)
     table = _table(x, sigmas, process)
     moves = table[:, 1:] < table[:, :-1]  # [B, T]
-    nodes = Nodes.of(table, moves, process)
-    columns = torch.cat([torch.stack([nodes.sigma, nodes.sigma_next], -1), solver.columns(nodes, order)], -1)
+    quadrature = Quadrature.of(table, moves, process)
+    columns = torch.cat(
+        [torch.stack([quadrature.sigma, quadrature.sigma_next], -1), solver.columns(quadrature, order)], -1
+    )
     index, row = moves.T.nonzero(as_tuple=True)  # by step, then by row
     own = moves.cumsum(1)[row, index] - 1  # which step of the row's own it is
     counts = moves.sum(0).tolist()
     packed = columns[row, own].T.to(_state_dtype(x)).to(x.device)  # [2 + C, N]
-    ends = (nodes.sigma_next[row, own] == 0).split_with_sizes(counts)
+    ends = (quadrature.sigma_next[row, own] == 0).split_with_sizes(counts)
     rows = row.to(x.device).split_with_sizes(counts)
     steps = zip(rows, packed.split_with_sizes(counts, dim=1), ends, strict=True)
-    return Plan(solver, tuple(_step(x, rows, values, end) for rows, values, end in steps))
+    return SolverPlan(solver, tuple(_step(x, rows, values, end) for rows, values, end in steps))
 
 
-def start(x: Tensor) -> State:
-    """Return the state before the first step."""
-    return State(x.to(_state_dtype(x)))
+def start(x: Tensor) -> SolverState:
+    """The state before the first step."""
+    return SolverState(x.to(_state_dtype(x)))
 
 
-def step(denoise: Denoise, state: State, plan: Plan) -> State:
-    """Take the plan's next step and return the new state; `state` stays as it is.
+def step(denoise: Denoise, state: SolverState, plan: SolverPlan) -> SolverState:
+    """The state after the plan's next step; `state` stays as it is.
 
     Raises:
         FloatingPointError: on the CPU, a row is not finite after the step. Elsewhere `check_finite` tells.
@@ -142,7 +146,7 @@ def step(denoise: Denoise, state: State, plan: Plan) -> State:
     now = plan.steps[state.step]
     if not len(now.rows):
         return replace(state, step=state.step + 1)
-    moved = plan.sampler.advance(_shaped(denoise), state if now.everyone else _gather(state, now), now)
+    moved = plan.sampler.advance(denoise, state if now.everyone else _gather(state, now), now)
     failed = _failures(moved.x.detach(), state, now)
     after = replace(moved if now.everyone else _scatter(moved, state, now), failed=failed)
     if after.x.device.type == "cpu":
@@ -150,7 +154,7 @@ def step(denoise: Denoise, state: State, plan: Plan) -> State:
     return after
 
 
-def check_finite(state: State, plan: Plan) -> None:
+def check_finite(state: SolverState, plan: SolverPlan) -> None:
     """Raise FloatingPointError if the model has returned nan or inf so far. Waits for an accelerator."""
     if state.failed is None:
         return
@@ -213,32 +217,18 @@ def _step(x: Tensor, rows: Tensor, values: Tensor, ends: Tensor) -> Step:
     return Step(rows, len(rows) == len(x), sigma, sigma_next, above_zero, shaped)
 
 
-def _shaped(denoise: Denoise) -> Denoise:
-    """`denoise`, its result checked and in the dtype of the state."""
-
-    def model(x: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:
-        denoised = denoise(x, sigma, rows)
-        if denoised.shape != x.shape:
-            raise ValueError(
-                f"denoise must return the shape of its x, {tuple(x.shape)}, got {tuple(denoised.shape)}"
-            )
-        return denoised.to(x.dtype)
-
-    return model
-
-
-def _gather(state: State, now: Step) -> State:
-    """Return the state of the rows that move."""
+def _gather(state: SolverState, now: Step) -> SolverState:
+    """The state of the rows that move."""
 
     def take(value: Tensor) -> Tensor:
         return value.index_select(0, now.rows)
 
     corrected = None if state.corrected is None else take(state.corrected)
-    return State(take(state.x), state.step, tuple(map(take, state.denoised)), corrected)
+    return SolverState(take(state.x), state.step, tuple(map(take, state.denoised)), corrected)
 
 
-def _scatter(moved: State, state: State, now: Step) -> State:
-    """Return the state of the whole batch after the rows in `now` have `moved`.
+def _scatter(moved: SolverState, state: SolverState, now: Step) -> SolverState:
+    """The state of the whole batch after the rows in `now` have `moved`.
 
     What a resting row has no value for yet becomes its x, a stand-in that only ever meets weights of 0.
     """
@@ -249,11 +239,11 @@ def _scatter(moved: State, state: State, now: Step) -> State:
     old = (*state.denoised, *[None] * (len(moved.denoised) - len(state.denoised)))
     history = tuple(put(old_k, new_k) for old_k, new_k in zip(old, moved.denoised, strict=True))
     corrected = None if moved.corrected is None else put(state.corrected, moved.corrected)
-    return State(put(state.x, moved.x), moved.step, history, corrected)
+    return SolverState(put(state.x, moved.x), moved.step, history, corrected)
 
 
-def _failures(x: Tensor, state: State, now: Step) -> Tensor | None:
-    """Return the new `State.failed`, given the rows `x` that have just moved.
+def _failures(x: Tensor, state: SolverState, now: Step) -> Tensor | None:
+    """The new `SolverState.failed`, given the rows `x` that have just moved.
 
     What the model gets wrong shows in the state it leads to, so one look a step is enough. On an accelerator
     the note stays there, and nothing waits. On the CPU the sum, which nan and inf survive, mostly saves the

@@ -85,7 +85,7 @@ class TableSchedule:
 
     @classmethod
     def from_alphas_cumprod(cls, alphas_cumprod: Tensor) -> TableSchedule:
-        """Build the table of a DDPM schedule: ``sigma^2 = (1 - a) / a`` with a = `alphas_cumprod`, [N].
+        """The table of a DDPM schedule: ``sigma^2 = (1 - a) / a`` with a = `alphas_cumprod`, [N].
 
         Raises:
             ValueError: a value is outside (0, 1). Zero terminal SNR has one at 0: its last sigma is infinite.
@@ -124,7 +124,7 @@ class TableSchedule:
 def trajectory(
     schedule: Schedule, u_start: float | Tensor, u_end: float | Tensor, steps: int | Tensor
 ) -> Tensor:
-    """Return the noise levels of a batch of trajectories, uniform in u, one row each.
+    """The noise levels of a batch of trajectories, uniform in u, one row each.
 
     Row b takes ``steps[b]`` steps from ``u_start[b]``, in column 0, to ``u_end[b]``, and then repeats its
     last sigma, which `integrate` reads as "nothing to do". A row of 0 steps stays at its start.

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .coefficients import Nodes, corrector_weights, predictor_weights, sigma_ratio
+from .coefficients import Quadrature, corrector_weights, predictor_weights, sigma_ratio
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``denoise(x [A, ...], sigma [A], rows LongTensor [A]) -> denoised [A, ...]``, for `rows` of the batch."""
 
 
 @dataclass(frozen=True)
-class State:
+class SolverState:
     """Where a run stands between two steps. A step makes a new one, so any may be kept and resumed from."""
 
     x: Tensor
@@ -53,7 +53,7 @@ class Step:
     """The solver's numbers, each [A, 1, ..., 1]."""
 
     def take(self, places: Tensor) -> Step:
-        """Return the step for those rows alone that stand at `places` and end above sigma = 0."""
+        """The step for those rows alone that stand at `places` and end above sigma = 0."""
         rows, sigma, sigma_next = (t[places] for t in (self.rows, self.sigma, self.sigma_next))
         return Step(rows, False, sigma, sigma_next, None, tuple(c[places] for c in self.columns))
 
@@ -69,10 +69,24 @@ class Sampler:
     """Highest order it has."""
     multistep: bool
     """Whether it has a choice of orders; one that has not ignores `order` and always has `max_order`."""
-    columns: Callable[[Nodes, int], Tensor]
-    """``columns(nodes, order)``: the numbers of every step, [B, T, C], float64."""
-    advance: Callable[[Denoise, State, Step], State]
-    """Take one step; the state given and returned holds the rows of the step alone."""
+    columns: Callable[[Quadrature, int], Tensor]
+    """``columns(quadrature, order)``: the numbers of every step, [B, T, C], float64."""
+    advance: Callable[[Denoise, SolverState, Step], SolverState]
+    """Take one step; the state given and returned holds the rows of the step alone. Predictions go through
+    `checked`."""
+
+
+def checked(denoised: Tensor, x: Tensor) -> Tensor:
+    """What the model answered at `x`, in the dtype of the state.
+
+    Raises:
+        ValueError: it has another shape.
+    """
+    if denoised.shape != x.shape:
+        raise ValueError(
+            f"denoise must return the shape of its x, {tuple(x.shape)}, got {tuple(denoised.shape)}"
+        )
+    return denoised.to(x.dtype)
 
 
 def extrapolate(denoised: Sequence[Tensor], v: Sequence[Tensor]) -> Tensor:
@@ -85,24 +99,24 @@ def extrapolate(denoised: Sequence[Tensor], v: Sequence[Tensor]) -> Tensor:
     return d
 
 
-def euler_columns(nodes: Nodes, order: int) -> Tensor:
+def euler_columns(quadrature: Quadrature, order: int) -> Tensor:
     """``ratio``."""
-    return sigma_ratio(nodes)[..., None]
+    return sigma_ratio(quadrature)[..., None]
 
 
-def euler(denoise: Denoise, state: State, step: Step) -> State:
+def euler(denoise: Denoise, state: SolverState, step: Step) -> SolverState:
     """Take an Euler step, ``x + (sigma_next - sigma) velocity``; DDIM and DPM-Solver++ of order 1 too."""
     (ratio,) = step.columns
-    denoised = denoise(state.x, step.sigma, step.rows)
-    return State(torch.lerp(denoised, state.x, ratio), state.step + 1, (denoised,))
+    denoised = checked(denoise(state.x, step.sigma, step.rows), state.x)
+    return SolverState(torch.lerp(denoised, state.x, ratio), state.step + 1, (denoised,))
 
 
-def dpm_columns(nodes: Nodes, order: int) -> Tensor:
+def dpm_columns(quadrature: Quadrature, order: int) -> Tensor:
     """``ratio, v_1 .. v_{order-1}``."""
-    return torch.cat([sigma_ratio(nodes)[..., None], predictor_weights(nodes, order)], dim=-1)
+    return torch.cat([sigma_ratio(quadrature)[..., None], predictor_weights(quadrature, order)], dim=-1)
 
 
-def dpm(denoise: Denoise, state: State, step: Step) -> State:
+def dpm(denoise: Denoise, state: SolverState, step: Step) -> SolverState:
     """Take a DPM-Solver++ multistep step (2211.01095, Algorithm 2, for order 2).
 
     Order 3 departs from the released code, and so from diffusers, on purpose. There the second derivative
@@ -110,25 +124,25 @@ def dpm(denoise: Denoise, state: State, step: Step) -> State:
     have: half of it is lost, and the method converges with order 2. Here it has the order of its name.
     """
     ratio, *v = step.columns
-    denoised = denoise(state.x, step.sigma, step.rows)
+    denoised = checked(denoise(state.x, step.sigma, step.rows), state.x)
     history = (denoised, *state.denoised)[: len(v) + 1]
-    return State(torch.lerp(extrapolate(history, v), state.x, ratio), state.step + 1, history)
+    return SolverState(torch.lerp(extrapolate(history, v), state.x, ratio), state.step + 1, history)
 
 
-def unipc_columns(nodes: Nodes, order: int) -> Tensor:
+def unipc_columns(quadrature: Quadrature, order: int) -> Tensor:
     """Predictor: ``ratio, v_1 .. v_{order-1}``; then corrector: ``ratio, v_end, v_1 .. v_{order-1}``.
 
     A step corrects the one before it, so the corrector's numbers are those of the step before; a row's first
     step has nothing to correct: ratio 1 leaves x as it is.
     """
-    ratio = sigma_ratio(nodes)[..., None]
-    corrector = torch.cat([ratio, corrector_weights(nodes, order)], dim=-1)
+    ratio = sigma_ratio(quadrature)[..., None]
+    corrector = torch.cat([ratio, corrector_weights(quadrature, order)], dim=-1)
     nothing = torch.tensor([1.0] + [0.0] * order, dtype=ratio.dtype).expand_as(corrector[:, :1])
     corrector = torch.cat([nothing, corrector[:, :-1]], dim=1)
-    return torch.cat([ratio, predictor_weights(nodes, order), corrector], dim=-1)
+    return torch.cat([ratio, predictor_weights(quadrature, order), corrector], dim=-1)
 
 
-def unipc(denoise: Denoise, state: State, step: Step) -> State:
+def unipc(denoise: Denoise, state: SolverState, step: Step) -> SolverState:
     """Take a UniPC-p step on data prediction with B(h) = e^h - 1 (2302.04867, Algorithms 7 and 8).
 
     One prediction serves twice: it corrects the step that led to x, and predicts the next one.
@@ -136,7 +150,7 @@ def unipc(denoise: Denoise, state: State, step: Step) -> State:
     order = len(step.columns) // 2
     ratio, *v = step.columns[:order]
     ratio_before, *v_before = step.columns[order:]
-    denoised = denoise(state.x, step.sigma, step.rows)
+    denoised = checked(denoise(state.x, step.sigma, step.rows), state.x)
     corrected = state.x
     if state.corrected is not None:
         m_0, *older = state.denoised
@@ -144,24 +158,24 @@ def unipc(denoise: Denoise, state: State, step: Step) -> State:
         corrected = torch.lerp(d, state.corrected, ratio_before)
     history = (denoised, *state.denoised)[:order]
     x_next = torch.lerp(extrapolate(history, v), corrected, ratio)
-    return State(x_next, state.step + 1, history, corrected)
+    return SolverState(x_next, state.step + 1, history, corrected)
 
 
-def rk4_columns(nodes: Nodes, order: int) -> Tensor:
+def rk4_columns(quadrature: Quadrature, order: int) -> Tensor:
     """``ratio``, the middle sigma, the step's length in sigma, 1 / sigma at start, middle and end."""
-    middle = (nodes.sigma + nodes.sigma_next) / 2
-    length = nodes.sigma_next - nodes.sigma
-    inverse = [1 / nodes.sigma, 1 / middle, 1 / nodes.sigma_next]
-    return torch.stack([sigma_ratio(nodes), middle, length, *inverse], dim=-1)
+    middle = (quadrature.sigma + quadrature.sigma_next) / 2
+    length = quadrature.sigma_next - quadrature.sigma
+    inverse = [1 / quadrature.sigma, 1 / middle, 1 / quadrature.sigma_next]
+    return torch.stack([sigma_ratio(quadrature), middle, length, *inverse], dim=-1)
 
 
-def rk4(denoise: Denoise, state: State, step: Step) -> State:
+def rk4(denoise: Denoise, state: SolverState, step: Step) -> SolverState:
     """Take a step of the classic Runge-Kutta tableau, stages at sigma, twice the middle, and sigma_next.
 
     The middle is that of sigma, not of u: at the shifted image of half a step of u the order falls to 2. Rows
     that end at sigma = 0, where ``(x - denoised) / sigma`` has no value, take an Euler step.
     """
-    denoised = denoise(state.x, step.sigma, step.rows)
+    denoised = checked(denoise(state.x, step.sigma, step.rows), state.x)
     if step.above_zero is None:
         x_next = _rk4_stages(denoise, state.x, denoised, step)
     else:
@@ -169,20 +183,20 @@ def rk4(denoise: Denoise, state: State, step: Step) -> State:
         if len(places := step.above_zero):
             inner = _rk4_stages(denoise, state.x[places], denoised[places], step.take(places))
             x_next = x_next.index_copy(0, places, inner)
-    return State(x_next, state.step + 1, (denoised,))
+    return SolverState(x_next, state.step + 1, (denoised,))
 
 
 def _rk4_stages(denoise: Denoise, x: Tensor, denoised: Tensor, step: Step) -> Tensor:
-    """Return x at sigma_next, from the prediction `denoised` at the start and three more calls."""
+    """x at sigma_next, from the prediction `denoised` at the start and three more calls."""
     _, middle, length, per_sigma, per_middle, per_sigma_next = step.columns
     sigma_middle = middle.reshape(-1)  # [A, 1, ..., 1] -> [A]
     k_1 = (x - denoised).mul_(per_sigma)
     x_2 = torch.addcmul(x, length, k_1, value=1 / 2)
-    k_2 = (x_2 - denoise(x_2, sigma_middle, step.rows)).mul_(per_middle)
+    k_2 = (x_2 - checked(denoise(x_2, sigma_middle, step.rows), x_2)).mul_(per_middle)
     x_3 = torch.addcmul(x, length, k_2, value=1 / 2)
-    k_3 = (x_3 - denoise(x_3, sigma_middle, step.rows)).mul_(per_middle)
+    k_3 = (x_3 - checked(denoise(x_3, sigma_middle, step.rows), x_3)).mul_(per_middle)
     x_4 = torch.addcmul(x, length, k_3)
-    k_4 = (x_4 - denoise(x_4, step.sigma_next, step.rows)).mul_(per_sigma_next)
+    k_4 = (x_4 - checked(denoise(x_4, step.sigma_next, step.rows), x_4)).mul_(per_sigma_next)
     slope = torch.add(k_1 + k_4, k_2 + k_3, alpha=2)
     return torch.addcmul(x, length, slope, value=1 / 6)
 

@@ -21,7 +21,7 @@ ABSENT = -1
 
 
 def alike(conds: Sequence[Cond]) -> list[Cond]:
-    """Bring conditionings to the same names and sizes, so that their rows can be exchanged and joined.
+    """Conditionings brought to the same names and sizes, so that their rows can be exchanged and joined.
 
     Raises:
         ValueError: a tensor has a different number of axes here and there.
@@ -47,13 +47,13 @@ def alike(conds: Sequence[Cond]) -> list[Cond]:
 
 
 def joined(conds: Sequence[Cond]) -> Cond:
-    """Put the rows of several conditionings together."""
+    """The rows of several conditionings together."""
     same = alike(conds)
     return {name: torch.cat([cond[name] for cond in same]) for name in same[0]}
 
 
-def rows(cond: Cond) -> list[dict[str, Tensor]]:
-    """Take the conditioning of N samples apart: each row's tensors [1, ...] at their own sizes."""
+def separated(cond: Cond) -> list[dict[str, Tensor]]:
+    """The conditioning of N samples one by one: each row's tensors [1, ...] at their own sizes."""
     n = len(next(iter(cond.values())))
     shapes = {name: cond[name + SHAPE].tolist() for name in cond if name + SHAPE in cond}
     out: list[dict[str, Tensor]] = []
@@ -83,5 +83,5 @@ def _padded(cond: Cond, name: str, size: tuple[int, ...], example: Tensor) -> tu
 
 
 def select(cond: Cond, rows: Tensor) -> Cond:
-    """Return the conditioning of the batch rows `rows: LongTensor [A]`."""
+    """The conditioning of the batch rows `rows: LongTensor [A]`."""
     return {name: value.index_select(0, rows) for name, value in cond.items()}

@@ -20,23 +20,23 @@ Prediction = Literal["flow", "epsilon", "v"]
 
 
 def expand(sigma: Tensor, x: Tensor) -> Tensor:
-    """View `sigma: [B]` so that it broadcasts against `x: [B, ...]`."""
+    """`sigma: [B]` in a view that broadcasts against `x: [B, ...]`."""
     return sigma.reshape(-1, *[1] * (x.ndim - 1))  # [B] -> [B, 1, 1, 1]
 
 
 def add_noise(prediction: Prediction, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """Return the clean interpolant of `x0` and `noise` at `sigma: [B]`."""
+    """The clean interpolant of `x0` and `noise` at `sigma: [B]`."""
     s = expand(sigma, x0)
     return torch.lerp(x0, noise, s) if prediction == "flow" else x0 + s * noise
 
 
 def true_velocity(prediction: Prediction, x0: Tensor, noise: Tensor) -> Tensor:
-    """Return dx/dsigma of the clean interpolant: ``noise - x0`` for flow, ``noise`` for VE."""
+    """``dx/dsigma`` of the clean interpolant: ``noise - x0`` for flow, ``noise`` for VE."""
     return noise - x0 if prediction == "flow" else noise
 
 
 def to_velocity(prediction: Prediction, x: Tensor, sigma: Tensor, output: Tensor) -> Tensor:
-    """Convert the model's `output` at `x`, `sigma: [B]` to ``dx/dsigma``."""
+    """``dx/dsigma`` that the model's `output` at `x`, `sigma: [B]` means."""
     if prediction != "v":
         return output
     s = expand(sigma, x)
@@ -54,5 +54,5 @@ def from_velocity(prediction: Prediction, x: Tensor, sigma: Tensor, velocity: Te
 
 
 def to_denoised(prediction: Prediction, x: Tensor, sigma: Tensor, output: Tensor) -> Tensor:
-    """Convert the model's `output` at `x`, `sigma: [B]` to its estimate of x0."""
+    """The estimate of x0 that the model's `output` at `x`, `sigma: [B]` means."""
     return x - expand(sigma, x) * to_velocity(prediction, x, sigma, output)

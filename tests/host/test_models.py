@@ -114,7 +114,7 @@ def training(
     kind: str = "lora",
     **settings: Any,
 ) -> Training:
-    """A graph up to the begin of a run."""
+    """A graph up to the start of a run."""
     graph = graph or PromptBuilder()
     base = base or graph.add("TestTinyModel", family=family, dtype=dtype)
     trained = base

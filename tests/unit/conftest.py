@@ -15,6 +15,7 @@ from rollout_trainer.samplers import FlowSchedule, TableSchedule
 from rollout_trainer.training.data.dataset import Bucket, LatentDataset
 from rollout_trainer.training.forms import expand
 from rollout_trainer.training.lora.adapter import AdapterState, LoRAConfig
+from rollout_trainer.training.models.source import Denoiser
 from rollout_trainer.training.trainer.config import TrainConfig
 from rollout_trainer.training.trainer.optim import OptimizerConfig
 
@@ -35,7 +36,7 @@ class ToyNetwork(nn.Module):
         return self.out(torch.nn.functional.silu(hidden))
 
 
-class ToyDenoiser:
+class ToyDenoiser(Denoiser):
     def __init__(self, source: ToySource) -> None:
         self.prediction = source.prediction
         self.schedule = source.schedule

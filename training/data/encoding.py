@@ -24,7 +24,7 @@ CACHE_VERSION = 1
 """Part of every cache key: raised when the same file and settings would give other tensors."""
 
 
-Progress = Callable[[int, int], None]
+EncodingProgress = Callable[[int, int], None]
 """``progress(done, total)``; may raise to cancel."""
 
 
@@ -47,7 +47,7 @@ def encode(
     model: ModelSource,
     resolution: int | None = None,
     cache_dir: Path | None = None,
-    progress: Progress | None = None,
+    progress: EncodingProgress | None = None,
     *,
     bucket_step: int = 64,
     max_aspect: float = 2.0,

@@ -37,7 +37,7 @@ TokenLimits = Mapping[str, int | None]
 
 
 def noise_process(config: Mapping[str, Any]) -> tuple[Prediction, Schedule]:
-    """Return what a model with this scheduler configuration predicts, and its noise schedule.
+    """What a model with this scheduler configuration predicts, and its noise schedule.
 
     Dynamic shifting (Flux dev: the shift grows with the picture) is fixed at the value for the largest
     picture, ``exp(max_shift)``, which is the value at 1024 x 1024 pixels and ComfyUI's default.
@@ -76,7 +76,7 @@ def visiting(module: Network, device: torch.device) -> Iterator[Network]:
 
 
 class DiffusersModel(ABC):
-    """What all pipeline folders share; implements `training.model.ModelSource`.
+    """What all pipeline folders share; implements `training.models.source.ModelSource`.
 
     The network lives on `device`, encoders and autoencoder on the CPU, from where they visit it.
     """
@@ -223,7 +223,7 @@ class DiffusersModel(ABC):
         return self.decode_latents(latents)
 
     def save_lora(self, adapter: AdapterState, metadata: Mapping[str, str], path: Path) -> None:
-        """Write `adapter` to `path` (safetensors); it is at scale 1 there, see `training.model.folded`.
+        """Write `adapter` to `path` (safetensors); it is at scale 1 there, see `training.lora.file.folded`.
 
         Raises:
             OSError: the folder cannot be written.
@@ -231,8 +231,8 @@ class DiffusersModel(ABC):
         write_tensors(path, self.lora_tensors(adapter), metadata)
 
 
-class DiffusersDenoiser:
-    """`training.denoiser.Denoiser` on the network of a `DiffusersModel`."""
+class DiffusersDenoiser(Denoiser):
+    """A `Denoiser` on the network of a `DiffusersModel`."""
 
     def __init__(self, model: DiffusersModel, dtype: torch.dtype | None) -> None:
         if dtype not in (None, model.dtype, torch.bfloat16, torch.float16):
@@ -265,7 +265,7 @@ class DiffusersDenoiser:
             module.disable_gradient_checkpointing()
 
     def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        """Return the raw prediction at `x: [B, C, h, w]`, `sigma: [B]`, in the dtype of `x`."""
+        """The raw prediction at `x: [B, C, h, w]`, `sigma: [B]`, in the dtype of `x`."""
         model = self._model
         cond = {name: value.to(model.device, model.dtype) for name, value in cond.items()}
         with nullcontext() if self._autocast is None else torch.autocast(x.device.type, self._autocast):

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from ...samplers.schedules import FlowSchedule, Schedule, TableSchedule
-from ..conditioning import Cond, joined, rows
+from ..conditioning import Cond, joined, separated
 from ..files import digest, write_tensors
 from ..forms import Prediction, expand, from_velocity
 from ..lora.adapter import AdapterState, is_linear
 from ..lora.file import comfy_names, folded, with_dora_scale
 from .differentiable import given_copies, overwritten, recomputed
+from .source import Denoiser
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class HostNetwork(Protocol):
 
 
 class HostModel:
-    """`training.model.ModelSource` on a `HostNetwork`.
+    """A `ModelSource` on a `HostNetwork`.
 
     Raises:
         ValueError: a flow model whose noise levels are not those of a shift.
@@ -205,8 +206,8 @@ class HostModel:
         write_tensors(path, self.lora_tensors(adapter), metadata)
 
 
-class HostDenoiser:
-    """`training.denoiser.Denoiser` on a `HostModel`."""
+class HostDenoiser(Denoiser):
+    """A `Denoiser` on a `HostModel`: a host answers with its estimate of x0."""
 
     def __init__(self, model: HostModel, dtype: torch.dtype | None) -> None:
         self.prediction: Prediction = model.prediction
@@ -229,24 +230,34 @@ class HostDenoiser:
             finally:
                 self._unwatched = None
 
-    def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        """Return the raw prediction at `x: [B, C, ...]`, `sigma: [B]`, in the dtype of `x`."""
-        own = rows(cond)
-        if self._unwatched is not None and torch.is_grad_enabled():
-            stack, self._unwatched = self._unwatched, None
-            layers = overwritten(self.module, lambda: self._velocity(x[:1], sigma[:1], own[:1]))
-            if layers:
-                logger.info("%d layers of %s keep copies of their inputs", len(layers), self._model.name)
-                stack.enter_context(given_copies(layers))
-        velocity = self._velocity(x, sigma, own)
-        return from_velocity(self.prediction, x, sigma, velocity).to(x.dtype)
+    def denoised(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """The host's estimate of x0 at `x: [B, C, ...]`, `sigma: [B]`, in the dtype of `x`."""
+        return self._estimate(x, sigma, cond).to(x.dtype)
 
-    def _velocity(self, x: Tensor, sigma: Tensor, own: Sequence[Mapping[str, Tensor]]) -> Tensor:
-        """dx/dsigma, from the host's estimate of x0; at sigma = 0, where that says nothing, nearly so."""
-        sigma = sigma.clamp(min=SMALLEST_SIGMA)
+    def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """``dx/dsigma`` there; at sigma = 0, where the estimate of x0 says nothing, nearly so."""
+        denoised = self._estimate(x, sigma, cond)
+        return ((x - denoised) / expand(sigma.clamp(min=SMALLEST_SIGMA), x)).to(x.dtype)
+
+    def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """The same in the form that the network was trained in."""
+        return from_velocity(self.prediction, x, sigma, self.velocity(x, sigma, cond))
+
+    def _estimate(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        own, sigma = separated(cond), sigma.clamp(min=SMALLEST_SIGMA)
+        if self._unwatched is not None and torch.is_grad_enabled():
+            self._watch(x[:1], sigma[:1], own[:1])
         with nullcontext() if self._autocast is None else torch.autocast(x.device.type, self._autocast):
-            denoised = self._network.denoised(x, sigma, own)
-        return (x - denoised) / expand(sigma, x)
+            return self._network.denoised(x, sigma, own)
+
+    def _watch(self, x: Tensor, sigma: Tensor, own: Sequence[Mapping[str, Tensor]]) -> None:
+        """Let layers whose inputs are overwritten read copies, until the network is closed."""
+        stack, self._unwatched = self._unwatched, None
+        with nullcontext() if self._autocast is None else torch.autocast(x.device.type, self._autocast):
+            layers = overwritten(self.module, lambda: self._network.denoised(x, sigma, own))
+        if layers and stack is not None:
+            logger.info("%d layers of %s keep copies of their inputs", len(layers), self._model.name)
+            stack.enter_context(given_copies(layers))
 
 
 def flow_schedule(network: HostNetwork) -> FlowSchedule:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...samplers.schedules import Schedule
 from ..conditioning import Cond
-from ..forms import Prediction
+from ..forms import Prediction, to_denoised, to_velocity
 from ..lora.adapter import AdapterState, attached
 
 
@@ -135,7 +135,10 @@ class LoadedModel:
 
 
 class Denoiser(Protocol):
-    """A model as the trainer and the samplers use it: latents and noise levels in, prediction out."""
+    """A model as the trainer and the samplers use it: latents and noise levels in, prediction out.
+
+    A backend answers in the form that its network has, and inherits the other two.
+    """
 
     prediction: Prediction
     """What `predict` returns: flow velocity, epsilon or v."""
@@ -154,5 +157,13 @@ class Denoiser(Protocol):
         ...
 
     def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        """Return the raw prediction at `x: [B, ...]` (flow or VE state), `sigma: [B]`; same shape as `x`."""
+        """The raw prediction at `x: [B, ...]` (flow or VE state), `sigma: [B]`; of the shape and dtype of `x`."""
         ...
+
+    def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """The same prediction as ``dx/dsigma``."""
+        return to_velocity(self.prediction, x, sigma, self.predict(x, sigma, cond))
+
+    def denoised(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """The same prediction as the estimate of x0."""
+        return to_denoised(self.prediction, x, sigma, self.predict(x, sigma, cond))

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from ..checks import check_settings, setting
 from ..forms import Prediction, expand
 from .config import ReflexFlowConfig
+from .states import Goal, RolledRows
 
 LossKind = Literal["mse", "huber"]
 
@@ -57,20 +58,6 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-
-
-@dataclass(frozen=True)
-class RolledTerms:
-    """What the rolled rows add to the loss. R of them, at the batch rows `rows`."""
-
-    rows: Tensor
-    """LongTensor [R]."""
-    x_hat: Tensor
-    """[R, ...] training input."""
-    x0: Tensor
-    """[R, ...] data."""
-    clean_output: Tensor | None
-    """[R, ...] ``v_clean``; None without ReflexFlow."""
 
 
 @dataclass(frozen=True)
@@ -144,35 +131,34 @@ def batch_loss(
     reflex: ReflexFlowConfig,
     prediction: Prediction,
     output: Tensor,
-    target: Tensor,
+    goal: Goal,
     sigma: Tensor,
     mask: Tensor | None = None,
-    weight: Tensor | None = None,
-    rolled: RolledTerms | None = None,
+    rolled: RolledRows | None = None,
 ) -> Loss:
     """Loss of a batch; every term is a mean over elements first, then over rows.
 
     Args:
-        output, target: [B, ...] in the model's own prediction form.
+        output: [B, ...] in the model's own prediction form.
+        goal: what it should have been.
         sigma: [B].
         mask: [B, 1, ...] weight of each place, or None.
-        weight: [B] weight of each row's base loss, or None.
         rolled: the rolled rows, or None.
     """
-    error = elementwise(config, output, target)
-    scale = torch.ones_like(sigma, dtype=torch.float32) if weight is None else weight.float()
+    error = elementwise(config, output, goal.output)
+    scale = torch.ones_like(sigma, dtype=torch.float32) if goal.weight is None else goal.weight.float()
     if config.min_snr_gamma and prediction != "flow":
         scale = scale * min_snr(config, prediction, sigma)
     base = masked_mean(error, mask) * scale  # [B]
     nan = base.new_full((), torch.nan)
-    if rolled is None or rolled.clean_output is None:
+    if rolled is None or rolled.clean is None:
         total = base.mean()
         return Loss(total, total.detach(), nan, nan)
 
-    rows = rolled.rows
+    rows, states = rolled.rows, rolled.states
     row_mask = None if mask is None else mask[rows]
-    w = fc_weight(reflex, rolled.clean_output, output[rows], row_mask)
+    w = fc_weight(reflex, rolled.clean, output[rows], row_mask)
     fc = reflex.beta2 * masked_mean(error[rows] * w, row_mask) * scale[rows]
-    drift = reflex.beta1 * adr(output[rows], rolled.x_hat, rolled.x0, row_mask)
+    drift = reflex.beta1 * adr(output[rows], states.x_hat, states.x0, row_mask)
     total = base.index_copy(0, rows, fc + drift).mean()
     return Loss(total, base.detach().mean(), fc.detach().mean(), drift.detach().mean())

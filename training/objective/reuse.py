@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .states import Inputs, States, Trail
+from .states import Inputs, RolledStates, Trail
 
 _ENDS, _COND = "ends.", "ends.cond."
 
@@ -38,7 +38,7 @@ class StatePool:
         if step - self.born >= self.reuse:
             self.trail = None
 
-    def draw(self, step: int, n: int, inputs: Inputs, generator: torch.Generator) -> States | None:
+    def draw(self, step: int, n: int, inputs: Inputs, generator: torch.Generator) -> RolledStates | None:
         """Draw `n` states; None when a rollout is due.
 
         It is due when there are no states, when they are too old or of another size than the batch, and for every
@@ -53,7 +53,7 @@ class StatePool:
         if n > len(trail):  # a rollout of few or short rows: some states serve twice
             more = torch.randint(len(trail), (n - len(trail),), generator=generator)
             order = torch.cat([order, more])
-        return trail.states(order[:n])
+        return trail.at(order[:n])
 
     def add(self, step: int, trail: Trail) -> None:
         """Keep the states of a rollout at optimiser step `step`; those of earlier steps go."""
@@ -85,4 +85,4 @@ class StatePool:
             elif name.startswith(_ENDS):
                 own[name.removeprefix(_ENDS)] = value.to(device)
         x_hat, sigma = tensors["x_hat"].to(device), tensors["sigma"].to(device)
-        self.trail = Trail(States(**own), x_hat, sigma, tensors["row"])
+        self.trail = Trail(RolledStates(**own), x_hat, sigma, tensors["row"])

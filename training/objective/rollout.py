@@ -8,19 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...samplers.schedules import Schedule, trajectory
-from ..conditioning import Cond, select
-from ..forms import Prediction, add_noise, to_velocity
+from ...samplers import trajectory
+from ..conditioning import select
+from ..forms import add_noise
 from .config import RolloutConfig
-from .states import Inputs, States, Trail
-from .targets import TARGETS, Solver, Start
-
-Predict = Callable[[Tensor, Tensor, Cond], Tensor]
-"""``predict(x, sigma, cond) -> model output``, without gradient, in float32, counted by the caller."""
+from .states import Inputs, RolledStates, Trail
+from .targets import TARGETS, Field, Model, Route, Solver, Target
 
 
 @dataclass(frozen=True)
-class Plan:
+class RolloutPlan:
     """The rows of a batch that will be rolled out, R of them, each for at least one step. On the CPU."""
 
     rows: Tensor
@@ -33,7 +30,7 @@ class Plan:
     """[R] float64, where it is trained: the timestep sampler's draw, kept as it is."""
 
 
-def draw_plan(config: RolloutConfig, step: int, u: Tensor, generator: torch.Generator) -> Plan | None:
+def draw_plan(config: RolloutConfig, step: int, u: Tensor, generator: torch.Generator) -> RolloutPlan | None:
     """Decide who rolls out, and for how many steps; None (and no random number drawn) when nobody can.
 
     Args:
@@ -56,45 +53,43 @@ def draw_plan(config: RolloutConfig, step: int, u: Tensor, generator: torch.Gene
     if len(rows) == 0:
         return None
     steps, u_target = steps[rows], u[rows]
-    return Plan(rows, steps, (u_target + steps / n).clamp(max=1), u_target)
+    return RolloutPlan(rows, steps, (u_target + steps / n).clamp(max=1), u_target)
 
 
 def roll_out(
-    plan: Plan,
+    plan: RolloutPlan,
     config: RolloutConfig,
-    predict: Predict,
-    prediction: Prediction,
-    schedule: Schedule,
+    target: Target,
+    model: Model,
     inputs: Inputs,
-) -> tuple[States, Trail]:
-    """Bring the planned rows from their source to their target by the model's own steps.
+    count: Callable[[int], None],
+) -> tuple[RolledStates, Trail]:
+    """The planned rows, brought from their source to their target by the model's own steps.
 
     Args:
+        target: how the training inputs are made, `TARGETS` has it.
+        model: without gradient.
         inputs: the whole batch, teacher-forced, at the plan's targets.
+        count: told the rows of every model call.
 
     Returns:
         The rows at their targets, in the plan's order; and all states worth training on: those or, where
         `config.reuse` > 1, those and the ones that the rows passed on their way.
     """
-    rows = plan.rows.to(inputs.x.device)
+    rows, schedule = plan.rows.to(inputs.x.device), model.schedule
     x0, noise, cond = inputs.x0[rows], inputs.noise[rows], select(inputs.cond, rows)
     mask = None if inputs.mask is None else inputs.mask[rows]
     sigmas = trajectory(schedule, plan.u_source, plan.u_target, plan.steps)  # [R, T+1] float64, on the CPU
-
-    def velocity(x: Tensor, sigma: Tensor, active: Tensor) -> Tensor:
-        own = cond if len(active) == len(x0) else select(cond, active)
-        return to_velocity(prediction, x, sigma, predict(x, sigma, own))
-
-    source = add_noise(prediction, x0, noise, sigmas[:, 0].to(x0))
-    start = Start(source, inputs.x[rows], sigmas)
+    source = add_noise(model.prediction, x0, noise, sigmas[:, 0].to(x0))
+    route = Route(source, inputs.x[rows], sigmas)
     solver = Solver(config.sampler, config.order, schedule.process)
     path: list[Tensor] | None = [] if config.reuse > 1 else None
-    x_hat, v_source = TARGETS[config.target].construct(velocity, start, solver, path)
-    states = States(x_hat, inputs.sigma[rows], v_source, x0, noise, cond, mask)
+    x_hat, v_source = target.construct(Field(model, cond, count), route, solver, path)
+    states = RolledStates(x_hat, inputs.sigma[rows], v_source, x0, noise, cond, mask)
     return states, along(states, sigmas, plan.steps, path)
 
 
-def along(ends: States, sigmas: Tensor, steps: Tensor, path: list[Tensor] | None) -> Trail:
+def along(ends: RolledStates, sigmas: Tensor, steps: Tensor, path: list[Tensor] | None) -> Trail:
     """The states of every row after each of its steps: row r has ``steps[r]`` of them, the last at its target.
 
     Args:

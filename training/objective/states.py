@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from ..conditioning import Cond
-from ..forms import Prediction, add_noise, from_velocity, true_velocity
-from .targets import Rolled
+from ..forms import Prediction, add_noise, from_velocity, to_velocity, true_velocity
+from .targets import Rolled, Target
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ def teacher_forced(
 
 
 def drop_captions(cond: Cond, empty: Cond, probability: float, generator: torch.Generator) -> Cond:
-    """Replace the conditioning of each row by the empty caption's with the given chance."""
+    """`cond`, that of each row replaced by the empty caption's with the given chance."""
     if probability == 0:
         return cond
     rows = len(next(iter(cond.values())))
@@ -50,26 +49,33 @@ def drop_captions(cond: Cond, empty: Cond, probability: float, generator: torch.
 
 
 @dataclass(frozen=True)
-class States:
-    """Rolled states with everything that training on them needs; rows may come from different rollouts."""
+class RolledStates:
+    """R rolled states with everything that training on them needs; they may come from different rollouts."""
 
     x_hat: Tensor
+    """[R, ...] the training input."""
     sigma: Tensor
+    """[R] its noise level."""
     velocity_source: Tensor
+    """[R, ...] the model's own velocity at the source, the rollout's first forward."""
     x0: Tensor
+    """[R, ...] data."""
     noise: Tensor
+    """[R, ...]."""
     cond: Cond
+    """Named tensors [R, ...]."""
     mask: Tensor | None
+    """[R, 1, ...] weight of each place in the loss."""
 
     def __len__(self) -> int:
         return len(self.sigma)
 
-    def rows(self, index: Tensor) -> States:
+    def at(self, index: Tensor) -> RolledStates:
         """The states at `index: LongTensor [A]`."""
         return self.map(lambda t: t.index_select(0, index.to(t.device)))
 
-    def map(self, function: object) -> States:
-        """Apply `function` to every tensor."""
+    def map(self, function: object) -> RolledStates:
+        """The same of what `function` makes of every tensor."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         out = {k: function(v) for k, v in values.items() if isinstance(v, Tensor)}  # type: ignore[operator]
         out["cond"] = {k: function(v) for k, v in self.cond.items()}  # type: ignore[operator]
@@ -86,7 +92,7 @@ class States:
 class Trail:
     """The states that R rolled rows passed, S of them; what belongs to a row is held once."""
 
-    ends: States
+    ends: RolledStates
     """The R rows, at their targets."""
     x_hat: Tensor
     """[S, ...]"""
@@ -98,10 +104,10 @@ class Trail:
     def __len__(self) -> int:
         return len(self.row)
 
-    def states(self, index: Tensor) -> States:
+    def at(self, index: Tensor) -> RolledStates:
         """The states at `index: LongTensor [A]`."""
         own = index.to(self.x_hat.device)
-        return replace(self.ends.rows(self.row[index]), x_hat=self.x_hat[own], sigma=self.sigma[own])
+        return replace(self.ends.at(self.row[index]), x_hat=self.x_hat[own], sigma=self.sigma[own])
 
     def join(self, other: Trail) -> Trail:
         """The states of both."""
@@ -110,8 +116,8 @@ class Trail:
         return Trail(join([self.ends, other.ends]), x_hat, sigma, row)
 
 
-def join(parts: list[States]) -> States:
-    """Put the rows of several `States` together."""
+def join(parts: list[RolledStates]) -> RolledStates:
+    """Put the rows of several `RolledStates` together."""
     first = parts[0]
     if len(parts) == 1:
         return first
@@ -124,13 +130,25 @@ def join(parts: list[States]) -> States:
     return replace(first, **tensors, cond=cond)
 
 
-def put(inputs: Inputs, rows: Tensor, states: States) -> Inputs:
-    """Replace the rows `rows: LongTensor [R]` of a batch by R rolled states."""
+@dataclass(frozen=True)
+class RolledRows:
+    """The rows of a batch that are trained at states of the model's own: which they are, and what goes with them."""
+
+    rows: Tensor
+    """LongTensor [R] indices into the batch, on its device."""
+    states: RolledStates
+    """Of R rows."""
+    clean: Tensor | None
+    """[R, ...] ``v_clean``, the model's output at the clean interpolants; None without ReflexFlow."""
+
+
+def put(inputs: Inputs, rolled: RolledRows) -> Inputs:
+    """A batch, its rolled rows replaced by their states."""
+    states = rolled.states
 
     def replaced(old: Tensor, new: Tensor) -> Tensor:
-        return old.index_copy(0, rows, new.to(old))
+        return old.index_copy(0, rolled.rows, new.to(old))
 
-    cond: Mapping[str, Tensor] = {name: replaced(c, states.cond[name]) for name, c in inputs.cond.items()}
     mask = inputs.mask
     if mask is not None and states.mask is not None:
         mask = replaced(mask, states.mask)
@@ -139,20 +157,42 @@ def put(inputs: Inputs, rows: Tensor, states: States) -> Inputs:
         replaced(inputs.sigma, states.sigma),
         replaced(inputs.x0, states.x0),
         replaced(inputs.noise, states.noise),
-        cond,
+        {name: replaced(c, states.cond[name]) for name, c in inputs.cond.items()},
         mask,
     )
 
 
-def training_target(
-    prediction: Prediction, inputs: Inputs, rows: Tensor | None, velocity: Tensor | None
-) -> Tensor:
-    """The model output that is asked for at every row, [B, ...].
+def true_output(prediction: Prediction, inputs: Inputs) -> Tensor:
+    """The model output, [B, ...], that means the true velocity of every row."""
+    v = true_velocity(prediction, inputs.x0, inputs.noise)
+    return from_velocity(prediction, inputs.x, inputs.sigma, v)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the loss of a batch is measured against."""
+
+    output: Tensor
+    """[B, ...] what is asked of the model, in its own prediction form."""
+    weight: Tensor | None = None
+    """[B] of each row's base loss; None is 1."""
+
+
+def training_goal(
+    prediction: Prediction, inputs: Inputs, target: Target, rolled: RolledRows | None, output: Tensor
+) -> Goal:
+    """What is asked of the model at every row: the true velocity, and of rolled rows what `target` says.
 
     Args:
-        rows, velocity: the rolled rows and the velocity asked of each; None without rollouts.
+        inputs: [B, ...], rolled rows in their places.
+        output: [B, ...] the model's at `inputs`; no gradient goes through it here.
     """
-    v = true_velocity(prediction, inputs.x0, inputs.noise)
-    if rows is not None and velocity is not None:
-        v = v.index_copy(0, rows, velocity.to(v))
-    return from_velocity(prediction, inputs.x, inputs.sigma, v)
+    v, weight = true_velocity(prediction, inputs.x0, inputs.noise), None
+    if rolled is not None:
+        rows, states = rolled.rows, rolled.states
+        seen = states.rolled(prediction)
+        v_hat = to_velocity(prediction, states.x_hat, states.sigma, output.detach()[rows])
+        v = v.index_copy(0, rows, target.velocity(seen, v_hat).to(v))
+        if target.weight is not None:
+            weight = torch.ones_like(inputs.sigma).index_copy(0, rows, target.weight(seen))
+    return Goal(from_velocity(prediction, inputs.x, inputs.sigma, v), weight)

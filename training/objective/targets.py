@@ -1,7 +1,7 @@
 """What a rolled row is trained on: how its input is made, and what is asked of the model there.
 
 Everything is stated for the velocity ``v = dx/dsigma``, which flow, epsilon and v models share
-(`denoiser.to_velocity`). ``u`` is the true velocity of the clean interpolant (``noise - x0`` for flow,
+(`forms.to_velocity`). ``u`` is the true velocity of the clean interpolant (``noise - x0`` for flow,
 ``noise`` for VE), ``sg`` stops the gradient. A row starts at ``x_s``, the clean interpolant at its source
 sigma s, and is trained at its target sigma t < s.
 
@@ -13,21 +13,75 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ...samplers import SAMPLERS, integrate
-from ...samplers.schedules import Process
-from ..forms import expand
+from ...samplers import SAMPLERS, check_finite, prepare, start, step
+from ...samplers.schedules import Process, Schedule
+from ..conditioning import Cond, select
+from ..forms import Prediction, expand
 
-Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``velocity(x [A, ...], sigma [A], rows LongTensor [A]) -> dx/dsigma [A, ...]``, without gradient."""
+
+class Model(Protocol):
+    """What a rollout needs of a model: `models.source.Denoiser` has it."""
+
+    prediction: Prediction
+    schedule: Schedule
+
+    def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """``dx/dsigma`` at `x: [A, ...]`, `sigma: [A]`."""
+        ...
+
+    def denoised(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """The estimate of x0 at `x: [A, ...]`, `sigma: [A]`."""
+        ...
+
+
+class Field:
+    """The model over the R rolled rows of a batch, as solvers call it: each row with its own conditioning.
+
+    Every rollout calls it first with all rows at their sources. That velocity is kept: `residual` asks for it.
+
+    Args:
+        model: without gradient.
+        cond: named tensors [R, ...].
+        count: told the rows of every model call.
+    """
+
+    def __init__(self, model: Model, cond: Cond, count: Callable[[int], None]) -> None:
+        self.model, self.cond, self.count = model, cond, count
+        self.size = len(next(iter(cond.values()), ()))
+        self._first: list[Tensor] = []
+
+    @property
+    def velocity_source(self) -> Tensor:
+        """[R, ...] what the first call gave, every row at its own source."""
+        return self._first[0]
+
+    def at(self, rows: Tensor) -> Cond:
+        """Conditioning [A, ...] of the rows `rows: LongTensor [A]`, which are about to be computed."""
+        self.count(len(rows))
+        return self.cond if len(rows) == self.size else select(self.cond, rows)
+
+    def velocity(self, x: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:
+        """``dx/dsigma`` of the rows `rows: LongTensor [A]` at `x: [A, ...]`, `sigma: [A]`."""
+        velocity = self.model.velocity(x, sigma, self.at(rows))
+        if not self._first:
+            self._first.append(velocity)
+        return velocity
+
+    def denoised(self, x: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:
+        """The estimate of x0 there; the first call goes by the velocity, so that both come from one model call."""
+        if not self._first:
+            return x - expand(sigma, x) * self.velocity(x, sigma, rows)
+        return self.model.denoised(x, sigma, self.at(rows))
 
 
 @dataclass(frozen=True)
-class Start:
-    """The rolled rows of a batch before anything was computed."""
+class Route:
+    """Where the R rolled rows of a batch go, before anything was computed."""
 
     x_source: Tensor
     """[R, ...] clean interpolant at the source sigma."""
@@ -67,9 +121,9 @@ class Rolled:
 
 
 def own_trajectory(
-    velocity: Velocity, start: Start, solver: Solver, path: list[Tensor] | None = None
+    field: Field, route: Route, solver: Solver, path: list[Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Integrate the model's own field from source to target; all rows together, each its own steps.
+    """The model's own field integrated from source to target; all rows together, each its own steps.
 
     Args:
         path: where the state after every step is appended, [R, ...] each (rows that have ended repeat).
@@ -77,47 +131,37 @@ def own_trajectory(
     Returns:
         ``(x_hat, velocity_source)``, both [R, ...].
     """
-    calls: list[Tensor] = []
-
-    def denoise(x: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:
-        v = velocity(x, sigma, rows)
-        if not calls:  # every row is at its own source here: rows start together and end apart
-            calls.append(v)
-        return x - expand(sigma, x) * v
-
-    x_hat = integrate(
-        denoise,
-        start.x_source,
-        start.sigmas,
-        sampler=solver.sampler,
-        order=solver.order,
-        process=solver.process,
-        callback=None if path is None else lambda frame: path.append(frame.x),
-    )
-    return x_hat, calls[0]
+    x = route.x_source
+    plan, state = prepare(x, route.sigmas, solver.sampler, solver.order, solver.process), start(x)
+    for _ in plan.steps:
+        state = step(field.denoised, state, plan)
+        if path is not None:
+            path.append(state.x)
+    check_finite(state, plan)
+    return state.x.to(x.dtype), field.velocity_source
 
 
 def solver_difference(
-    velocity: Velocity, start: Start, solver: Solver, path: list[Tensor] | None = None
+    field: Field, route: Route, solver: Solver, path: list[Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Displace the clean interpolant by the error of one coarse (Euler) step over the whole offset.
+    """The clean interpolant, displaced by the error of one coarse (Euler) step over the whole offset.
 
     The finer step from the same source is Heun's, or the solver's own where that looks at the field more than once;
     ``x_hat = x_t + (x_coarse - x_fine)``.
     """
-    x = start.x_source
-    s, t = start.sigmas[:, 0].to(x), start.sigmas[:, -1].to(x)
+    x = route.x_source
+    s, t = route.sigmas[:, 0].to(x), route.sigmas[:, -1].to(x)
     rows = torch.arange(len(x), device=x.device)
     h = expand(t - s, x)
     if SAMPLERS[solver.sampler].calls_per_step > 1:
-        ends = Start(x, start.x_target, start.sigmas[:, [0, -1]])
-        x_fine, v = own_trajectory(velocity, ends, solver)
+        ends = Route(x, route.x_target, route.sigmas[:, [0, -1]])
+        x_fine, v = own_trajectory(field, ends, solver)
         x_coarse = x + h * v
     else:
-        v = velocity(x, s, rows)
+        v = field.velocity(x, s, rows)
         x_coarse = x + h * v
-        x_fine = x + h * (v + velocity(x_coarse, t, rows)) / 2
-    return start.x_target + (x_coarse - x_fine), v
+        x_fine = x + h * (v + field.velocity(x_coarse, t, rows)) / 2
+    return route.x_target + (x_coarse - x_fine), v
 
 
 # --- what is asked there ------------------------------------------------------------------------
@@ -157,10 +201,8 @@ class Target:
 
     velocity: Callable[[Rolled, Tensor], Tensor]
     """``velocity(rolled, sg v_hat [R, ...]) -> [R, ...]`` what is asked of the model."""
-    construct: Callable[[Velocity, Start, Solver, list[Tensor] | None], tuple[Tensor, Tensor]] = (
-        own_trajectory
-    )
-    """How the input is made: returns ``(x_hat, velocity_source)``."""
+    construct: Callable[[Field, Route, Solver, list[Tensor] | None], tuple[Tensor, Tensor]] = own_trajectory
+    """``construct(field, route, solver, path) -> (x_hat, velocity_source)``: how the input is made."""
     weight: Callable[[Rolled], Tensor] | None = None
     """Weight of the loss per row, [R]; None is 1."""
 

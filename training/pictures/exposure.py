@@ -10,16 +10,17 @@ Everything here therefore compares two sets of states, and says what two draws o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...samplers import Frame, integrate, trajectory
+from ...samplers import SolverFrame, integrate, trajectory
 from ..conditioning import Cond, select
 from ..data.dataset import LatentDataset
-from ..forms import add_noise, to_denoised, to_velocity
+from ..forms import add_noise
 from ..models.source import Denoiser, LoadedModel
 from .sampling import seeded_noise
 
@@ -110,9 +111,8 @@ def exposure_bias(
         raise ValueError(f"samples must be at least 2 and steps at least 1, got {samples} and {steps}")
     source = model.source
     bucket = data.buckets[0]
-    batch = data.batch(torch.arange(samples) % len(bucket))
-    x0 = batch.x0.to(source.device)
-    cond = {name: value.to(source.device) for name, value in batch.cond.items()}
+    batch = data.batch(torch.arange(samples) % len(bucket)).to(source.device)
+    x0, cond = batch.x0, batch.cond
     sigmas = trajectory(source.schedule, 1.0, 0.0, steps)[0]
     noises = [
         seeded_noise(x0.shape[1:], range(seed + i * samples, seed + (i + 1) * samples)) for i in range(3)
@@ -142,9 +142,9 @@ def _own_states(
     states = [start]
 
     def denoise(x: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:
-        return to_denoised(denoiser.prediction, x, sigma, _predict(denoiser, x, sigma, select(cond, rows)))
+        return _in_chunks(denoiser.denoised, x, sigma, select(cond, rows))
 
-    def keep(frame: Frame) -> None:
+    def keep(frame: SolverFrame) -> None:
         states.append(frame.x)
 
     integrate(denoise, start, sigmas, sampler, order, denoiser.schedule.process, keep)
@@ -163,18 +163,13 @@ def _compare(
     spectrum = radial_power(own) / radial_power(forward)
     prediction = power.new_tensor(math.nan)
     if level > 0:
-        norms = [
-            to_velocity(denoiser.prediction, x, sigma, _predict(denoiser, x, sigma, cond))
-            .square()
-            .mean()
-            .sqrt()
-            for x in (own, forward)
-        ]
+        velocities = [_in_chunks(denoiser.velocity, x, sigma, cond) for x in (own, forward)]
+        norms = [v.square().mean().sqrt() for v in velocities]
         prediction = norms[0] / norms[1]
     return energy, floor, power, spectrum, prediction
 
 
-def _predict(denoiser: Denoiser, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-    """The model's output, in chunks: many samples, little memory."""
+def _in_chunks(ask: Callable[[Tensor, Tensor, Cond], Tensor], x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+    """What a denoiser says of all rows, some at a time: many samples, little memory."""
     rows = torch.arange(len(x), device=x.device).split(CHUNK)
-    return torch.cat([denoiser.predict(x[r], sigma[r], select(cond, r)) for r in rows])
+    return torch.cat([ask(x[r], sigma[r], select(cond, r)) for r in rows])

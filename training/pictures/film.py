@@ -88,8 +88,8 @@ class Camera:
         self._sample = data.batch(torch.tensor([PICTURE]))
         self._clean: Tensor | None = None  # [T + 1, 1, H, W, 3]: the same in every film
 
-    def film(self, step: int) -> Film:
-        """Roll the picture out as the run does, after `step` optimiser steps."""
+    def take(self, step: int) -> Film:
+        """The picture, rolled out as the run does after `step` optimiser steps."""
         config, sample = self._config, self._sample.to(self._source.device)
         u_target = min(TARGET, 1 - 1 / config.steps_per_trajectory)
         steps = config.max_step_offset or LENGTH

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...samplers import Frame, Schedule, integrate, trajectory
+from ...samplers import Schedule, SolverFrame, integrate, trajectory
 from ..conditioning import Cond
-from ..forms import Prediction, add_noise, expand, to_denoised
+from ..forms import add_noise, expand
 from ..models.source import Denoiser, LoadedModel, ModelSource
 from ..objective.config import RolloutConfig
 
@@ -167,15 +167,14 @@ def _states(
     denoiser: Denoiser, x0: Tensor, noise: Tensor, cond: Cond, sigmas: Tensor, config: RolloutConfig
 ) -> tuple[Tensor, Tensor]:
     """Own states and the estimates of x0 there, both [T + 1, B, ...]."""
-    prediction = denoiser.prediction
     levels = _levels(sigmas, x0)
-    own = [add_noise(prediction, x0, noise, levels[0])]
+    own = [add_noise(denoiser.prediction, x0, noise, levels[0])]
     denoised: list[Tensor] = []
 
     def denoise(x: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:  # all rows share their noise levels
-        return to_denoised(prediction, x, sigma, denoiser.predict(x, sigma, cond))
+        return denoiser.denoised(x, sigma, cond)
 
-    def keep(frame: Frame) -> None:
+    def keep(frame: SolverFrame) -> None:
         denoised.append(frame.denoised)
         own.append(frame.x)
 
@@ -186,11 +185,9 @@ def _states(
 
 def _residual(denoiser: Denoiser, x0: Tensor, noise: Tensor, cond: Cond, sigma: Tensor) -> Tensor:
     """Squared norm [B] of what the model misses x0 by at the clean interpolant."""
-    prediction: Prediction = denoiser.prediction
     level = sigma.to(x0).expand(len(x0))
-    x = add_noise(prediction, x0, noise, level)
-    denoised = to_denoised(prediction, x, level, denoiser.predict(x, level, cond))
-    return (x0 - denoised).flatten(1).square().sum(1)
+    x = add_noise(denoiser.prediction, x0, noise, level)
+    return (x0 - denoiser.denoised(x, level, cond)).flatten(1).square().sum(1)
 
 
 def _noise(x0: Tensor, generator: torch.Generator) -> Tensor:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...samplers import Frame, integrate, trajectory
+from ...samplers import SolverFrame, integrate, trajectory
 from ..conditioning import Cond, alike, select
-from ..forms import add_noise, to_denoised
+from ..forms import add_noise
 from ..models.source import Denoiser, LoadedModel
 
-Watch = Callable[[int, int, Tensor], None]
+SamplingWatch = Callable[[int, int, Tensor], None]
 """``watch(done, steps, denoised)``: `denoised` [N, C, h, w] estimates x0; may raise to cancel."""
 
 
@@ -33,18 +33,14 @@ class Guided:
     scale: float
 
     def __call__(self, x: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:
-        """Estimate x0 of the rows `rows: LongTensor [A]` at `x: [A, ...]`, `sigma: [A]`."""
+        """The estimate of x0 of the rows `rows: LongTensor [A]` at `x: [A, ...]`, `sigma: [A]`."""
         cond = select(self.cond, rows)
         if self.scale == 1:
-            return self._denoised(x, sigma, cond)
+            return self.denoiser.denoised(x, sigma, cond)
         uncond = select(self.uncond, rows)
         both = {name: torch.cat([value, uncond[name]]) for name, value in cond.items()}
-        denoised, free = self._denoised(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
+        denoised, free = self.denoiser.denoised(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
         return torch.lerp(free, denoised, self.scale)
-
-    def _denoised(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        output = self.denoiser.predict(x, sigma, cond)
-        return to_denoised(self.denoiser.prediction, x, sigma, output)
 
 
 def seeded_noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
@@ -66,9 +62,9 @@ def sample(
     cfg: float = 1.0,
     seed: int = 0,
     dtype: torch.dtype | None = None,
-    watch: Watch | None = None,
+    watch: SamplingWatch | None = None,
 ) -> Tensor:
-    """Make one picture for each prompt.
+    """One picture for each prompt.
 
     Args:
         model: base and adapter.
@@ -101,7 +97,7 @@ def sample(
     noise = seeded_noise(shape, range(seed, seed + len(prompts))).to(source.device)
     start = add_noise(source.prediction, torch.zeros_like(noise), noise, sigmas[:1].to(noise))
 
-    def callback(frame: Frame) -> None:
+    def callback(frame: SolverFrame) -> None:
         if watch is not None:
             watch(frame.step + 1, frame.steps, frame.denoised)
 

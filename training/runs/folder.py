@@ -27,7 +27,7 @@ from safetensors.torch import save
 
 from ..files import write_atomically, write_json
 from ..pictures.film import is_whole
-from ..trainer.state import State
+from ..trainer.state import RunState
 
 VERSION = 1
 DELETED = ".deleted-"
@@ -177,7 +177,7 @@ class RunFolder:
         gone = self.path.with_name(DELETED + secrets.token_hex(8))
         with _guard:
             if self.is_held:
-                raise RuntimeError(f"{self.path.name} must not be in training to be deleted; stop it first")
+                raise RuntimeError(f"{self.path.name} is being trained; stop it before deleting it")
             try:
                 self.path.rename(gone)
             except OSError as err:
@@ -192,7 +192,7 @@ class RunFolder:
         found = [_STATE.fullmatch(p.name) for p in self.path.glob("state-*.safetensors")]
         return sorted(int(match[1]) for match in found if match)
 
-    def save(self, state: State, pinned: bool = False, keep: int = 0) -> Path:
+    def save(self, state: RunState, pinned: bool = False, keep: int = 0) -> Path:
         """Write a state, then remove old ones.
 
         Args:
@@ -210,7 +210,7 @@ class RunFolder:
         return path
 
     @torch.inference_mode(False)  # tensors that can be trained on, whatever mode the host is in
-    def load(self, step: int, group: str = "") -> State:
+    def load(self, step: int, group: str = "") -> RunState:
         """Read the state after `step` optimiser steps.
 
         Args:
@@ -234,7 +234,7 @@ class RunFolder:
             raise RuntimeError(
                 f"{path} must be a readable state, got {err}; resume from another step"
             ) from err
-        return State(values["step"], tensors, values)
+        return RunState(values["step"], tensors, values)
 
     def _prune(self, keep: int) -> None:
         for step in [s for s in self.steps() if not self._is_pinned(s)][:-keep]:

@@ -13,7 +13,7 @@ from ..objective.losses import COLUMNS
 from ..pictures.film import equally_spaced
 from ..trainer.meter import memory_in_use
 from ..trainer.state import History
-from ..trainer.trainer import Progress
+from ..trainer.trainer import StepReport
 from .run import Run
 
 DRAWN = tuple(name for name in COLUMNS if name != "total")
@@ -85,7 +85,7 @@ class Live:
         self._device = run.source.device
         self._last = run.step + steps
         self._curve = Curve.of(run.history, run.step)
-        self._newest = Progress(run.step, math.nan, 0.0)
+        self._newest = StepReport(run.step, math.nan, 0.0)
         self._films = [step for step in run.folder.film_steps() if step <= run.step]
         self._saved = run.step
 
@@ -94,14 +94,14 @@ class Live:
         """Optimiser steps done."""
         return self._newest.step
 
-    def add(self, progress: Progress) -> None:
+    def add(self, report: StepReport) -> None:
         """Take in one optimiser step."""
-        self._curve.add(progress.row)
-        self._newest = progress
-        if progress.saved:
+        self._curve.add(report.row)
+        self._newest = report
+        if report.saved:
             self.saved()
-        if progress.film is not None and progress.film.step not in self._films[-1:]:
-            self._films.append(progress.film.step)
+        if report.film is not None and report.film.step not in self._films[-1:]:
+            self._films.append(report.film.step)
 
     def saved(self) -> None:
         """The state of this step is on the disk, as at every end of a stage."""
@@ -114,7 +114,7 @@ class Live:
         `film` has the steps of films, `saved` that of the last saved state, `saved_file` its name.
         """
         now = self._newest
-        seconds, rate = now.seconds, now.steps_per_second
+        seconds, rate = now.seconds(), now.steps_per_second
         extra = seconds.get("rollout", 0.0) + seconds.get("clean", 0.0)
         total = extra + seconds.get("train", 0.0)
         return {

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from ..checks import from_plain, to_plain
 from ..data.dataset import LatentDataset
@@ -15,9 +18,11 @@ from ..models.source import LoadedModel, ModelSource
 from ..pictures.film import Film
 from ..trainer.config import TrainConfig, resolved
 from ..trainer.meter import Stopwatch
-from ..trainer.state import History, State
-from ..trainer.trainer import Progress, Trainer, logger, training_mode
+from ..trainer.state import History, RunState
+from ..trainer.trainer import StepReport, Trainer
 from .folder import RunFolder
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Run:
         return parents
 
     @property
-    def state(self) -> State:
+    def state(self) -> RunState:
         """The state itself, from the disk."""
         return self.folder.load(self.step)
 
@@ -60,16 +65,147 @@ class Run:
         return LoadedModel(self.source, self.adapter)
 
 
-Watch = Callable[[Progress], None]
+Watch = Callable[[StepReport], None]
 """Called after every optimiser step; to stop the run it raises, and the state is saved first."""
-
 
 Ask = Literal["save", "preview"]
 """What a watcher may ask for between two steps: the state on the disk, a film."""
 
-
 Asked = Callable[[], Collection[Ask]]
 """What was asked for since it was last called."""
+
+
+@dataclass
+class Stage:
+    """A run with its trainer in memory, from `starting` or `resuming`; it trains on as often as it is told to."""
+
+    run: Run
+    """The state that the trainer stands at."""
+    trainer: Trainer
+
+    def train(self, steps: int, watch: Watch | None = None, asked: Asked = tuple) -> Run:
+        """Train on for `steps` optimiser steps.
+
+        Whatever ends this early, a stop from `watch` above all, the state is saved first and the log says where.
+
+        Args:
+            watch: called after every optimiser step.
+            asked: called after every optimiser step; what it names is done before `watch` is called.
+
+        Returns:
+            A handle on the new state, which is saved.
+
+        Raises:
+            FloatingPointError: the loss stayed non-finite; the last good state is saved.
+        """
+        folder, trainer = self.run.folder, self.trainer
+        try:
+            self._train(steps, watch, asked)
+        except BaseException:
+            path = folder.save(trainer.state(), pinned=True)
+            logger.info("stopped at step %d; saved %s", trainer.done, path)
+            raise
+        folder.save(trainer.state(), pinned=True)
+        self.run = replace(self.run, step=trainer.done)
+        return self.run
+
+    def _train(self, steps: int, watch: Watch | None, asked: Asked) -> None:
+        """Every optimiser step, and what is due after it: validation, a saved state, a film, a report."""
+        config, trainer = self.run.config, self.trainer
+        film = self._first_film()
+        clock, before = Stopwatch(), 0.0
+        for n in range(1, steps + 1):
+            with rewound(trainer):
+                report = trainer.step()
+            if self.run.validation is not None and due(config.validate_every, trainer.done):
+                trainer.history.note("validation", trainer.validate(self.run.validation))
+            elapsed = clock.seconds()
+            trainer.seconds, before = trainer.seconds + elapsed - before, elapsed
+            requested = asked()
+            save_now = n < steps and ("save" in requested or due(config.save_every, trainer.done))
+            saved = save_now and self._save_midway(pinned="save" in requested)
+            if "preview" in requested or due(config.preview_every, trainer.done):
+                with clock.paused():
+                    film = self._film()
+            if watch is not None:
+                row, seconds = trainer.history.newest(), trainer.meter.seconds
+                report = replace(report, steps_per_second=n / elapsed, row=row, seconds=seconds)
+                watch(replace(report, saved=saved, film=film))
+                film = None
+
+    def _first_film(self) -> Film | None:
+        """A film of where the stage starts, if films are asked for and the run has none of this step."""
+        missing = self.run.step not in self.run.folder.film_steps()
+        return self._film() if self.run.config.preview_every and missing else None
+
+    def _film(self) -> Film | None:
+        """A film, in the run's folder too; one that fails is a line in the log, and the training goes on without it."""
+        try:
+            film = self.trainer.take_film()
+            film.write(self.run.folder.film_folder(film.step))
+        except Exception as err:  # out of memory, a decoder's error, a full disk: none is worth a run
+            logger.warning("no film of step %d: %s", self.trainer.done, err)
+            return None
+        return film
+
+    def _save_midway(self, pinned: bool) -> bool:
+        """Save the state while the stage goes on; whether the disk took it.
+
+        If it did not, that is a line in the log: ending the stage would lose every step since the last save, and going
+        on leaves time to free space before its end.
+        """
+        trainer = self.trainer
+        try:
+            self.run.folder.save(trainer.state(), pinned=pinned, keep=self.run.config.keep)
+        except RuntimeError as err:
+            logger.warning("step %d not saved, training goes on: %s", trainer.done, err)
+            return False
+        return True
+
+
+@contextmanager
+def starting(
+    root: Path,
+    name: str,
+    source: ModelSource,
+    data: LatentDataset,
+    config: TrainConfig,
+    validation: LatentDataset | None = None,
+    adapter: AdapterState | None = None,
+) -> Iterator[Stage]:
+    """A new run in a folder ``<name>-<number>`` of its own below `root`, ready to train; its first state is saved.
+
+    Args:
+        root: folder of runs; made if it is not there.
+        source: the base model. It is as it was after the block.
+        data: what is trained on.
+        config: all settings; they are written into the folder.
+        validation: what the validation loss is measured on, every `config.validate_every` steps.
+        adapter: weights to begin with, as of a LoRA file; None begins with a fresh adapter.
+
+    Raises:
+        ValueError: settings, model and data that do not go together, or a name that is no file name.
+        RuntimeError: the folder cannot be written, or the optimiser's package is not installed.
+    """
+    config = resolved(config, source)
+    described = {
+        "config": to_plain(config),
+        "model": {"name": source.name, "fingerprint": source.fingerprint},
+        "data": {"fingerprint": data.fingerprint},
+    }
+    with training_mode(), Trainer(source, data, config, adapter) as trainer:
+        folder = RunFolder.create(root, name, described)
+        with folder.held():
+            folder.save(trainer.state(), pinned=True)
+            yield Stage(Run(folder, 0, source, data, config, validation), trainer)
+
+
+@contextmanager
+def resuming(run: Run) -> Iterator[Stage]:
+    """The state that `run` names, in memory and ready to train on."""
+    with training_mode(), run.folder.held(), Trainer(run.source, run.data, run.config) as trainer:
+        trainer.load(run.state)
+        yield Stage(run, trainer)
 
 
 def start(
@@ -81,23 +217,15 @@ def start(
     validation: LatentDataset | None = None,
     adapter: AdapterState | None = None,
 ) -> Run:
-    """Make a run folder and save the state before the first step.
+    """A handle on the first state of a new run, nothing trained yet; arguments and errors are those of `starting`."""
+    with starting(root, name, source, data, config, validation, adapter) as stage:
+        return stage.run
 
-    Args:
-        adapter: weights to begin with, as of a LoRA file; None begins with a fresh adapter.
-    """
-    config = resolved(config, source)
-    described = {
-        "config": to_plain(config),
-        "model": {"name": source.name, "fingerprint": source.fingerprint},
-        "data": {"fingerprint": data.fingerprint},
-    }
-    with training_mode(), Trainer(source, data, config) as trainer:
-        if adapter is not None:
-            trainer.adapter.load(adapter)
-        folder = RunFolder.create(root, name, described)
-        folder.save(trainer.state(), pinned=True)
-    return Run(folder, 0, source, data, config, validation)
+
+def train(run: Run, steps: int, watch: Watch | None = None, asked: Asked = tuple) -> Run:
+    """Train on from the state that `run` names; arguments, result and errors are those of `Stage.train`."""
+    with resuming(run) as stage:
+        return stage.train(steps, watch, asked)
 
 
 def validate(run: Run, data: LatentDataset) -> float:
@@ -115,6 +243,13 @@ def reopen(
     validation: LatentDataset | None = None,
 ) -> Run:
     """A handle on a saved state of an earlier run; the last one by default.
+
+    Args:
+        path: the run's folder.
+        source: the base model that it was trained on.
+        data: the data that it was trained on.
+        step: optimiser steps done in the state; -1 is the last one.
+        validation: as in `starting`.
 
     Raises:
         RuntimeError: no such state.
@@ -134,85 +269,21 @@ def reopen(
     return Run(folder, steps[-1] if step < 0 else step, source, data, config, validation)
 
 
-def train(run: Run, steps: int, watch: Watch | None = None, asked: Asked = tuple) -> Run:
-    """Train on from the state that `run` names for `steps` optimiser steps; return a handle on the new state.
-
-    Whatever ends the stage early, a stop from `watch` above all, the state is saved first and the log says where.
-
-    Args:
-        asked: called after every optimiser step; what it names is done before `watch` is called.
-
-    Raises:
-        FloatingPointError: the loss stayed non-finite; the last good state is saved.
-    """
-    config = run.config
-    with training_mode(), run.folder.held(), Trainer(run.source, run.data, config) as trainer:
-        trainer.load(run.state)
-        first = config.preview_every and run.step not in run.folder.film_steps()
-        film = filmed(run, trainer) if first else None
-        clock, last = Stopwatch(), 0.0
-        try:
-            for n in range(1, steps + 1):
-                with rewound(trainer):
-                    progress = trainer.step()
-                if run.validation is not None and due(config.validate_every, trainer.done):
-                    trainer.history.note("validation", trainer.validate(run.validation))
-                now = clock.seconds()
-                trainer.seconds += now - last
-                last = now
-                asks = asked()
-                wanted = n < steps and ("save" in asks or due(config.save_every, trainer.done))
-                saved = wanted and saved_midway(run, trainer, pinned="save" in asks)
-                if "preview" in asks or due(config.preview_every, trainer.done):
-                    with clock.paused():
-                        film = filmed(run, trainer)
-                if watch is not None:
-                    rate, seconds = n / now, trainer.meter.seconds()
-                    row = trainer.history.newest()
-                    told = replace(progress, steps_per_second=rate, row=row, seconds=seconds)
-                    watch(replace(told, saved=saved, film=film))
-                    film = None
-        except BaseException:
-            path = run.folder.save(trainer.state(), pinned=True)
-            logger.info("stopped at step %d; saved %s", trainer.done, path)
-            raise
-        run.folder.save(trainer.state(), pinned=True)
-        return replace(run, step=trainer.done)
-
-
 def due(every: int, step: int) -> bool:
     """Whether what happens every so many steps, 0 is never, happens after `step`."""
     return bool(every) and step % every == 0
 
 
-def saved_midway(run: Run, trainer: Trainer, pinned: bool) -> bool:
-    """Save the state while the stage goes on; whether the disk took it.
-
-    If it did not, that is a line in the log: ending the stage would lose every step since the last save, and going on
-    leaves time to free space before its end.
-    """
-    try:
-        run.folder.save(trainer.state(), pinned=pinned, keep=run.config.keep)
-    except RuntimeError as err:
-        logger.warning("step %d not saved, training goes on: %s", trainer.done, err)
-        return False
-    return True
-
-
-def filmed(run: Run, trainer: Trainer) -> Film | None:
-    """A film, in the run's folder too; one that fails is a line in the log, and the training goes on without it."""
-    try:
-        film = trainer.film()
-        film.write(run.folder.film_folder(film.step))
-    except Exception as err:  # out of memory, a decoder's error, a full disk: none is worth a run
-        logger.warning("no film of step %d: %s", trainer.done, err)
-        return None
-    return film
+@contextmanager
+def training_mode() -> Iterator[None]:
+    """Gradients on, whatever the host set: ComfyUI runs nodes under inference mode."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 @contextmanager
 def rewound(trainer: Trainer) -> Iterator[None]:
-    """If the step inside fails, the trainer stands where the step began."""
+    """If the step inside fails, the trainer stands where the step started."""
     try:
         yield
     except BaseException:

@@ -14,7 +14,7 @@ from ..checks import to_plain
 from ..files import digest
 from ..objective.config import RolloutConfig
 from ..trainer.config import TrainConfig
-from ..trainer.state import State
+from ..trainer.state import RunState
 from .folder import RunFolder
 from .run import Run
 
@@ -53,7 +53,7 @@ def _changed(run: Run, rollout: RolloutConfig | None, learning_rate: float | Non
     return config
 
 
-def _folder(run: Run, config: TrainConfig, state: State) -> RunFolder:
+def _folder(run: Run, config: TrainConfig, state: RunState) -> RunFolder:
     """The branch's folder: the one that was made for it before, or a new one."""
     own = run.folder.config()
     parent: dict[str, Any] = {

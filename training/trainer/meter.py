@@ -11,17 +11,19 @@ import torch
 
 Kind = Literal["train", "rollout", "clean", "validation"]
 KINDS: tuple[Kind, ...] = ("train", "rollout", "clean", "validation")
+PENDING = 1000
+"""Timed pieces of work that are kept at most until somebody asks."""
 
 
 class Stopwatch:
     """Wall time since it was made, without what was spent in `paused` blocks."""
 
     def __init__(self) -> None:
-        self._begin = time.perf_counter()
+        self._start = time.perf_counter()
 
     def seconds(self) -> float:
         """Seconds so far."""
-        return time.perf_counter() - self._begin
+        return time.perf_counter() - self._start
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -30,7 +32,7 @@ class Stopwatch:
         try:
             yield
         finally:
-            self._begin += time.perf_counter() - start
+            self._start += time.perf_counter() - start
 
 
 def memory_in_use(device: torch.device) -> int | None:
@@ -70,17 +72,19 @@ class Meter:
             yield
             self._seconds[kind] += time.perf_counter() - start
             return
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
+        start_event, end_event = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start_event.record()
         yield
-        end.record()
-        self._events.append((kind, begin, end))
+        end_event.record()
+        self._events.append((kind, start_event, end_event))
+        if len(self._events) > PENDING:  # nobody has asked for long: these are over
+            self.seconds()
 
     def seconds(self) -> dict[str, float]:
         """Seconds by kind so far; waits for the device."""
-        for kind, begin, end in self._events:
+        for kind, start, end in self._events:
             end.synchronize()
-            self._seconds[kind] += begin.elapsed_time(end) / 1000
+            self._seconds[kind] += start.elapsed_time(end) / 1000
         self._events.clear()
         return dict(self._seconds)
 
@@ -89,7 +93,7 @@ class Meter:
         return {"calls": dict(self.calls), "rows": dict(self.rows), "seconds": self.seconds()}
 
     def load(self, state: dict[str, dict[str, float]]) -> None:
-        """Continue from `state`."""
+        """Go on from `state`."""
         self.calls.update({k: int(v) for k, v in state["calls"].items()})
         self.rows.update({k: int(v) for k, v in state["rows"].items()})
         self._seconds.update(state["seconds"])

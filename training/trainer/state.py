@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,18 +22,24 @@ class History:
 
     def append(self, values: Mapping[str, float]) -> None:
         """Add one step. A column that is new was NaN before."""
-        n = len(self)
-        for name in values.keys() | self.columns.keys():
-            self.columns.setdefault(name, [float("nan")] * n).append(float(values.get(name, float("nan"))))
+        for name in values:
+            self._begin(name)
+        for name, column in self.columns.items():
+            column.append(float(values.get(name, math.nan)))
 
     def note(self, name: str, value: float) -> None:
         """Put `value` into the newest step's row."""
-        self.columns.setdefault(name, [float("nan")] * len(self))[-1] = float(value)
+        self._begin(name)
+        self.columns[name][-1] = float(value)
+
+    def _begin(self, name: str) -> None:
+        if name not in self.columns:
+            self.columns[name] = [math.nan] * len(self)
 
     def last(self, name: str) -> float:
         """The newest value of a column, NaN if there is none."""
         column = self.columns.get(name)
-        return column[-1] if column else float("nan")
+        return column[-1] if column else math.nan
 
     def newest(self) -> dict[str, float]:
         """The newest step's row."""
@@ -49,7 +56,7 @@ class History:
 
 
 @dataclass(frozen=True)
-class State:
+class RunState:
     """Everything a step needs to go on."""
 
     step: int

@@ -1,4 +1,4 @@
-"""The training loop: set up, step, save.
+"""One run in memory: set up, step, state.
 
 A step reads top to bottom in `Trainer.micro_step`: batch, noise level, rollout, forward, loss, backward.
 Every random draw has a stream of its own (`STREAMS`), so a feature that is off changes nothing elsewhere, and a
@@ -9,24 +9,31 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..conditioning import Cond
-from ..data.dataset import LatentDataset
+from ..data.dataset import Batch, LatentDataset
 from ..data.order import BatchOrder
-from ..forms import to_velocity
 from ..lora.adapter import Adapter, AdapterState
 from ..models.source import ModelSource
-from ..objective.losses import TERMS, Loss, RolledTerms, batch_loss, mean_terms
+from ..objective.losses import TERMS, Loss, batch_loss, mean_terms
 from ..objective.reuse import StatePool
-from ..objective.rollout import Plan, draw_plan, roll_out
-from ..objective.states import Inputs, States, drop_captions, put, teacher_forced, training_target
+from ..objective.rollout import RolloutPlan, draw_plan, roll_out
+from ..objective.states import (
+    Inputs,
+    RolledRows,
+    RolledStates,
+    drop_captions,
+    put,
+    teacher_forced,
+    training_goal,
+)
 from ..objective.targets import TARGETS
 from ..objective.timesteps import draw_u
 from ..pictures.film import Camera, Film
@@ -41,7 +48,7 @@ from .optim import (
     split,
     unpack_optimizer,
 )
-from .state import History, State
+from .state import History, RunState
 from .validation import validation_loss
 
 logger = logging.getLogger(__name__)
@@ -50,7 +57,7 @@ _DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Progress:
+class StepReport:
     """What a watcher learns after every optimiser step."""
 
     step: int
@@ -62,8 +69,8 @@ class Progress:
     """Over this stage so far, without the time that films took."""
     row: Mapping[str, float] = field(default_factory=dict)
     """The step's row of the history."""
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    """Model time of the whole run so far, by kind."""
+    seconds: Callable[[], Mapping[str, float]] = dict
+    """Model time of the whole run so far, by kind, up to when it is called; waits for the device."""
     saved: bool = False
     """The state of this step is on the disk."""
     film: Film | None = None
@@ -74,11 +81,26 @@ class Trainer:
     """One run in memory. `step` trains, `state` and `load` freeze and restore everything it depends on.
 
     Use as a context manager: the adapter is taken off the model at the end.
+
+    Args:
+        source: the base model; nothing of it is changed for good.
+        data: what is trained on.
+        config: all settings.
+        adapter: weights to begin with; None begins with fresh ones.
+
+    Raises:
+        ValueError: settings that do not go with the model or the data, or an adapter that does not fit.
+        RuntimeError: the optimiser's package is not installed.
     """
 
-    def __init__(self, source: ModelSource, data: LatentDataset, config: TrainConfig) -> None:
-        self.config = resolved(config, source)
-        config = self.config
+    def __init__(
+        self,
+        source: ModelSource,
+        data: LatentDataset,
+        config: TrainConfig,
+        adapter: AdapterState | None = None,
+    ) -> None:
+        self.config = config = resolved(config, source)
         if config.caption_dropout and not data.empty_cond:
             raise ValueError(
                 f"caption_dropout must be 0 for data without an empty caption, got {config.caption_dropout}; "
@@ -89,9 +111,9 @@ class Trainer:
         self.denoiser = source.denoiser(_DTYPES[config.autocast])
         self.camera = Camera(self.denoiser, source, data, config.rollout)
         self.prediction = source.prediction
-        self.reflexflow = config.rollout.max_step_offset > 0 and config.rollout.reflexflow.active(
-            self.prediction
-        )
+        self.target = TARGETS[config.rollout.target]
+        rollouts = config.rollout.max_step_offset > 0
+        self.reflexflow = rollouts and config.rollout.reflexflow.active(self.prediction)
         self.generators = streams(config.seed)
         self.order = BatchOrder(data, config.batch_size, self.generators["order"])
         self.meter = Meter(self.device)
@@ -103,10 +125,18 @@ class Trainer:
         self.opened = ExitStack()
         self.opened.enter_context(self.denoiser.opened(True, config.gradient_checkpointing))
         try:
-            self.adapter = Adapter(self.denoiser.module, config.lora, config.seed, self.device)
+            self._inject(adapter)
         except BaseException:
             self.opened.close()
             raise
+
+    def _inject(self, adapter: AdapterState | None) -> None:
+        """Put the adapter on the model, and build what goes with its weights."""
+        config = self.config
+        self.adapter = Adapter(self.denoiser.module, config.lora, config.seed, self.device)
+        self.opened.callback(self.adapter.detach)
+        if adapter is not None:
+            self.adapter.load(adapter)
         self.parameters = self.adapter.parameters()
         self.optimizer = build_optimizer(config.optimizer, self.parameters)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.autocast == "fp16")
@@ -116,12 +146,16 @@ class Trainer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.adapter.detach()
         self.opened.close()
 
     # --- one step -------------------------------------------------------------------------------
 
-    def step(self) -> Progress:
+    @property
+    def rollout_step(self) -> int:
+        """Where the coming optimiser step lies in the ramp of the rollouts."""
+        return self.done - self.config.rollout_from
+
+    def step(self) -> StepReport:
         """Train one optimiser step."""
         self.pool.forget(self.done)
         self.mark()
@@ -138,90 +172,69 @@ class Trainer:
         except FloatingPointError:  # the model's own steps left the finite numbers
             measured = dict.fromkeys((*TERMS, "grad_norm"), math.nan)
         self.apply(measured)
-        probability = self.config.rollout.probability_at(self.done - self.config.rollout_from)
+        probability = self.config.rollout.probability_at(self.rollout_step)
         self.history.append(measured | {"lr": lr, "probability": probability})
         self.done += 1
-        return Progress(self.done, measured["total"], probability)
+        return StepReport(self.done, measured["total"], probability)
 
     def micro_step(self) -> tuple[Loss, dict[str, float]]:
         """One forward and backward pass over one batch."""
-        inputs, u = self.next_inputs()
-        since = self.done - self.config.rollout_from
-        plan = draw_plan(self.config.rollout, since, u, self.generators["rollout"])
-        states = None if plan is None else self.rolled_states(plan, inputs)
-        rows = None if plan is None else plan.rows.to(self.device)
-        if rows is not None and states is not None:
-            inputs = put(inputs, rows, states)
-        clean = self.clean_output(states)
-        with self.dropout():
-            output = self.predict("train", inputs.x, inputs.sigma, inputs.cond)
-            with self.meter.time("train"):
-                loss = self.loss(inputs, output, rows, states, clean)
-                self.scaler.scale(loss.total / self.config.accumulation).backward()
-        return loss, self.rollout_facts(plan)
-
-    def next_inputs(self) -> tuple[Inputs, Tensor]:
-        """The next batch as teacher-forced inputs, and the targets ``u_t`` [B] that the timestep sampler drew."""
         config, generators = self.config, self.generators
         batch = self.order.next(generators["captions"])
         u = draw_u(config.timesteps, len(batch.x0), generators["timesteps"])
-        sigma = self.denoiser.schedule.sigma(u).to(batch.x0)
-        noise = torch.randn(batch.x0.shape, generator=generators["noise"], dtype=batch.x0.dtype)
-        cond = drop_captions(batch.cond, self.data.empty_cond, config.caption_dropout, generators["captions"])
-        x0, noise, sigma = (t.to(self.device) for t in (batch.x0, noise, sigma))
-        cond = {name: c.to(self.device) for name, c in cond.items()}
-        mask = None if batch.mask is None else batch.mask.to(self.device)
-        return teacher_forced(self.prediction, x0, noise, sigma, cond, mask), u
+        inputs = self.noised(batch, u)
+        plan = draw_plan(config.rollout, self.rollout_step, u, generators["rollout"])
+        rolled: RolledRows | None = None
+        if plan is not None:
+            states = self.pool.draw(self.done, len(plan.rows), inputs, generators["reuse"])
+            if states is None:
+                with torch.no_grad(), self.meter.time("rollout"):
+                    count = partial(self.meter.count, "rollout")
+                    states, trail = roll_out(plan, config.rollout, self.target, self.denoiser, inputs, count)
+                self.pool.add(self.done, trail)
+            rolled = RolledRows(plan.rows.to(self.device), states, self.clean_output(states))
+            inputs = put(inputs, rolled)
+        with self.dropout():
+            output = self.predict("train", inputs.x, inputs.sigma, inputs.cond)
+            with self.meter.time("train"):
+                loss = self.loss(inputs, output, rolled)
+                self.scaler.scale(loss.total / config.accumulation).backward()
+        return loss, self.rollout_facts(plan)
 
-    def rolled_states(self, plan: Plan, inputs: Inputs) -> States:
-        """States for the planned rows: from earlier rollouts where they may be reused, else rolled out now."""
-        states = self.pool.draw(self.done, len(plan.rows), inputs, self.generators["reuse"])
-        if states is None:
-            predict = partial(self.predict, "rollout")
-            with torch.no_grad():
-                schedule = self.denoiser.schedule
-                states, trail = roll_out(
-                    plan, self.config.rollout, predict, self.prediction, schedule, inputs
-                )
-            self.pool.add(self.done, trail)
-        return states
+    def noised(self, batch: Batch, u: Tensor) -> Inputs:
+        """A batch as teacher-forced inputs at the targets ``u_t`` [B], some of its captions dropped."""
+        generators = self.generators
+        noise = torch.randn(batch.x0.shape, generator=generators["noise"], dtype=batch.x0.dtype)
+        chance, captions = self.config.caption_dropout, generators["captions"]
+        cond = drop_captions(batch.cond, self.data.empty_cond, chance, captions)
+        batch = replace(batch, cond=cond).to(self.device)
+        sigma = self.denoiser.schedule.sigma(u).to(batch.x0)
+        return teacher_forced(self.prediction, batch.x0, noise.to(self.device), sigma, batch.cond, batch.mask)
 
     @torch.no_grad()
-    def clean_output(self, states: States | None) -> Tensor | None:
-        """``v_clean``: the model at the clean interpolant of the rolled rows; None without ReflexFlow."""
-        if states is None or not self.reflexflow:
+    def clean_output(self, states: RolledStates) -> Tensor | None:
+        """``v_clean``: the model at the clean interpolants of rolled states; None without ReflexFlow."""
+        if not self.reflexflow:
             return None
         clean = teacher_forced(
             self.prediction, states.x0, states.noise, states.sigma, states.cond, states.mask
         )
         return self.predict("clean", clean.x, clean.sigma, clean.cond)
 
-    def loss(
-        self, inputs: Inputs, output: Tensor, rows: Tensor | None, states: States | None, clean: Tensor | None
-    ) -> Loss:
+    def loss(self, inputs: Inputs, output: Tensor, rolled: RolledRows | None) -> Loss:
         """The loss of a batch in the model's own prediction form."""
         config, prediction = self.config, self.prediction
-        velocity = weight = terms = None
-        if rows is not None and states is not None:
-            asked, rolled = TARGETS[config.rollout.target], states.rolled(prediction)
-            v_hat = to_velocity(prediction, states.x_hat, states.sigma, output.detach()[rows])
-            velocity = asked.velocity(rolled, v_hat)
-            if asked.weight is not None:
-                weight = torch.ones_like(inputs.sigma).index_copy(0, rows, asked.weight(rolled))
-            terms = RolledTerms(rows, states.x_hat, states.x0, clean)
-        target = training_target(prediction, inputs, rows, velocity)
+        goal = training_goal(prediction, inputs, self.target, rolled, output)
         reflex = config.rollout.reflexflow
-        return batch_loss(
-            config.loss, reflex, prediction, output, target, inputs.sigma, inputs.mask, weight, terms
-        )
+        return batch_loss(config.loss, reflex, prediction, output, goal, inputs.sigma, inputs.mask, rolled)
 
     def predict(self, kind: Kind, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        """The model's output in the state's dtype; counted and timed as `kind`."""
+        """The model's output; counted and timed as `kind`."""
         self.meter.count(kind, len(x))
         with self.meter.time(kind):
-            return self.denoiser.predict(x, sigma, cond).to(x.dtype)
+            return self.denoiser.predict(x, sigma, cond)
 
-    def rollout_facts(self, plan: Plan | None) -> dict[str, float]:
+    def rollout_facts(self, plan: RolloutPlan | None) -> dict[str, float]:
         """Rows that were rolled, their mean length in steps, and the age of their states in optimiser steps."""
         if plan is None:
             return {"rolled": 0.0}
@@ -293,10 +306,10 @@ class Trainer:
                 self.config.loss,
             )
 
-    def film(self) -> Film:
+    def take_film(self) -> Film:
         """A rollout with the adapter as it would be saved; leaves no trace, not even in the meter."""
         with self.averaged():
-            return self.camera.film(self.done)
+            return self.camera.take(self.done)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -318,13 +331,13 @@ class Trainer:
         self._marked = rng, self.order.state_dict(), (self.pool.trail, self.pool.born)
 
     def rewind(self) -> None:
-        """Go back to the begin of a step that did not end, so that its state can be saved."""
+        """Go back to the start of a step that did not end, so that its state can be saved."""
         rng, order, (self.pool.trail, self.pool.born) = self._marked
         for name, saved in rng.items():
             self.generators[name].set_state(saved)
         self.order.load_state_dict(order)
 
-    def state(self) -> State:
+    def state(self) -> RunState:
         """Everything that the next step depends on."""
         tensors: dict[str, Tensor] = {}
         groups: dict[str, dict[str, Tensor]] = {
@@ -351,10 +364,10 @@ class Trainer:
             "seconds": self.seconds,
             "loss": finite_or_none(self.history.last("total")),
         }
-        return State(self.done, tensors, values)
+        return RunState(self.done, tensors, values)
 
-    def load(self, state: State) -> None:
-        """Continue from `state` exactly."""
+    def load(self, state: RunState) -> None:
+        """Go on from `state` exactly."""
         values = state.values
         self.done = state.step
         if self.ema is not None:
@@ -372,16 +385,6 @@ class Trainer:
         self.pool.load(state.group("pool"), values["pool_born"], self.device)
         self.nonfinite_in_a_row = values["nonfinite_in_a_row"]
         self.seconds = values["seconds"]
-
-
-# --- runs ---------------------------------------------------------------------------------------
-
-
-@contextmanager
-def training_mode() -> Iterator[None]:
-    """Gradients on, whatever the host set: ComfyUI runs nodes under inference mode."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
 
 
 def finite_or_none(value: float) -> float | None:

@@ -12,7 +12,7 @@ from ..conditioning import Cond
 from ..data.dataset import Batch, LatentDataset
 from ..forms import Prediction
 from ..objective.losses import LossConfig, elementwise, masked_mean
-from ..objective.states import teacher_forced, training_target
+from ..objective.states import teacher_forced, true_output
 
 LEVELS = 8
 """Noise levels per picture, in the middle of equal parts of the trajectory."""
@@ -22,6 +22,7 @@ SEED = 0
 """Of the noise: every picture and level has its own, the same in every validation of every run."""
 
 Predict = Callable[[Tensor, Tensor, Cond], Tensor]
+"""``predict(x, sigma, cond) -> model output``"""
 
 
 def batches(data: LatentDataset, batch_size: int) -> Iterator[Batch]:
@@ -54,14 +55,12 @@ def validation_loss(
     levels = schedule.sigma((torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS)
     losses = []
     for batch in batches(data, batch_size):
-        x0 = batch.x0.to(device)
-        cond = {name: c.to(device) for name, c in batch.cond.items()}
-        mask = None if batch.mask is None else batch.mask.to(device)
+        batch = batch.to(device)
+        x0 = batch.x0
         for level in levels:
-            noise = torch.randn(batch.x0.shape, generator=generator, dtype=batch.x0.dtype).to(device)
+            noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype).to(device)
             sigma = level.to(x0).expand(len(x0))
-            inputs = teacher_forced(prediction, x0, noise, sigma, cond, mask)
-            target = training_target(prediction, inputs, None, None)
-            error = elementwise(loss, predict(inputs.x, sigma, cond), target)
-            losses.append(masked_mean(error, mask))
+            inputs = teacher_forced(prediction, x0, noise, sigma, batch.cond, batch.mask)
+            error = elementwise(loss, predict(inputs.x, sigma, inputs.cond), true_output(prediction, inputs))
+            losses.append(masked_mean(error, inputs.mask))
     return float(torch.cat(losses).mean())

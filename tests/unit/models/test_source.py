@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from rollout_trainer.training.lora.adapter import Adapter, LoRAConfig
-from rollout_trainer.training.models.source import LoadedModel
+from rollout_trainer.training.models.source import Denoiser, LoadedModel
 
 
-class Source:
+class Source(Denoiser):
     device = torch.device("cpu")
 
     def __init__(self):

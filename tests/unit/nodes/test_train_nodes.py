@@ -6,7 +6,7 @@ import pytest
 
 from rollout_trainer.host.standalone.host import StandaloneHost, installed
 from rollout_trainer.nodes.train import train_watched
-from rollout_trainer.training.runs.run import start
+from rollout_trainer.training.runs.run import resuming, start
 
 
 class Stop(BaseException):
@@ -51,7 +51,7 @@ def watched(make_data, make_config, toy_source, tmp_path):
         run = start(tmp_path / "runs", "t", toy_source, make_data(), make_config(**changes))
         with installed(host):
             try:
-                train_watched(run, steps)
+                train_watched(resuming(run), steps)
             finally:
                 assert host.run == run.folder
                 json.dumps(bar.told, allow_nan=False)
@@ -75,7 +75,7 @@ def test_what_is_asked_for_is_done_and_told(watched):
 def test_films_at_the_widgets_steps_are_shown_with_the_progress(watched):
     bar = Bar()
     watched(bar, preview_every=2)
-    assert list(bar.pictures) == [1, 2, 4]  # the one of the begin comes with the first step
+    assert list(bar.pictures) == [1, 2, 4]  # the one of the start comes with the first step
     assert bar.last[1]["film"] == [0, 2, 4]
 
 

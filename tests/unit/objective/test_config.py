@@ -98,7 +98,7 @@ def test_ramp_runs_upwards_from_zero():
     assert values == sorted(values)
     assert values[0] == 0.0
     assert values[5] == pytest.approx(0.25)
-    assert values[1] < 0.05  # slow at the begin
+    assert values[1] < 0.05  # slow at the start
     assert values[10] == 0.5
 
 

@@ -9,7 +9,6 @@ from rollout_trainer.training.objective.losses import (
     TERMS,
     Loss,
     LossConfig,
-    RolledTerms,
     adr,
     batch_loss,
     fc_weight,
@@ -17,6 +16,7 @@ from rollout_trainer.training.objective.losses import (
     mean_terms,
     min_snr,
 )
+from rollout_trainer.training.objective.states import Goal, RolledRows, RolledStates
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
@@ -77,18 +77,21 @@ def case(b=4, rows=(1, 3)):
     output, target, x0, x_hat = (randn(b, 2, 4, 4, seed=s, dtype=torch.float32) for s in range(4))
     index = torch.tensor(rows)
     clean = randn(len(rows), 2, 4, 4, seed=9, dtype=torch.float32)
-    return output, target, torch.full((b,), 0.5), RolledTerms(index, x_hat[index], x0[index], clean)
+    sigma = torch.full((b,), 0.5)
+    x0, x_hat = x0[index], x_hat[index]
+    states = RolledStates(x_hat, sigma[index], x_hat, x0, x0, {}, None)
+    return output, Goal(target), sigma, RolledRows(index, states, clean)
 
 
 def test_terms_by_hand():
-    output, target, sigma, rolled = case()
+    output, goal, sigma, rolled = case()
     reflex = ReflexFlowConfig(alpha=0.7, beta1=0.3, beta2=0.9)
-    loss = batch_loss(LossConfig(), reflex, "flow", output, target, sigma, rolled=rolled)
-    base = (output - target).square().mean((1, 2, 3))
-    e = rolled.clean_output - output[rolled.rows]
+    loss = batch_loss(LossConfig(), reflex, "flow", output, goal, sigma, rolled=rolled)
+    base = (output - goal.output).square().mean((1, 2, 3))
+    e = rolled.clean - output[rolled.rows]
     w = (1 + 0.7 * e / e.abs().mean((1, 2, 3), keepdim=True)).clamp(min=0)
-    fc = 0.9 * (w * (output - target)[rolled.rows].square()).mean((1, 2, 3))
-    drift = (rolled.x_hat - rolled.x0).flatten(1)
+    fc = 0.9 * (w * (output - goal.output)[rolled.rows].square()).mean((1, 2, 3))
+    drift = (rolled.states.x_hat - rolled.states.x0).flatten(1)
     v = output[rolled.rows].flatten(1)
     adr_ = 0.3 * (v / v.norm(dim=1, keepdim=True) - drift / drift.norm(dim=1, keepdim=True)).square().sum(1)
     torch.testing.assert_close(loss.base, base.mean())
@@ -99,13 +102,11 @@ def test_terms_by_hand():
 
 def test_rows_that_were_not_rolled_get_the_plain_gradient():
     """In SimpleTuner ADR was added to every row; here a row that was not rolled does not know of ReflexFlow."""
-    output, target, sigma, rolled = case()
+    output, goal, sigma, rolled = case()
     grads = []
     for terms in (rolled, None):
         out = output.clone().requires_grad_()
-        batch_loss(
-            LossConfig(), ReflexFlowConfig(), "flow", out, target, sigma, rolled=terms
-        ).total.backward()
+        batch_loss(LossConfig(), ReflexFlowConfig(), "flow", out, goal, sigma, rolled=terms).total.backward()
         grads.append(out.grad)
     assert torch.equal(grads[0][[0, 2]], grads[1][[0, 2]])
     assert not torch.equal(grads[0][[1, 3]], grads[1][[1, 3]])
@@ -113,14 +114,14 @@ def test_rows_that_were_not_rolled_get_the_plain_gradient():
 
 def test_masks_apply_to_all_terms():
     """What lies outside of the mask changes no term and gets no gradient."""
-    output, target, sigma, rolled = case()
+    output, goal, sigma, rolled = case()
     mask = torch.ones(4, 1, 4, 4)
     mask[:, :, :, 2:] = 0
     spoiled = output + 100 * (1 - mask)
     terms = []
     for out in (output, spoiled):
         out = out.clone().requires_grad_()
-        loss = batch_loss(LossConfig(), ReflexFlowConfig(), "flow", out, target, sigma, mask, rolled=rolled)
+        loss = batch_loss(LossConfig(), ReflexFlowConfig(), "flow", out, goal, sigma, mask, rolled=rolled)
         loss.total.backward()
         assert (out.grad * (1 - mask) == 0).all()
         terms.append(torch.stack([loss.total.detach(), loss.base, loss.fc, loss.adr]))
@@ -136,7 +137,12 @@ def test_huber_is_mse_for_small_errors_and_linear_for_large_ones():
     out, target, sigma = torch.zeros(2, 1, 1, 1), torch.tensor([0.01, 50.0]).view(2, 1, 1, 1), torch.ones(2)
     huber = [
         batch_loss(
-            LossConfig("huber", 0.5), ReflexFlowConfig(), "flow", out[i : i + 1], target[i : i + 1], sigma[:1]
+            LossConfig("huber", 0.5),
+            ReflexFlowConfig(),
+            "flow",
+            out[i : i + 1],
+            Goal(target[i : i + 1]),
+            sigma[:1],
         )
         for i in range(2)
     ]
@@ -150,7 +156,7 @@ def test_min_snr_weights():
     torch.testing.assert_close(min_snr(config, "epsilon", sigma), torch.tensor([0.05, 1.0, 1.0]))
     torch.testing.assert_close(min_snr(config, "v", sigma), torch.tensor([5 / 101, 0.5, 0.01 / 1.01]))
     output, target = randn(3, 1, 2, 2, dtype=torch.float32), torch.zeros(3, 1, 2, 2)
-    flow = batch_loss(config, ReflexFlowConfig(), "flow", output, target, sigma)
+    flow = batch_loss(config, ReflexFlowConfig(), "flow", output, Goal(target), sigma)
     assert flow.total == pytest.approx(float(output.square().mean()))  # flow models have no SNR weighting
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rollout_trainer.training.objective.reuse import StatePool
-from rollout_trainer.training.objective.states import Inputs, States, Trail
+from rollout_trainer.training.objective.states import Inputs, RolledStates, Trail
 
 
 def a_trail(rows: int, lengths: list[int], mask: bool = False, side: int = 4, offset: float = 0.0) -> Trail:
@@ -19,7 +19,7 @@ def a_trail(rows: int, lengths: list[int], mask: bool = False, side: int = 4, of
     row = torch.repeat_interleave(torch.arange(rows), torch.tensor(lengths))
     part = torch.cat([torch.arange(n) for n in lengths]) / 100
     latent = filled(2, side, side)
-    ends = States(
+    ends = RolledStates(
         latent, filled(), latent + 10, latent + 20, latent + 30, {"context": filled(3)},
         filled(1, side, side) if mask else None,
     )  # fmt: skip
@@ -32,7 +32,7 @@ def a_batch(side: int = 4) -> Inputs:
     return Inputs(x, torch.zeros(2), x, x, {"context": torch.zeros(2, 3)}, None)
 
 
-def assert_own(states: States) -> None:
+def assert_own(states: RolledStates) -> None:
     """Every state came with its own row's tensors."""
     row = states.sigma.floor()
     assert torch.equal(states.x_hat[:, 0, 0, 0], states.sigma)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from everything import Given, rolled_out
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -9,10 +10,9 @@ from rollout_trainer.samplers import SAMPLERS, FlowSchedule, TableSchedule
 from rollout_trainer.training.forms import add_noise, expand
 from rollout_trainer.training.objective.config import ReflexFlowConfig, RolloutConfig
 from rollout_trainer.training.objective.rollout import (
-    Plan,
+    RolloutPlan,
     draw_plan,
     expected_extra_forwards,
-    roll_out,
     row_evaluations,
 )
 from rollout_trainer.training.objective.states import teacher_forced
@@ -165,7 +165,7 @@ def test_row_evaluations_equal_the_formula(sampler, target, order, batch, offset
     if plan is None:
         return
     model = Gaussian("flow")
-    roll_out(plan, config, model, "flow", FlowSchedule(3.0), inputs(u))
+    rolled_out(plan, config, Given(model), inputs(u))
     calls = 4 if sampler == "rk4" else 1
     expected = int(plan.steps.sum()) * calls
     longest = int(plan.steps.max()) * calls
@@ -201,9 +201,9 @@ def test_a_perfect_denoiser_lands_on_the_exact_flow(prediction, sampler):
             max_step_offset=per // 4, probability=1.0, sampler=sampler, steps_per_trajectory=per
         )
         # the same way at every fineness: a fifth of the trajectory for each row
-        plan = Plan(torch.arange(5), torch.full((5,), per // 5), u + 0.2, u)
+        plan = RolloutPlan(torch.arange(5), torch.full((5,), per // 5), u + 0.2, u)
         model, batch = Gaussian(prediction), inputs(u, prediction, schedule)
-        states, _ = roll_out(plan, config, model, prediction, schedule, batch)
+        states, _ = rolled_out(plan, config, Given(model, prediction, schedule), batch)
         s, t = schedule.sigma(u + 0.2), schedule.sigma(u)
         exact = model.exact(add_noise(prediction, batch.x0, batch.noise, s), s, t)
         errors.append(float((states.x_hat - exact).abs().max()))
@@ -229,7 +229,7 @@ def test_a_point_mass_is_rolled_to_the_clean_interpolant_itself(prediction, samp
         return (x - point[: len(x)]) / expand(sigma, x)
 
     plan = draw_plan(config, 0, u, seeded(3))
-    states, _ = roll_out(plan, config, model, prediction, schedule, batch)
+    states, _ = rolled_out(plan, config, Given(model, prediction, schedule), batch)
     torch.testing.assert_close(states.x_hat, batch.x[plan.rows], atol=1e-10, rtol=1e-10)
     torch.testing.assert_close(states.velocity_source, (batch.noise - batch.x0 if prediction == "flow"
                                else batch.noise)[plan.rows])  # fmt: skip
@@ -246,8 +246,8 @@ def test_rollouts_move_towards_less_noise():
             return torch.zeros_like(x)
 
         config = RolloutConfig(max_step_offset=5, probability=1.0, sampler="euler")
-        plan = Plan(torch.tensor([0]), torch.tensor([5]), torch.tensor([0.6]).double(), u)
-        roll_out(plan, config, model, prediction, schedule, inputs(u, prediction, schedule))
+        plan = RolloutPlan(torch.tensor([0]), torch.tensor([5]), torch.tensor([0.6]).double(), u)
+        rolled_out(plan, config, Given(model, prediction, schedule), inputs(u, prediction, schedule))
         assert seen == sorted(seen, reverse=True)
         assert seen[0] == pytest.approx(float(schedule.sigma(plan.u_source)))
         assert seen[-1] > float(schedule.sigma(u))
@@ -279,8 +279,8 @@ def test_the_chosen_order_is_reached():
     landed = []
     for order in (1, 2, 3):
         config = RolloutConfig(max_step_offset=6, probability=1.0, sampler="dpm", order=order)
-        plan = Plan(torch.tensor([0]), torch.tensor([6]), torch.tensor([0.6]).double(), u)
-        states, _ = roll_out(plan, config, Gaussian("flow"), "flow", FlowSchedule(3.0), inputs(u))
+        plan = RolloutPlan(torch.tensor([0]), torch.tensor([6]), torch.tensor([0.6]).double(), u)
+        states, _ = rolled_out(plan, config, Given(Gaussian("flow")), inputs(u))
         landed.append(states.x_hat)
     exact = Gaussian("flow").exact(
         add_noise(
@@ -298,9 +298,9 @@ def test_reuse_gives_every_state_on_the_way():
     config = RolloutConfig(max_step_offset=5, probability=1.0, reuse=3, reflexflow=ReflexFlowConfig("off"))
     plan = draw_plan(config, 0, u, seeded(2))
     model, batch = Gaussian("flow"), inputs(u)
-    states, trail = roll_out(plan, config, model, "flow", FlowSchedule(3.0), batch)
+    states, trail = rolled_out(plan, config, Given(model), batch)
     assert len(trail) == int(plan.steps.sum())
-    along = trail.states(torch.arange(len(trail)))
+    along = trail.at(torch.arange(len(trail)))
     for r in range(len(plan.rows)):  # every row's last state on the way is its state at its target
         own = (along.cond["row"] == states.cond["row"][r]).nonzero().squeeze(1)
         assert len(own) == plan.steps[r]

@@ -2,15 +2,17 @@
 
 What is held on to here: a target whose only data part is the paired x0 teaches E[x0 | x_s], which is too flat at
 the rolled state x_hat; `residual` is unbiased at any length and with any solver. All of it goes through the
-trainer's own functions: `draw_plan`, `roll_out`, `TARGETS`, `put`, `training_target`.
+trainer's own functions: `draw_plan`, `roll_out`, `TARGETS`, `put`, `training_goal`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from everything import Given, rolled_out
 from torch import Tensor
 
 from rollout_trainer.samplers import SAMPLERS, FlowSchedule, Schedule, TableSchedule, integrate
@@ -21,13 +23,14 @@ from rollout_trainer.training.forms import (
     expand,
     from_velocity,
     to_denoised,
-    to_velocity,
 )
 from rollout_trainer.training.objective.config import RolloutConfig
-from rollout_trainer.training.objective.rollout import Plan, Predict, draw_plan, roll_out
-from rollout_trainer.training.objective.states import Inputs, put, teacher_forced, training_target
+from rollout_trainer.training.objective.rollout import RolloutPlan, draw_plan
+from rollout_trainer.training.objective.states import Inputs, RolledRows, put, teacher_forced, training_goal
 from rollout_trainer.training.objective.targets import TARGETS
 
+Predict = Callable[[Tensor, Tensor, Cond], Tensor]
+"""``predict(x, sigma, cond) -> model output``"""
 PREDICTIONS: tuple[Prediction, ...] = ("flow", "epsilon", "v")
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
 TABLE = TableSchedule.from_alphas_cumprod((1 - BETAS).cumprod(0))
@@ -115,23 +118,21 @@ def asked(
     prediction: Prediction,
     config: RolloutConfig,
     predict: Predict,
-    plan: Plan | None,
+    plan: RolloutPlan | None,
     inputs: Inputs,
     schedule: Schedule,
 ) -> Asked:
     """A training step from the plan to the loss."""
-    weight = torch.ones_like(inputs.sigma)
-    if plan is None:
-        return Asked(inputs, training_target(prediction, inputs, None, None), weight)
-    states, _ = roll_out(plan, config, predict, prediction, schedule, inputs)
-    output = predict(states.x_hat, states.sigma, states.cond)
-    v_hat = to_velocity(prediction, states.x_hat, states.sigma, output)
-    target, rolled = TARGETS[config.target], states.rolled(prediction)
-    if target.weight is not None:
-        weight = weight.index_copy(0, plan.rows, target.weight(rolled))
-    inputs = put(inputs, plan.rows, states)
-    velocity = target.velocity(rolled, v_hat)
-    return Asked(inputs, training_target(prediction, inputs, plan.rows, velocity), weight)
+    model, target = Given(predict, prediction, schedule), TARGETS[config.target]
+    rolled = None
+    if plan is not None:
+        states, _ = rolled_out(plan, config, model, inputs)
+        rolled = RolledRows(plan.rows, states, None)
+        inputs = put(inputs, rolled)
+    output = predict(inputs.x, inputs.sigma, inputs.cond)
+    goal = training_goal(prediction, inputs, target, rolled, output)
+    weight = torch.ones_like(inputs.sigma) if goal.weight is None else goal.weight
+    return Asked(inputs, goal.output, weight)
 
 
 # --- the output that is asked for ---------------------------------------------------------------
@@ -227,8 +228,8 @@ def test_at_a_drifted_state_each_target_asks_its_own(target, prediction):
 
 
 def with_its_posterior(
-    data: Mixture, plan: Plan, schedule: Schedule, inputs: Inputs
-) -> tuple[Plan, Inputs, Tensor]:
+    data: Mixture, plan: RolloutPlan, schedule: Schedule, inputs: Inputs
+) -> tuple[RolloutPlan, Inputs, Tensor]:
     """Put all data that could have made a source in its place: 2 modes x 3 Gauss-Hermite nodes a row, R rows -> 6 R.
 
     Returns:
@@ -244,7 +245,7 @@ def with_its_posterior(
     own = [t.repeat_interleave(6) for t in (plan.steps, plan.u_source, plan.u_target)]
     sigma = schedule.sigma(own[2])
     batch = teacher_forced(data.prediction, x0, data.noise_of(x_s, s, x0), sigma, {}, None)
-    return Plan(torch.arange(len(x0)), *own), batch, weights
+    return RolloutPlan(torch.arange(len(x0)), *own), batch, weights
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -319,7 +320,7 @@ def test_paired_data_teach_too_little_variance_by_the_difference_of_mmse(predict
         spread = (weights * (means - data.denoised(x_s, sigma)) ** 2).sum(1, keepdim=True)
         return mean(spread + own, float(sigma[0]))
 
-    plan = Plan(torch.arange(n), torch.full((n,), 100), schedule.u(sigma_s), schedule.u(sigma_t))
+    plan = RolloutPlan(torch.arange(n), torch.full((n,), 100), schedule.u(sigma_s), schedule.u(sigma_t))
     x0 = data.denoised(x_s, sigma_s)
     inputs = teacher_forced(prediction, x0, data.noise_of(x_s, sigma_s, x0), sigma_t, {}, None)
     config = RolloutConfig(max_step_offset=1, probability=1.0, sampler="rk4", target="corrective")

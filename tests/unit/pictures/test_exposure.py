@@ -10,12 +10,13 @@ import torch
 from rollout_trainer.samplers import FlowSchedule
 from rollout_trainer.training.data.dataset import Bucket, LatentDataset
 from rollout_trainer.training.forms import expand
+from rollout_trainer.training.models.source import Denoiser
 from rollout_trainer.training.pictures.exposure import BANDS, energy_distance, exposure_bias, radial_power
 
 M, S = 0.5, 0.8  # data N(M, S^2) per element
 
 
-class Exact:
+class Exact(Denoiser):
     """The exact velocity of Gaussian data, times `gain`, as model and source in one."""
 
     prediction = "flow"

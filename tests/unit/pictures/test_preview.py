@@ -4,13 +4,14 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from everything import rolled_out
 from torch import nn
 
 from rollout_trainer.samplers import FlowSchedule, TableSchedule, trajectory
 from rollout_trainer.training.forms import expand, from_velocity, to_denoised
-from rollout_trainer.training.models.source import LoadedModel
+from rollout_trainer.training.models.source import Denoiser, LoadedModel
 from rollout_trainer.training.objective.config import RolloutConfig
-from rollout_trainer.training.objective.rollout import Plan, roll_out
+from rollout_trainer.training.objective.rollout import RolloutPlan
 from rollout_trainer.training.objective.states import teacher_forced
 from rollout_trainer.training.pictures.preview import drift_floor, pictures, rms, rollout_frames
 
@@ -18,7 +19,7 @@ STD, MEAN = 0.5, 0.7
 SHAPE = (2, 3, 3)
 
 
-class Source:
+class Source(Denoiser):
     """The exact model of data N(MEAN, STD^2) in each place; decoding repeats the first channel thrice."""
 
     name = "gauss"
@@ -98,9 +99,9 @@ def test_frames_end_where_training_rolls_out_to(prediction, sampler):
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(2), dtype=x0.dtype)
     sigma = source.schedule.sigma(torch.full((3,), 0.4, dtype=torch.float64))
     u = torch.full((3,), 0.4, dtype=torch.float64)
-    plan = Plan(torch.arange(3), torch.full((3,), 6), u + 6 / 50, u)
+    plan = RolloutPlan(torch.arange(3), torch.full((3,), 6), u + 6 / 50, u)
     inputs = teacher_forced(prediction, x0, noise, sigma, cond, None)
-    states, _ = roll_out(plan, settings, source.predict, prediction, source.schedule, inputs)
+    states, _ = rolled_out(plan, settings, source, inputs)
     torch.testing.assert_close(frames.own[-1], states.x_hat)
     torch.testing.assert_close(frames.clean[-1], inputs.x)
 

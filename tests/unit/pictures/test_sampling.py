@@ -8,14 +8,14 @@ from torch import nn
 
 from rollout_trainer.samplers import FlowSchedule, TableSchedule
 from rollout_trainer.training.forms import expand, from_velocity
-from rollout_trainer.training.models.source import LoadedModel
+from rollout_trainer.training.models.source import Denoiser, LoadedModel
 from rollout_trainer.training.pictures.sampling import sample, seeded_noise
 
 STD = 0.3
 MEANS = {"": 0.0, "one": 1.0, "two": 2.0, "bad": -1.0}
 
 
-class Source:
+class Source(Denoiser):
     """Data N(mean of the caption, STD^2) in each of 2 x 4 x 4 places; decoding is the identity."""
 
     name = "gauss"

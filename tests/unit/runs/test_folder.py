@@ -24,10 +24,10 @@ from rollout_trainer.training.objective.config import RolloutConfig
 from rollout_trainer.training.runs import folder as folder_module
 from rollout_trainer.training.runs.folder import RunFolder
 from rollout_trainer.training.runs.run import reopen, start, train
-from rollout_trainer.training.trainer.state import History, State
+from rollout_trainer.training.trainer.state import History, RunState
 
 
-def a_state(step: int, value: float = 0.0) -> State:
+def a_state(step: int, value: float = 0.0) -> RunState:
     tensors = {
         "adapter.a.weight": torch.full((3, 2), value),
         "adapter.half": torch.full((4,), value, dtype=torch.bfloat16),
@@ -35,7 +35,7 @@ def a_state(step: int, value: float = 0.0) -> State:
         "history.total": torch.tensor([0.5, float("nan")], dtype=torch.float64),
         "adapterless.x": torch.zeros(()),
     }
-    return State(step, tensors, {"optimizer": {"lr": 1e-4, "betas": [0.9, 0.99]}, "loss": value})
+    return RunState(step, tensors, {"optimizer": {"lr": 1e-4, "betas": [0.9, 0.99]}, "loss": value})
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_a_state_is_read_back_as_it_was(folder):
 
 def test_views_and_gradients_are_saved_as_plain_tensors(folder):
     x = torch.arange(12.0, requires_grad=True)
-    folder.save(State(1, {"adapter.t": x.view(3, 4).T, "adapter.again": x}, {}))
+    folder.save(RunState(1, {"adapter.t": x.view(3, 4).T, "adapter.again": x}, {}))
     read = folder.load(1)
     assert torch.equal(read.tensors["adapter.t"], x.detach().view(3, 4).T)
     assert not read.tensors["adapter.again"].requires_grad
@@ -327,7 +327,7 @@ def uninterrupted(run, step: int):
     return train(whole, step).state
 
 
-def assert_equal_states(ours: State, expected: State) -> None:
+def assert_equal_states(ours: RunState, expected: RunState) -> None:
     assert ours.tensors.keys() == expected.tensors.keys()
     for name, tensor in expected.tensors.items():
         assert torch.equal(ours.tensors[name].nan_to_num(-7), tensor.nan_to_num(-7)), name

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rollout_trainer.samplers import FlowSchedule, State, integrate, prepare, step
+from rollout_trainer.samplers import FlowSchedule, SolverState, integrate, prepare, step
 
 Sigmas = Callable[[Tensor], Tensor]
 """Noise level at fractions in [0, 1] of the interior range; other fractions lie beyond its ends."""
@@ -34,7 +34,7 @@ def seeded_error(problem: Any, grid: Sigmas, sampler: str, order: int, steps: in
     f = torch.arange(steps + before, -1, -1, dtype=torch.float64) / steps
     sigmas = grid(f)
     past = [problem.denoise(problem.exact(s), s) for s in sigmas[:before].flip(0)]
-    state = State(problem.exact(sigmas[before]), before, tuple(past), problem.exact(sigmas[before - 1]))
+    state = SolverState(problem.exact(sigmas[before]), before, tuple(past), problem.exact(sigmas[before - 1]))
     plan = prepare(state.x, sigmas, sampler, order, problem.process)
     while state.step < len(plan.steps):
         state = step(problem.denoise, state, plan)

@@ -14,7 +14,7 @@ from torch import Tensor
 from rollout_trainer.samplers import (
     SAMPLERS,
     FlowSchedule,
-    Frame,
+    SolverFrame,
     check_finite,
     integrate,
     prepare,
@@ -157,7 +157,7 @@ def test_one_step_is_an_euler_step(sampler, order, process):
 @every_solver
 def test_the_last_step_to_sigma_0_returns_the_prediction(sampler, order, process):
     # Exactly, so that nothing is left of an epsilon. UniPC predicts at the state it then corrects in vain.
-    frames: list[Frame] = []
+    frames: list[SolverFrame] = []
     sigmas = torch.tensor([0.9, 0.6, 0.3, 0.0], dtype=torch.float64)
     x = integrate(Counter(), noise(2, 3), sigmas, sampler, order, process, frames.append)
     assert torch.equal(x, frames[-1].denoised)
@@ -271,7 +271,7 @@ def test_the_parts_of_a_trajectory_join(sampler, process):
 def test_frames_tell_step_sigma_rows_and_denoised(sampler, order):
     sigmas = torch.tensor([[0.9, 0.9, 0.6, 0.3], [0.8, 0.5, 0.5, 0.1]], dtype=torch.float64)
     x = noise(2, 3)
-    frames: list[Frame] = []
+    frames: list[SolverFrame] = []
     result = integrate(Counter(), x, sigmas, sampler, order, callback=frames.append)
     assert [(frame.step, frame.steps) for frame in frames] == [(0, 3), (1, 3), (2, 3)]
     assert [frame.rows.tolist() for frame in frames] == [[1], [0], [0, 1]]
@@ -283,7 +283,7 @@ def test_frames_tell_step_sigma_rows_and_denoised(sampler, order):
 
 
 def test_steps_in_which_nobody_moves_call_nobody():
-    frames: list[Frame] = []
+    frames: list[SolverFrame] = []
     integrate(Counter(), noise(1, 2), torch.tensor([0.5, 0.5, 0.2]), callback=frames.append)
     assert [frame.step for frame in frames] == [1]
 
@@ -292,7 +292,7 @@ def test_an_exception_in_the_callback_stops_the_run():
     class CancelledError(Exception):
         pass
 
-    def cancel(frame: Frame) -> None:
+    def cancel(frame: SolverFrame) -> None:
         raise CancelledError
 
     denoise = Counter()

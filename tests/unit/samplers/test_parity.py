@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rollout_trainer.samplers import FlowSchedule, TableSchedule, integrate
-from rollout_trainer.samplers.coefficients import Nodes, corrector_weights, predictor_weights
+from rollout_trainer.samplers.coefficients import Quadrature, corrector_weights, predictor_weights
 
 pytest.importorskip("diffusers")
 from diffusers import (
@@ -179,8 +179,8 @@ def test_a_start_at_sigma_1_is_the_limit_of_starts_ever_closer_to_it():
     def weights(h_first: float) -> tuple[Tensor, Tensor]:
         h = torch.tensor([[h_first, 1.1, 0.7, 0.5]], dtype=torch.float64)
         sigma = torch.tensor([[0.9, 0.8, 0.7, 0.6, 0.5]], dtype=torch.float64)
-        nodes = Nodes(sigma[:, :-1], sigma[:, 1:], h)
-        return predictor_weights(nodes, 3), corrector_weights(nodes, 3)
+        quadrature = Quadrature(sigma[:, :-1], sigma[:, 1:], h)
+        return predictor_weights(quadrature, 3), corrector_weights(quadrature, 3)
 
     # The difference falls like 1 / h; further out, powers up to h^3 in one system leave LAPACK no digits.
     for exact, close in zip(weights(math.inf), weights(1e8), strict=True):

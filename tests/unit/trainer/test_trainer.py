@@ -14,7 +14,7 @@ from rollout_trainer.training.objective.config import ReflexFlowConfig, RolloutC
 from rollout_trainer.training.objective.losses import LossConfig
 from rollout_trainer.training.objective.timesteps import TimestepConfig
 from rollout_trainer.training.runs.folder import RunFolder
-from rollout_trainer.training.runs.run import Run, reopen, start, train, validate
+from rollout_trainer.training.runs.run import Run, reopen, start, starting, train, validate
 from rollout_trainer.training.trainer.config import streams
 from rollout_trainer.training.trainer.optim import OptimizerConfig
 from rollout_trainer.training.trainer.trainer import Trainer
@@ -286,7 +286,7 @@ def test_a_stop_saves_and_the_run_goes_on_from_there(make_source, make_data, mak
 
 
 def test_an_error_within_a_step_loses_only_that_step(make_source, make_data, make_config, tmp_path):
-    """The state that is saved is the one at the step's begin: random streams and data order go back."""
+    """The state that is saved is the one at the step's start: random streams and data order go back."""
     data, config = make_data(), make_config(**EVERYTHING)
     source = make_source("flow")
     run = start(tmp_path, "t", source, data, config)
@@ -454,7 +454,7 @@ def test_what_rollouts_cost_is_said_first(toy_source, make_data, make_config, tm
     for checkpointing, factor in ((False, "1.5x"), (True, "1.3x")):
         config = make_config(rollout=rollout, gradient_checkpointing=checkpointing)
         with standalone.installed(host := Told(tmp_path)):
-            train_watched(start(tmp_path, "t", toy_source, make_data(), config), 1)
+            train_watched(starting(tmp_path, "t", toy_source, make_data(), config), 1)
         assert host.texts[0] == f"about 1.0 extra forwards per sample, {factor} the time of a plain step"
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rollout_trainer.training.conditioning import alike, joined, rows, select
+from rollout_trainer.training.conditioning import alike, joined, select, separated
 from rollout_trainer.training.objective.states import drop_captions
 
 
@@ -25,13 +25,13 @@ def same(a, b):
 
 
 def test_rows_come_back_as_they_were():
-    for given, found in zip(ROWS, rows(joined(ROWS)), strict=True):
+    for given, found in zip(ROWS, separated(joined(ROWS)), strict=True):
         same(given, found)
 
 
 def test_selected_rows_of_joined_joins_come_back():
     both = joined([joined(ROWS[:2]), joined(ROWS[1:])])  # padded twice, to different sizes
-    for i, found in zip((3, 0, 2), rows(select(both, torch.tensor([3, 0, 2]))), strict=True):
+    for i, found in zip((3, 0, 2), separated(select(both, torch.tensor([3, 0, 2]))), strict=True):
         same([*ROWS[:2], *ROWS[1:]][i], found)
 
 
@@ -45,7 +45,7 @@ def test_conditioning_of_one_size_is_not_touched():
 def test_a_dropped_caption_is_the_empty_one_with_its_own_length():
     cond, empty = alike([joined(ROWS), row(2)])
     dropped = drop_captions(cond, empty, 1.0, torch.Generator())
-    for found in rows(dropped):
+    for found in separated(dropped):
         same(row(2), found)
 
 
