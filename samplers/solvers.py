@@ -176,29 +176,26 @@ def rk4(denoise: Denoise, state: SolverState, step: Step) -> SolverState:
     that end at sigma = 0, where ``(x - denoised) / sigma`` has no value, take an Euler step.
     """
     denoised = checked(denoise(state.x, step.sigma, step.rows), state.x)
-    if step.above_zero is None:
-        x_next = _rk4_stages(denoise, state.x, denoised, step)
-    else:
-        x_next = torch.lerp(denoised, state.x, step.columns[0])
-        if len(places := step.above_zero):
-            inner = _rk4_stages(denoise, state.x[places], denoised[places], step.take(places))
-            x_next = x_next.index_copy(0, places, inner)
-    return SolverState(x_next, state.step + 1, (denoised,))
-
-
-def _rk4_stages(denoise: Denoise, x: Tensor, denoised: Tensor, step: Step) -> Tensor:
-    """x at sigma_next, from the prediction `denoised` at the start and three more calls."""
-    _, middle, length, per_sigma, per_middle, per_sigma_next = step.columns
+    x, k_1, inner = state.x, state.x - denoised, step
+    if step.above_zero is not None:
+        ended = torch.lerp(denoised, x, step.columns[0])
+        if not len(step.above_zero):
+            return SolverState(ended, state.step + 1, (denoised,))
+        x, k_1, inner = x[step.above_zero], k_1[step.above_zero], step.take(step.above_zero)
+    _, middle, length, per_sigma, per_middle, per_sigma_next = inner.columns
     sigma_middle = middle.reshape(-1)  # [A, 1, ..., 1] -> [A]
-    k_1 = (x - denoised).mul_(per_sigma)
+    k_1 = k_1.mul_(per_sigma)
     x_2 = torch.addcmul(x, length, k_1, value=1 / 2)
-    k_2 = (x_2 - checked(denoise(x_2, sigma_middle, step.rows), x_2)).mul_(per_middle)
+    k_2 = (x_2 - checked(denoise(x_2, sigma_middle, inner.rows), x_2)).mul_(per_middle)
     x_3 = torch.addcmul(x, length, k_2, value=1 / 2)
-    k_3 = (x_3 - checked(denoise(x_3, sigma_middle, step.rows), x_3)).mul_(per_middle)
+    k_3 = (x_3 - checked(denoise(x_3, sigma_middle, inner.rows), x_3)).mul_(per_middle)
     x_4 = torch.addcmul(x, length, k_3)
-    k_4 = (x_4 - checked(denoise(x_4, step.sigma_next, step.rows), x_4)).mul_(per_sigma_next)
+    k_4 = (x_4 - checked(denoise(x_4, inner.sigma_next, inner.rows), x_4)).mul_(per_sigma_next)
     slope = torch.add(k_1 + k_4, k_2 + k_3, alpha=2)
-    return torch.addcmul(x, length, slope, value=1 / 6)
+    x_next = torch.addcmul(x, length, slope, value=1 / 6)
+    if step.above_zero is not None:
+        x_next = ended.index_copy(0, step.above_zero, x_next)
+    return SolverState(x_next, state.step + 1, (denoised,))
 
 
 SAMPLERS: dict[str, Sampler] = {

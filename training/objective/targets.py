@@ -68,15 +68,15 @@ class Field:
     def velocity(self, x: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:
         """``dx/dsigma`` of the rows `rows: LongTensor [A]` at `x: [A, ...]`, `sigma: [A]`."""
         velocity = self.model.velocity(x, sigma, self.at(rows))
-        if not self._first:
-            self._first.append(velocity)
+        self._first = self._first or [velocity]
         return velocity
 
     def denoised(self, x: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:
         """The estimate of x0 there; the first call goes by the velocity, so that both come from one model call."""
-        if not self._first:
-            return x - expand(sigma, x) * self.velocity(x, sigma, rows)
-        return self.model.denoised(x, sigma, self.at(rows))
+        if self._first:
+            return self.model.denoised(x, sigma, self.at(rows))
+        self._first.append(self.model.velocity(x, sigma, self.at(rows)))
+        return x - expand(sigma, x) * self._first[0]
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from ..checks import from_plain, to_plain
 from ..data.dataset import LatentDataset
 from ..lora.adapter import AdapterState
@@ -19,7 +17,7 @@ from ..pictures.film import Film
 from ..trainer.config import TrainConfig, resolved
 from ..trainer.meter import Stopwatch
 from ..trainer.state import History, RunState
-from ..trainer.trainer import StepReport, Trainer
+from ..trainer.trainer import StepReport, Trainer, training_mode
 from .folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -272,13 +270,6 @@ def reopen(
 def due(every: int, step: int) -> bool:
     """Whether what happens every so many steps, 0 is never, happens after `step`."""
     return bool(every) and step % every == 0
-
-
-@contextmanager
-def training_mode() -> Iterator[None]:
-    """Gradients on, whatever the host set: ComfyUI runs nodes under inference mode."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
 
 
 @contextmanager

@@ -387,6 +387,13 @@ class Trainer:
         self.seconds = values["seconds"]
 
 
+@contextmanager
+def training_mode() -> Iterator[None]:
+    """Gradients on, whatever the host set: ComfyUI runs nodes under inference mode."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
 def finite_or_none(value: float) -> float | None:
     """`value` as strict JSON can hold it."""
     return value if math.isfinite(value) else None

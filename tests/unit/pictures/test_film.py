@@ -102,9 +102,9 @@ def test_a_film_is_of_the_average_and_like_the_last_one_while_nothing_changes(be
     assert len({f.drift for f in films}) > 1
     with Trainer(run.source, run.data, run.config) as trainer:
         trainer.load(run.state)
-        first, again = trainer.film(), trainer.film()
+        first, again = trainer.take_film(), trainer.take_film()
         trainer.adapter.load(run.adapter)
-        averaged = Camera(trainer.denoiser, run.source, run.data, run.config.rollout).film(6)
+        averaged = Camera(trainer.denoiser, run.source, run.data, run.config.rollout).take(6)
     assert first.drift == again.drift == averaged.drift == films[-1].drift
     assert [f.tobytes() for f in first.frames] == [f.tobytes() for f in again.frames]
 
@@ -134,7 +134,7 @@ def test_what_is_on_the_disk(begin):
     ids=["rollouts off", "long", "one step is all"],
 )
 def test_every_setting_has_a_film(config, frames, toy_source, make_data):
-    taken = Camera(toy_source.denoiser(), toy_source, make_data(), config).film(0)
+    taken = Camera(toy_source.denoiser(), toy_source, make_data(), config).take(0)
     assert len(taken.frames) == len(taken.sigmas) == len(taken.drift) == frames
 
 
@@ -143,7 +143,7 @@ def test_large_pictures_are_made_smaller():
     assert film.as_frame(torch.rand(64, 3 * 128, 3)).size == (3 * 128, 64)
 
 
-@pytest.mark.parametrize("at", [(Camera, "film"), (film.Film, "write")], ids=["taking", "writing"])
+@pytest.mark.parametrize("at", [(Camera, "take"), (film.Film, "write")], ids=["taking", "writing"])
 def test_a_film_that_fails_is_a_line_in_the_log(at, begin, monkeypatch, caplog):
     plain = train(begin(), 4)
 
@@ -182,7 +182,7 @@ def test_the_time_of_films_is_not_the_trainings(begin, monkeypatch):
         now[0] += 0.5  # the rest of the world
 
     rates = []
-    monkeypatch.setattr(Trainer, "film", slow)
+    monkeypatch.setattr(Trainer, "take_film", slow)
     forward = Trainer.step
 
     def step(self):

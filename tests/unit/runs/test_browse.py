@@ -228,7 +228,7 @@ def test_a_run_in_training_is_marked_and_refuses(runs, make_run):
 
     def watch(_):
         seen.append(runs.listed()["runs"][0]["training"])
-        with pytest.raises(RuntimeError, match="stop it first"):
+        with pytest.raises(RuntimeError, match="run-0001 is being trained; stop it before deleting it"):
             runs.remove("run-0001")
 
     train(run, 1, watch)

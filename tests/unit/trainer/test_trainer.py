@@ -9,6 +9,7 @@ import pytest
 import torch
 from everything import EVERYTHING, ROLLOUT, same
 
+from rollout_trainer.samplers import SAMPLERS
 from rollout_trainer.training.lora.adapter import Adapter, LoRAConfig
 from rollout_trainer.training.objective.config import ReflexFlowConfig, RolloutConfig
 from rollout_trainer.training.objective.losses import LossConfig
@@ -17,6 +18,7 @@ from rollout_trainer.training.runs.folder import RunFolder
 from rollout_trainer.training.runs.run import Run, reopen, start, starting, train, validate
 from rollout_trainer.training.trainer.config import streams
 from rollout_trainer.training.trainer.optim import OptimizerConfig
+from rollout_trainer.training.trainer.state import History
 from rollout_trainer.training.trainer.trainer import Trainer
 
 
@@ -479,3 +481,103 @@ def test_a_disk_that_is_full_for_a_while_ends_no_stage(
     assert [now.saved for now in told] == [False, False, False, True, False, False]
     assert "step 2 not saved, training goes on: state must be writable" in caplog.text
     assert same(run.state, whole.state)
+
+
+# --- straight ways ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+def test_a_rollouts_model_call_is_at_most_ten_frames_deep(
+    sampler, toy_source, make_data, make_config, monkeypatch
+):
+    """From the step to the network: torch's two frames of a module's call among them."""
+    depths, network = [], type(toy_source.module)
+    forward = network.forward
+
+    def watched(*args):
+        frame, depth = sys._getframe(), 0
+        while frame.f_code is not Trainer.micro_step.__code__:
+            frame, depth = frame.f_back, depth + 1
+        depths.append(depth)
+        return forward(*args)
+
+    monkeypatch.setattr(network, "forward", watched)
+    rollout = RolloutConfig(
+        max_step_offset=4, probability=1.0, steps_per_trajectory=20, sampler=sampler,
+        reflexflow=ReflexFlowConfig("off"),
+    )  # fmt: skip
+    with Trainer(toy_source, make_data(), make_config(rollout=rollout)) as trainer:
+        trainer.micro_step()
+    *rolled, trained_at = depths
+    assert len(rolled) >= 2
+    assert trained_at < min(rolled)
+    assert max(rolled) <= 10
+
+
+def test_a_run_starts_with_one_trainer(toy_source, make_data, make_config, tmp_path, monkeypatch):
+    """Begun and trained in one go it is the run that is begun, saved, and gone on with from the disk."""
+    made = []
+    init = Adapter.__init__
+    monkeypatch.setattr(Adapter, "__init__", lambda self, *args: (made.append(self), init(self, *args))[1])
+    config = make_config(**EVERYTHING)
+    with starting(tmp_path, "t", toy_source, make_data(), config) as stage:
+        assert stage.run.folder.steps() == [0]
+        assert stage.run.folder.is_held
+        first = stage.train(4)
+        second = stage.train(3)
+    assert len(made) == 1
+    assert (first.step, second.step) == (4, 7)
+    assert not second.folder.is_held
+    assert same(second.state, train(start(tmp_path, "t", toy_source, make_data(), config), 7).state)
+
+
+def test_an_adapter_to_begin_with_is_what_its_average_begins_with(
+    make_source, make_data, make_config, tmp_path
+):
+    config = make_config(ema_decay=0.9)
+    given = trained(make_source("flow"), make_data(), config, 5, tmp_path).adapter
+    run = start(tmp_path, "t", make_source("flow"), make_data(), config, adapter=given)
+    assert all(torch.equal(run.adapter.tensors[name], value) for name, value in given.tensors.items())
+
+
+def test_a_trainer_that_cannot_be_built_leaves_no_adapter_behind(
+    toy_source, make_data, make_config, monkeypatch
+):
+    def missing(*_):
+        raise RuntimeError("not installed")
+
+    monkeypatch.setattr("rollout_trainer.training.trainer.trainer.build_optimizer", missing)
+    with pytest.raises(RuntimeError, match="not installed"):
+        Trainer(toy_source, make_data(), make_config())
+    monkeypatch.undo()
+    with Trainer(toy_source, make_data(), make_config()):  # an adapter that is there would be refused
+        pass
+
+
+def test_a_history_grows_by_a_row_and_no_more():
+    """A column that comes late was NaN before; a column that is there is never built again."""
+    history = History()
+    for step in range(4):
+        history.append({"total": step} | ({"validation": 1.0} if step == 2 else {}))
+    total = history.columns["total"]
+    history.append({"total": 4.0})
+    assert history.columns["total"] is total
+    assert total == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert [math.isnan(v) for v in history.columns["validation"]] == [True, True, False, True, True]
+    history.note("late", 7.0)
+    assert history.newest()["late"] == 7.0
+    assert len(history.columns["late"]) == 5
+
+
+def test_nobody_waits_for_the_device_unless_somebody_looks(toy_source, make_data, make_config, tmp_path):
+    """Model times are asked of the meter when they are shown, not after every step."""
+    asked, told = [], []
+    with starting(tmp_path, "t", toy_source, make_data(), make_config()) as stage:
+        meter = stage.trainer.meter
+        seconds = meter.seconds
+        meter.seconds = lambda: (asked.append(1), seconds())[1]
+        stage.trainer.state()
+        states = len(asked)
+        stage.train(5, told.append)
+        assert len(asked) == 2 * states  # the state that is saved at the end, and nothing else
+        assert told[-1].seconds()["train"] > 0
