@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = [ROOT / "__main__.py", *sorted((ROOT / "host").rglob("*.py"))]
+ROOMS = ("host", "samplers", "training")
+MODULES = [ROOT / "__main__.py", *sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))]
 GIVES = re.compile(r"(Returns?|Yields?|Tells? whether)\b")
 
 

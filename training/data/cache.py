@@ -32,7 +32,7 @@ class TensorCache:
         self.folder = folder
 
     def fetch(self, key: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        """Return the tensors of `key`, made by `make` and kept if they are not there.
+        """The tensors of `key`, made by `make` and kept if they are not there.
 
         Raises:
             OSError: the folder cannot be written.

@@ -84,7 +84,7 @@ class LatentDataset:
         return int(sum(bucket.repeats.sum() for bucket in self.buckets))
 
     def batch(self, ids: Tensor, captions: torch.Generator | None = None) -> Batch:
-        """Return the samples numbered `ids: LongTensor [B]`.
+        """The samples numbered `ids: LongTensor [B]`.
 
         Args:
             captions: stream that draws which variant of its caption a sample gets; None takes it as written.

@@ -113,7 +113,7 @@ def read_image_folder(
 
 
 def fitted(item: ImageItem, data: bytes, width: int, height: int) -> tuple[Tensor, Tensor | None]:
-    """Return the picture in `data`, resized and cropped about its centre to the size, and its alpha channel.
+    """The picture in `data`, resized and cropped about its centre to the size, and its alpha channel.
 
     Pixels [3, height, width] in [0, 1], transparent parts on white; alpha [1, height, width] or None.
 
@@ -137,7 +137,7 @@ def fitted(item: ImageItem, data: bytes, width: int, height: int) -> tuple[Tenso
 
 
 def fitted_mask(item: ImageItem, data: bytes, width: int, height: int) -> Tensor:
-    """Return the mask file in `data` as [1, height, width] in [0, 1], fitted as its picture is.
+    """The mask file in `data` as [1, height, width] in [0, 1], fitted as its picture is.
 
     Raises:
         ValueError: `data` is not a picture.
@@ -164,7 +164,7 @@ def bucket_sizes(resolution: int, step: int, max_aspect: float) -> list[tuple[in
 
 
 def nearest_bucket(width: int, height: int, sizes: list[tuple[int, int]]) -> tuple[int, int]:
-    """Return the size whose ratio of sides is nearest; of equals, the largest."""
+    """The size whose ratio of sides is nearest; of equals, the largest."""
 
     def distance(size: tuple[int, int]) -> tuple[float, int]:
         return round(abs(np.log(size[0] * height / (size[1] * width))), 6), -size[0] * size[1]
@@ -173,7 +173,7 @@ def nearest_bucket(width: int, height: int, sizes: list[tuple[int, int]]) -> tup
 
 
 def _pictures(folder: Path) -> Iterator[tuple[Path, int]]:
-    """Yield (path, repeats) of the pictures in `folder` and its ``N_name`` subfolders, sorted by name."""
+    """Path and repeats of the pictures in `folder` and its ``N_name`` subfolders, sorted by name."""
     yield from ((path, 1) for path in sorted(folder.iterdir()) if _is_picture(path))
     for sub in sorted(path for path in folder.iterdir() if path.is_dir()):
         if match := REPEATS.fullmatch(sub.name):
@@ -186,7 +186,7 @@ def _is_picture(path: Path) -> bool:
 
 
 def _strays(folder: Path) -> Iterator[str]:
-    """Yield a line for each caption without a picture and each subfolder that is not read."""
+    """A line for each caption without a picture and each subfolder that is not read."""
     for place in [folder, *(p for p in sorted(folder.iterdir()) if p.is_dir())]:
         pictures = {p.stem for p in place.iterdir() if _is_picture(p)}
         name = place.relative_to(folder).as_posix()

@@ -37,7 +37,7 @@ class BatchOrder:
         self._carry = torch.empty(0, dtype=torch.long)  # samples left over from it
 
     def next(self, captions: torch.Generator | None = None) -> Batch:
-        """Return the next batch; `captions` as in `LatentDataset.batch`."""
+        """The next batch; `captions` as in `LatentDataset.batch`."""
         while not len(self._queue):
             self._begin_epoch()
         ids, self._queue = self._queue[0], self._queue[1:]

@@ -112,7 +112,7 @@ class AdapterState:
 
 
 def target_modules(module: nn.Module, patterns: tuple[str, ...]) -> list[str]:
-    """Return the names of the linear and convolution layers in which any of `patterns` is found.
+    """Names of the linear and convolution layers in which any of `patterns` is found.
 
     Raises:
         ValueError: a pattern is not a regular expression, or finds nothing (near names are listed).

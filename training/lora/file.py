@@ -16,7 +16,7 @@ SCALED_FACTORS = (".lora_B.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a")
 
 
 def folded(adapter: AdapterState) -> dict[str, Tensor]:
-    """Return the adapter's tensors with alpha / rank multiplied in, so that they act with scale 1.
+    """The adapter's tensors with alpha / rank multiplied in, so that they act with scale 1.
 
     Loaders disagree on where alpha is written: diffusers' transformer pipelines refuse a file with
     ``.alpha`` keys, ComfyUI reads nothing else, and all take a file without alpha at scale 1. So files

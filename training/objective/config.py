@@ -258,7 +258,7 @@ def _switch(value: Any) -> Switch:
 
 
 def _typed(name: str, value: Any, default: Any) -> Any:
-    """Return `value` as the type of `default`; JSON writes 1 for 1.0, but never "1" or true for 1."""
+    """`value` as the type of `default`; JSON writes 1 for 1.0, but never "1" or true for 1."""
     kind = type(default)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind is str and isinstance(value, str):

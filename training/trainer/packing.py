@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """Return `value` as strict JSON holds it; its tensors go into `tensors`, under names that begin with `name`.
+    """`value` as strict JSON holds it; its tensors go into `tensors`, under names that begin with `name`.
 
     Raises:
         TypeError: a value of a kind that cannot be written exactly.
