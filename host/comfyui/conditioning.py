@@ -29,7 +29,8 @@ def conditioning_rows(conditioning: Sequence[Any]) -> list[dict[str, Tensor]]:
         refused = [name for name in REFUSED if named.get(name) is not None]
         if refused:
             raise ValueError(
-                f"conditioning must hold for whole pictures and trajectories, got {', '.join(refused)}"
+                f"conditioning must apply to the whole picture and to every step, got {', '.join(refused)}; "
+                "remove the nodes that limit it"
             )
         n = 1 if context is None else len(context)
         kept = {k: as_tensor(k, v, n) for k, v in named.items() if v is not None}

@@ -272,12 +272,11 @@ def with_lora(model: Any, tensors: Mapping[str, Tensor], strength: float) -> Any
     keys = lora.model_lora_keys_unet(model.model, {})
     modules = {name.partition(".lora_")[0].partition(".hada_")[0].partition(".lokr_")[0] for name in tensors}
     if not modules & keys.keys():
-        raise ValueError(f"the LoRA must fit the model, but none of its {len(modules)} modules does")
+        raise ValueError(
+            f"the LoRA must fit the model, but none of its {len(modules)} modules does; choose one made for it"
+        )
     patched, _ = sd.load_lora_for_models(model, None, dict(tensors), strength, 0)
     return patched
-
-
-# --- conditioning ------------------------------------------------------------------------------------
 
 
 # --- what a network needs to be trained through ------------------------------------------------------
@@ -294,9 +293,13 @@ def prediction_of(sampling: Any) -> Prediction:
         getattr(kinds, name) for name in ("X0", "IMG_TO_IMG", "IMG_TO_IMG_FLOW") if hasattr(kinds, name)
     )
     if isinstance(sampling, strange):
-        raise ValueError("model must be a denoiser, got one that turns pictures into pictures in one step")
+        raise ValueError(
+            "model must remove noise step by step, got one that makes its picture in one; choose another"
+        )
     if getattr(sampling, "noise_scale", 1.0) != 1.0:
-        raise ValueError(f"model must take noise of scale 1, got {sampling.noise_scale}")
+        raise ValueError(
+            f"model must use noise of scale 1, got {sampling.noise_scale}; training does not know this kind"
+        )
     if isinstance(sampling, kinds.CONST):
         return "flow"
     v = tuple(getattr(kinds, name) for name in ("V_PREDICTION", "V_PREDICTION_DDPM") if hasattr(kinds, name))

@@ -91,7 +91,7 @@ class Panel:
         try:
             self._run.keep_panel(data)
         except RuntimeError as err:  # a full disk is no reason to stop a training
-            logger.warning("the facts of the panel are not kept: %s", err)
+            logger.warning("what the panel shows is not kept: %s", err)
 
 
 def prompt_server() -> Any:
@@ -151,7 +151,7 @@ def ask(node: str, prompt_id: str, what: Ask) -> None:
     if panel is None or (panel.place["node"], panel.place["prompt_id"]) != (node, prompt_id):
         raise LookupError("this node does not train now")
     if prompt_id not in executing(prompt_server()):  # an error ended it
-        raise LookupError("this graph is not executed now")
+        raise LookupError("this workflow does not run now")
     panel.ask(what)
 
 

@@ -94,7 +94,7 @@ def test_a_training_that_an_error_ended_does_not_run(server, tmp_path):
     server.running.clear()
     assert events.remembered("w")["8"]["state"] == "stopped"
     assert events.remembered("w")["8"]["seconds_left"] is None
-    with pytest.raises(LookupError, match="not executed now"):
+    with pytest.raises(LookupError, match="does not run now"):
         events.ask("8", "p", "save")
 
 
@@ -110,9 +110,7 @@ def test_without_a_server_or_a_known_workflow_nothing_breaks(server, monkeypatch
 
 def test_a_full_disk_is_a_line_in_the_log(server, tmp_path, caplog):
     events.Panel("p", "8", RunFolder(tmp_path / "gone")).end(lambda: {"step": 1}, "done")
-    assert [r.getMessage().partition(":")[0] for r in caplog.records] == [
-        "the facts of the panel are not kept"
-    ]
+    assert [r.getMessage().partition(":")[0] for r in caplog.records] == ["what the panel shows is not kept"]
     assert events.remembered("w")["8"]["step"] == 1
     assert not (tmp_path / "gone").exists()
 
