@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -106,16 +107,28 @@ class Server:
         """
         prompt_id = self._submit(graph)
         self.shown, told = True, False
-        while not (history := self._json(f"/history/{prompt_id}")):
-            if self.process.poll() is not None:
-                raise HostError(
-                    f"ComfyUI stopped with exit code {self.process.returncode} before the workflow ended"
-                )
+        while not (history := self._history(prompt_id)):
             if host.cancel_requested() and not told:
                 self.request("/interrupt", b"{}")
                 told = True
             time.sleep(POLL_SECONDS)
         self._collect(history[prompt_id], graph, host)
+
+    def _history(self, prompt_id: str) -> dict[str, Any]:
+        """What became of a prompt; nothing yet while it runs.
+
+        Raises:
+            HostError: ComfyUI stopped.
+        """
+        try:
+            history: dict[str, Any] = self._json(f"/history/{prompt_id}")
+        except (OSError, HTTPException) as err:  # nobody answers any more, or not to the end
+            try:
+                code = self.process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                raise err from None
+            raise HostError(f"ComfyUI stopped with exit code {code} before the workflow ended") from err
+        return history
 
     def _submit(self, graph: Graph) -> str:
         extra = {"extra_pnginfo": {"workflow": graph.workflow}} if graph.workflow else {}

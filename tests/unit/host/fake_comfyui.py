@@ -85,10 +85,12 @@ class Handler(BaseHTTPRequestHandler):
             error = {"message": "Value not in list", "details": "name: 'c' not in ['a', 'b']"}
             self.answer({"error": {"message": "bad"}, "node_errors": {"1": {"errors": [error]}}}, 400)
         else:
-            if MODE != "waits":
+            if MODE not in ("waits", "stops"):
                 finish(body["prompt"], body["extra_data"])
             print("queued", flush=True)
             self.answer({"prompt_id": "p1"})
+            if MODE == "stops":
+                os._exit(3)
 
     def log_message(self, *arguments):
         pass

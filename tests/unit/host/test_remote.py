@@ -95,6 +95,7 @@ def test_what_comfyui_refuses_is_one_line_each_and_leaves_nothing(cli, tmp_path,
         ("dies", "error: ComfyUI stopped with exit code 1 while it started; it printed:"),
         ("no pack", "error: ComfyUI could not load this pack; it printed:"),
         ("node fails", "error: node 1 (Foreign): out of luck"),
+        ("stops", "error: ComfyUI stopped with exit code 3 before the workflow ended"),
     ],
 )
 def test_failures_in_comfyui_are_told(cli, mode, line):
