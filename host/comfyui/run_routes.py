@@ -67,7 +67,7 @@ class RunRoutes:
         if HEADER not in request.headers:
             return answer({"error": f"a request to delete must carry the header {HEADER}"}, 403)
         if name in trained_now():
-            return answer({"error": f"{name} is used by a workflow that is running; stop that first"}, 409)
+            return answer({"error": f"{name} is used by a running workflow; stop it first"}, 409)
         try:
             await asyncio.to_thread(self._runs.remove, name)
         except LookupError:
