@@ -203,10 +203,21 @@ def host_model(model: LoadedModel) -> HostModel:
 
 
 def latent(source: HostModel, given: Mapping[str, Any]) -> Latents:
-    """A LATENT as the network sees it, with its noise mask."""
+    """A LATENT as the network sees it, with its noise mask and the frames that it says are given.
+
+    Raises:
+        ValueError: it holds several streams, as video and sound.
+    """
+    if getattr(given["samples"], "is_nested", False):
+        raise ValueError(
+            "latents must be pictures or video alone, got video with sound; take the video of it (LTXV Separate AV "
+            "Latent), sound is not trained"
+        )
     samples = source.network.latent_in(given["samples"].clone()).float()
     mask = given.get("noise_mask")
-    return Latents(samples, None if mask is None else mask.clone())
+    if mask is None:
+        return Latents(samples, None)
+    return Latents(samples, mask.clone(), source.network.given_frames(samples, mask.clone()))
 
 
 def empty_caption(source: HostModel, empty: list[Sequence[Any]] | None) -> Mapping[str, Tensor] | None:

@@ -36,6 +36,16 @@ sys.modules["rollout_trainer"] = package
 spec.loader.exec_module(package)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of single tests."""
+    parser.addoption(
+        "--write-families", action="store_true", help="write the table of docs/families.md (test_families.py)"
+    )
+    parser.addoption(
+        "--family-rows", help="rows that family_probe.py wrote, instead of probing (test_families.py)"
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test with its tier."""
     for item in items:

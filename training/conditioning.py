@@ -3,11 +3,16 @@
 Captions of a text encoder may differ in length, and a network without an attention mask must not see padding. So
 ``<name>.shape`` [N, 1 + axes] (integers) says how much of each row of ``<name>`` [N, ...] is real: 1 and the row's
 own sizes, or -1 for a row that has no such tensor at all. Where all rows fill their tensor, there is no such companion.
+
+Each tensor has a role, by its name. `text` is what a text encoder makes of a caption; caption dropout exchanges it for
+the empty caption's. `control` is all the rest: reference pictures, given frames, masks, the output of a vision encoder,
+settings such as guidance or a frame rate. A control belongs to its sample and goes with it everywhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +23,30 @@ Cond = Mapping[str, Tensor]
 SHAPE = ".shape"
 """End of a companion's name."""
 ABSENT = -1
+
+Role = Literal["text", "control"]
+TEXT = (
+    "cross_attn", "pooled", "context", "attention_mask", "conditioning_", "t5xxl_", "text_", "unprocessed_",
+    "audio_codes", "minimax_token_tags",
+)  # fmt: skip
+"""How the names of what text encoders make begin: ComfyUI's, and those of our own backend."""
+NOT_TEXT = ("context_latents",)
+"""Controls whose names begin like that."""
+
+
+def role(name: str) -> Role:
+    """The role of a tensor in a `Cond`; a name may be a path, as ``reference_latents/0``, and may be a companion's."""
+    return "text" if name.startswith(TEXT) and not name.startswith(NOT_TEXT) else "control"
+
+
+def text_of(cond: Cond) -> Cond:
+    """What of `cond` a text encoder made."""
+    return {name: value for name, value in cond.items() if role(name) == "text"}
+
+
+def controls_of(cond: Cond) -> Cond:
+    """What of `cond` belongs to its samples whatever their captions are."""
+    return {name: value for name, value in cond.items() if role(name) == "control"}
 
 
 def alike(conds: Sequence[Cond]) -> list[Cond]:

@@ -14,11 +14,14 @@ import torch
 from comfy import lora, model_management, model_patcher, model_sampling, patcher_extension, samplers, sd
 from torch import Tensor, nn
 
+from . import given
 from .conditioning import Row, as_given, concatable, conditioning_rows
 from .sampling import model_noise_levels
 from .trainable import (
     as_normal_tensors,
     differentiable_attention,
+    differentiable_kernels,
+    forget_fetched,
     in_training,
     is_plain,
     recast_in_backward,
@@ -150,8 +153,10 @@ class ComfyModel:
             self._options = self._transformer_options()
             stack.enter_context(as_normal_tensors(self.patcher.model))
             if training:
+                forget_fetched(self.module)
                 self._options["optimized_attention_override"] = differentiable_attention
                 stack.enter_context(in_training())
+                stack.enter_context(differentiable_kernels())
                 stack.enter_context(recast_in_backward(self.module, self.dtype, self.device))
             yield
 
@@ -168,9 +173,16 @@ class ComfyModel:
     def denoised(self, x: Tensor, sigma: Tensor, rows: Sequence[Row]) -> Tensor:
         """The estimate of x0 at `x: [B, ...]`, `sigma: [B]`; inside `opened`.
 
+        Frames that a row is given are clean for the network whatever stands there in `x`, and are the estimate there.
         Every sample goes through the network once: samples whose conditioning can share a batch do, as in the
         host's sampler, the others go in turn.
         """
+        if any(given.MASK in row for row in rows):
+            frames = given.Given(self.patcher.model, x, rows)
+            return frames.kept(self._denoised(frames.held(x, sigma), sigma, rows))
+        return self._denoised(x, sigma, rows)
+
+    def _denoised(self, x: Tensor, sigma: Tensor, rows: Sequence[Row]) -> Tensor:
         conds = [self._model_conds(x[i : i + 1], row) for i, row in enumerate(rows)]
         groups = concatable(conds)
         if len(groups) == 1:
@@ -183,11 +195,20 @@ class ComfyModel:
         return torch.cat(parts).index_select(0, order.argsort())
 
     def _model_conds(self, x: Tensor, row: Row) -> dict[str, Any]:
-        """What the family makes of one sample's conditioning."""
-        entry: dict[str, Any] = {name: as_given(value) for name, value in row.items()}
+        """What the family makes of one sample's conditioning, told what the host's sampler tells it."""
+        entry = as_given({name: value for name, value in row.items() if name != given.FRAMES})
         entry["model_conds"] = {}
-        extra = self.patcher.model.extra_conds
-        (entry,) = samplers.encode_model_conds(extra, [entry], x, x.device, "positive")
+        if given.MASK in row:
+            entry[given.MASK] = row[given.MASK].to(x).expand_as(x)
+        (entry,) = samplers.encode_model_conds(
+            self.patcher.model.extra_conds,
+            [entry],
+            x,
+            x.device,
+            "positive",
+            latent_image=torch.zeros_like(x),  # as of an empty latent
+            latent_shapes=[x.shape],
+        )
         return {name: c.process_cond(batch_size=1, area=None) for name, c in entry["model_conds"].items()}
 
     def _apply(self, x: Tensor, sigma: Tensor, conds: Sequence[Mapping[str, Any]]) -> Tensor:
@@ -205,6 +226,10 @@ class ComfyModel:
     def latent_in(self, latent: Tensor) -> Tensor:
         """A LATENT's samples as the network sees them."""
         return cast(Tensor, self.patcher.model.process_latent_in(latent))
+
+    def given_frames(self, samples: Tensor, mask: Tensor) -> list[dict[str, Tensor]] | None:
+        """Controls of the samples [N, C, F, h, w] whose frames a noise mask keeps, see `given.given_frames`."""
+        return given.given_frames(self.patcher.model, samples, mask)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Latent [1, C, ...] of one picture [1, H, W, 3], as the network sees it.
@@ -279,9 +304,6 @@ def with_lora(model: Any, tensors: Mapping[str, Tensor], strength: float) -> Any
     return patched
 
 
-# --- what a network needs to be trained through ------------------------------------------------------
-
-
 def prediction_of(sampling: Any) -> Prediction:
     """What a model predicts, by its kind of sampling; other parametrisations of x0 count as epsilon.
 
@@ -290,7 +312,7 @@ def prediction_of(sampling: Any) -> Prediction:
     """
     kinds = model_sampling
     strange = tuple(
-        getattr(kinds, name) for name in ("X0", "IMG_TO_IMG", "IMG_TO_IMG_FLOW") if hasattr(kinds, name)
+        getattr(kinds, name) for name in ("IMG_TO_IMG", "IMG_TO_IMG_FLOW") if hasattr(kinds, name)
     )
     if isinstance(sampling, strange):
         raise ValueError(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -44,6 +47,44 @@ def in_training() -> Iterator[None]:
         model_management.in_training = before
 
 
+KERNELS = ("rope", "adaln")
+"""Modules of comfy_kitchen's plain backend whose functions have kernels that autograd does not know."""
+
+
+@contextmanager
+def differentiable_kernels() -> Iterator[None]:
+    """Inside, what families call of comfy_kitchen is computed by its own plain torch functions.
+
+    The package chooses a kernel by device and dtype, also on a CPU; none has a formula for gradients.
+    """
+    kitchen = sys.modules.get("comfy_kitchen")
+    if kitchen is None:  # older hosts do without
+        yield
+        return
+    plain = plain_functions()
+    before = {name: getattr(kitchen, name) for name in plain if hasattr(kitchen, name)}
+    try:
+        for name in before:
+            setattr(kitchen, name, plain[name])
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(kitchen, name, function)
+
+
+def plain_functions() -> dict[str, Any]:
+    """The public functions of comfy_kitchen's plain backend in `KERNELS`, by name."""
+    found: dict[str, Any] = {}
+    for name in KERNELS:
+        try:
+            module = importlib.import_module(f"comfy_kitchen.backends.eager.{name}")
+        except ImportError:  # not in this version
+            continue
+        own = vars(module).items()
+        found |= {k: v for k, v in own if inspect.isfunction(v) and v.__module__ == module.__name__}
+    return {name: function for name, function in found.items() if not name.startswith("_")}
+
+
 @contextmanager
 def as_normal_tensors(module: nn.Module) -> Iterator[None]:
     """Inside, weights that are inference tensors are usual tensors on the same memory; after, they are the old ones.
@@ -75,11 +116,25 @@ def normal(tensor: Tensor) -> Tensor:
     """A usual tensor on the memory of an inference tensor."""
     own = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     own.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
-    return nn.Parameter(own, requires_grad=False) if isinstance(tensor, nn.Parameter) else own
+    if isinstance(tensor, nn.Parameter):
+        own = nn.Parameter(own, requires_grad=False)
+    vars(own).update(vars(tensor))  # the host notes on a weight what it is to be cast to
+    return own
+
+
+def forget_fetched(module: nn.Module) -> None:
+    """Let the host fetch anew what it has fetched to the device and kept, on hosts that fetch each layer on its use.
+
+    What it has kept since it sampled are inference tensors, which autograd cannot keep. They are neither parameters nor
+    buffers.
+    """
+    for part in module.modules():
+        if getattr(part, "_v_signature", None) is not None:
+            part._v_signature = None  # type: ignore[assignment]  # as the host does for a weight that has changed
 
 
 class Recast(torch.autograd.Function):
-    """A frozen linear layer whose weight is cast or fetched anew for the backward pass."""
+    """A frozen layer of one input whose weight is cast or fetched anew for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Callable[[Tensor], Tensor]) -> Tensor:
@@ -106,7 +161,8 @@ def recast_in_backward(module: nn.Module, dtype: torch.dtype, device: torch.devi
     """Layers whose weights are not on `device` as `dtype` do not keep what they are cast to for the backward pass.
 
     Kept, they would be a second copy of the model; and the host fetches offloaded weights into buffers that serve the
-    next layers too.
+    next layers too: a layer of any kind that had kept one would find another layer's weight there, and no counter of
+    versions tells autograd.
     """
     layers: list[Any] = [m for m in module.modules() if is_cast(m, dtype, device)]
     for layer in layers:
@@ -119,20 +175,33 @@ def recast_in_backward(module: nn.Module, dtype: torch.dtype, device: torch.devi
 
 
 def is_cast(layer: Any, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether it is a linear layer for each use of whose weight the host makes another tensor."""
-    if not (hasattr(layer, "comfy_cast_weights") and hasattr(layer, "in_features")):
+    """Whether it is a layer for each use of whose weight the host makes another tensor that is not to be kept.
+
+    Of norms and convolutions a weight that is merely cast may be: it is a tensor of its own.
+    """
+    if not hasattr(layer, "comfy_cast_weights"):
+        return False
+    if is_fetched(layer, device):
+        return True
+    if not hasattr(layer, "in_features"):
         return False
     weight = layer.weight
-    stored = not is_plain(weight) or weight.dtype != dtype or weight.device.type != device.type
+    stored = not is_plain(weight) or weight.dtype != dtype
     return stored or bool(layer.weight_function)
 
 
-def recast(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def is_fetched(layer: Any, device: torch.device) -> bool:
+    """Whether the weight of a layer is brought to the device for each use."""
+    weight = getattr(layer, "weight", None)
+    return hasattr(layer, "_v") or (weight is not None and weight.device.type != device.type)
+
+
+def recast(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`forward` through `Recast` where a gradient is asked for."""
 
-    def call(x: Tensor) -> Tensor:
+    def call(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
-            return cast(Tensor, Recast.apply(x, forward))  # type: ignore[no-untyped-call]
-        return forward(x)
+            return cast(Tensor, Recast.apply(x, lambda own: forward(own, *args, **kwargs)))  # type: ignore[no-untyped-call]
+        return forward(x, *args, **kwargs)
 
     return call

@@ -27,8 +27,9 @@ import pytest
 from websocket_listener import Events, listen
 
 ROOT = Path(__file__).resolve().parents[2]
-STUBS = Path(__file__).resolve().parent / "stubs"
-NODES_FOR_TESTS = Path(__file__).resolve().parent / "nodes_for_tests"
+HERE = Path(__file__).resolve().parent
+STUBS = HERE / "stubs"
+NODES_FOR_TESTS = HERE / "nodes_for_tests"
 # Dots and dashes on purpose: the pack must load whatever its folder is called.
 PACK_FOLDER = "rollout-trainer-1.0.x"
 START_TIMEOUT = 180.0  # seconds; 8 to 12 on two free cores

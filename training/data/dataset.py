@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..conditioning import Cond, alike, select
+from ..conditioning import Cond, alike, controls_of, select, text_of
 from .images import ImageDataset as ImageDataset
 from .images import read_image_folder as read_image_folder
 
@@ -71,7 +71,7 @@ class LatentDataset:
 
     buckets: tuple[Bucket, ...]
     empty_cond: Cond
-    """Named tensors [1, ...], what caption dropout puts in place of a caption; empty where there is none."""
+    """Text alone, named tensors [1, ...]: what caption dropout puts in a caption's place; empty where there is none."""
     fingerprint: str
     """Hex digest of pictures, captions, masks, sizes and model: a run resumes on the same data only."""
 
@@ -110,9 +110,10 @@ class LatentDataset:
 
 
 def same_sizes(data: LatentDataset) -> LatentDataset:
-    """The same data, its conditioning of one size throughout, so that rows can take each other's place."""
-    *conds, empty = alike(
-        [bucket.cond for bucket in data.buckets] + [data.empty_cond or data.buckets[0].cond]
+    """The same data, its text of one size throughout, so that rows can take each other's place; controls stay."""
+    texts = [text_of(bucket.cond) for bucket in data.buckets]
+    *texts, empty = alike([*texts, text_of(data.empty_cond) or texts[0]])
+    buckets = tuple(
+        replace(b, cond={**text, **controls_of(b.cond)}) for b, text in zip(data.buckets, texts, strict=True)
     )
-    buckets = tuple(replace(b, cond=cond) for b, cond in zip(data.buckets, conds, strict=True))
     return replace(data, buckets=buckets, empty_cond=empty if data.empty_cond else {})

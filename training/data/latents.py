@@ -25,7 +25,9 @@ class Latents:
     samples: Tensor
     """[N, C, ...] as the network sees them."""
     mask: Tensor | None
-    """[1 or N, (1,) H, W] of any size, or None."""
+    """[1 or N, (1,) H, W], or [1 or N, 1, F, H, W] with as many frames as the latents; of any size; or None."""
+    controls: Sequence[Cond] | None = None
+    """Conditioning [1, ...] of each of the N that goes with the latent, not with its caption, as frames it is given."""
 
 
 def dataset_from_latents(
@@ -53,7 +55,9 @@ def dataset_from_latents(
     own_masks = [mask for given in latents for mask in _masks(given)]
     if not samples:
         raise ValueError("latents must hold at least one picture, got none")
+    controls = [own for given in latents for own in given.controls or [{}] * len(given.samples)]
     conds = _matched("conditioning", "captions", conds, len(samples))
+    conds = [{**cond, **own} for cond, own in zip(conds, controls, strict=True)]
     if masks is not None:
         own_masks = list(_matched("masks", "masks", masks, len(samples)))
     sizes: dict[tuple[int, ...], list[int]] = {}
@@ -87,21 +91,37 @@ def _masks(given: Latents) -> list[Tensor | None]:
     n = len(given.samples)
     if given.mask is None:
         return [None] * n
-    flat = given.mask.reshape(-1, 1, *given.mask.shape[-2:])
-    return [flat[i if len(flat) == n else 0] for i in range(n)]
+    mask = given.mask
+    rows = mask.split(1) if mask.ndim == 5 else mask.reshape(-1, 1, *mask.shape[-2:]).split(1)
+    return [rows[i if len(rows) == n else 0] for i in range(n)]
 
 
 def _bucket_masks(masks: Sequence[Tensor | None], sample: Tensor) -> Tensor | None:
-    """[N, 1, (1,) h, w] at the latents' size; None where no sample has one."""
+    """[N, 1, (1 or F,) h, w] at the latents' size; None where no sample has one.
+
+    Raises:
+        ValueError: a mask of frames has other frames than the latents.
+    """
     if all(mask is None for mask in masks):
         return None
-    size = sample.shape[-2:]
-    between = [1] * (sample.ndim - 4)
-    out = []
-    for mask in masks:
-        own = torch.ones(1, 1, *size) if mask is None else mask.float().reshape(1, 1, *mask.shape[-2:])
-        out.append(interpolate(own, size, mode="area").cpu().reshape(1, 1, *between, *size))
-    return torch.cat(out)
+    out = [_fitted(mask, sample).cpu() for mask in masks]
+    frames = max(mask.shape[2:-2] for mask in out)
+    return torch.cat([mask.expand(1, 1, *frames, *sample.shape[-2:]) for mask in out])
+
+
+def _fitted(mask: Tensor | None, sample: Tensor) -> Tensor:
+    """[1, 1, (1 or F,) h, w]: a mask at the size of a latent."""
+    size, between = sample.shape[-2:], [1] * (sample.ndim - 4)
+    if mask is None:
+        return torch.ones(1, 1, *between, *size)
+    if mask.ndim == 5 and sample.ndim == 5:
+        between = [mask.shape[2]]
+        if mask.shape[2] not in (1, sample.shape[2]):
+            raise ValueError(
+                f"a mask must have as many frames as its latent, {sample.shape[2]}, got {mask.shape[2]}"
+            )
+    own = mask.float().reshape(-1, 1, *mask.shape[-2:])
+    return interpolate(own, size, mode="area").reshape(1, 1, *between, *size)
 
 
 def _fingerprint(name: str, buckets: Sequence[Bucket]) -> str:

@@ -9,14 +9,17 @@ are then given a copy to keep: as much memory as ``x = x + ...`` would take.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.checkpoint import checkpoint
+
+logger = logging.getLogger(__name__)
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
@@ -76,9 +79,53 @@ def _checkpointed(block: nn.Module, forward: Callable[..., Any]) -> Callable[...
     return call
 
 
-@torch.no_grad()
-def overwritten(module: nn.Module, run: Callable[[], object]) -> list[nn.Module]:
-    """The layers of `module` whose input is changed in place after they have read it, in one ``run()``."""
+@contextmanager
+def writes_allowed(module: nn.Module, run: Callable[[], Tensor]) -> Iterator[None]:
+    """Inside, gradients flow through `module` although it writes into tensors that it has read.
+
+    Layers whose inputs are overwritten read copies. Where that is not enough, as where the result of a bare function is
+    overwritten, autograd itself copies what it has kept before a write (`allow_mutation_on_saved_tensors`): that sees
+    every operation and so costs time, which the networks that do without are spared.
+
+    Args:
+        run: one forward pass, whose result depends on what is trained.
+    """
+    with ExitStack() as stack:
+        layers, output = overwritten(module, run)
+        if layers:
+            stack.enter_context(given_copies(layers))
+            with torch.random.fork_rng([output.device] if output.is_cuda else []):
+                output = run()
+        if not has_gradient(module, output):
+            stack.close()
+            stack.enter_context(torch.autograd.graph.allow_mutation_on_saved_tensors())
+            layers = []
+            logger.info("autograd copies what %s overwrites", type(module).__name__)
+        elif layers:
+            logger.info("%d layers of %s keep copies of their inputs", len(layers), type(module).__name__)
+        yield
+
+
+def has_gradient(module: nn.Module, output: Tensor) -> bool:
+    """Whether the gradient of a result can be had: False where something that it needs was overwritten."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if not trained or not output.requires_grad:
+        return True
+    before = [p.grad for p in trained]
+    try:
+        output.float().sum().backward()  # not autograd.grad, which does not go into what is recomputed
+    except RuntimeError as err:
+        if "modified by an inplace operation" in str(err):
+            return False
+        raise
+    finally:
+        for p, grad in zip(trained, before, strict=True):
+            p.grad = grad
+    return True
+
+
+def overwritten(module: nn.Module, run: Callable[[], Tensor]) -> tuple[list[nn.Module], Tensor]:
+    """The layers of `module` whose input is changed in place after they have read it, in one ``run()``; its result."""
     seen: list[tuple[nn.Module, Tensor, int]] = []
 
     def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
@@ -86,11 +133,11 @@ def overwritten(module: nn.Module, run: Callable[[], object]) -> list[nn.Module]
 
     hooks = [layer.register_forward_pre_hook(note) for layer in _leaves(module)]
     try:
-        run()
+        output = run()
     finally:
         for hook in hooks:
             hook.remove()
-    return list({layer: None for layer, tensor, version in seen if tensor._version != version})
+    return list({layer: None for layer, tensor, version in seen if tensor._version != version}), output
 
 
 @contextmanager

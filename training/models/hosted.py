@@ -6,7 +6,6 @@ tensors. Here it gets what training needs beside that: predictions, schedules, r
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -23,10 +22,8 @@ from ..files import digest, write_tensors
 from ..forms import Prediction, expand, from_velocity
 from ..lora.adapter import AdapterState, is_linear
 from ..lora.file import comfy_names, folded, with_dora_scale
-from .differentiable import given_copies, overwritten, recomputed
+from .differentiable import recomputed, writes_allowed
 from .source import Denoiser
-
-logger = logging.getLogger(__name__)
 
 KEY_PREFIX = "diffusion_model"
 ATTENTION = (
@@ -84,6 +81,10 @@ class HostNetwork(Protocol):
 
     def latent_in(self, latent: Tensor) -> Tensor:
         """The host's latents as the network sees them."""
+        ...
+
+    def given_frames(self, samples: Tensor, mask: Tensor) -> Sequence[Mapping[str, Tensor]] | None:
+        """Controls that say of each of [N, C, F, h, w] which frames a noise mask keeps; None: it keeps none."""
         ...
 
     def encode_image(self, pixels: Tensor) -> Tensor:
@@ -251,13 +252,15 @@ class HostDenoiser(Denoiser):
             return self._network.denoised(x, sigma, own)
 
     def _watch(self, x: Tensor, sigma: Tensor, own: Sequence[Mapping[str, Tensor]]) -> None:
-        """Let layers whose inputs are overwritten read copies, until the network is closed."""
+        """Look once whether the network overwrites what it has read, and allow for it until the network is closed."""
         stack, self._unwatched = self._unwatched, None
-        with nullcontext() if self._autocast is None else torch.autocast(x.device.type, self._autocast):
-            layers = overwritten(self.module, lambda: self._network.denoised(x, sigma, own))
-        if layers and stack is not None:
-            logger.info("%d layers of %s keep copies of their inputs", len(layers), self._model.name)
-            stack.enter_context(given_copies(layers))
+
+        def velocity() -> Tensor:
+            with nullcontext() if self._autocast is None else torch.autocast(x.device.type, self._autocast):
+                return x - self._network.denoised(x, sigma, own)
+
+        if stack is not None:
+            stack.enter_context(writes_allowed(self.module, velocity))
 
 
 def flow_schedule(network: HostNetwork) -> FlowSchedule:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from ..conditioning import Cond
+from ..conditioning import Cond, role
 from ..forms import Prediction, add_noise, from_velocity, to_velocity, true_velocity
 from .targets import Rolled, Target
 
@@ -37,15 +37,20 @@ def teacher_forced(
 
 
 def drop_captions(cond: Cond, empty: Cond, probability: float, generator: torch.Generator) -> Cond:
-    """`cond`, that of each row replaced by the empty caption's with the given chance."""
+    """`cond`, the text of each row replaced by the empty caption's with the given chance; controls stay.
+
+    Args:
+        empty: named tensors [1, ...], with at least the text of `cond`.
+    """
     if probability == 0:
         return cond
     rows = len(next(iter(cond.values())))
     drop = torch.rand(rows, generator=generator, dtype=torch.float64) < probability
-    return {
-        name: torch.where(drop.to(c.device).reshape(-1, *[1] * (c.ndim - 1)), empty[name].to(c), c)
-        for name, c in cond.items()
-    }
+
+    def dropped(name: str, c: Tensor) -> Tensor:
+        return torch.where(drop.to(c.device).reshape(-1, *[1] * (c.ndim - 1)), empty[name].to(c), c)
+
+    return {name: dropped(name, c) if role(name) == "text" else c for name, c in cond.items()}
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,18 @@
 """Recomputation and writes in place, against the same network written without them: the same gradients."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
 
-from rollout_trainer.training.models.differentiable import blocks, given_copies, overwritten, recomputed
+from rollout_trainer.training.models.differentiable import (
+    blocks,
+    given_copies,
+    overwritten,
+    recomputed,
+    writes_allowed,
+)
 
 
 class Block(nn.Module):
@@ -58,7 +66,7 @@ def gradients(network):
 
 
 def watched(network):
-    return given_copies(overwritten(network, lambda: network(X[:1])))
+    return given_copies(overwritten(network, lambda: network(X[:1]))[0])
 
 
 def test_blocks_are_the_outermost_members_of_lists_that_have_parts():
@@ -77,8 +85,8 @@ def test_recomputation_changes_no_gradient():
 def test_layers_whose_input_is_overwritten_are_found():
     network = Network(True)
     norms = [block.norm for block in blocks(network)]
-    assert overwritten(network, lambda: network(X)) == norms
-    assert overwritten(Network(False), lambda: network(X)) == []
+    assert overwritten(network, lambda: network(X))[0] == norms
+    assert overwritten(Network(False), lambda: network(X))[0] == []
 
 
 def test_without_copies_autograd_refuses():
@@ -96,6 +104,74 @@ def test_with_copies_the_gradients_are_those_of_the_network_without_writes(check
         else:
             found = gradients(network)
     assert all(torch.equal(a, b) for a, b in zip(gradients(Network(False)), found, strict=True))
+
+
+class Bare(nn.Module):
+    """A residual stream that is written into after a bare function has kept it: no layer's input."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.blocks = nn.ModuleList([nn.ModuleDict({"mix": nn.Linear(8, 8)}) for _ in range(3)])
+        self.double().requires_grad_(False)
+        self.blocks[0]["mix"].weight.requires_grad_(True)
+        self.in_place = in_place
+        for block in self.blocks:
+            block.forward = lambda x, mix=block["mix"]: self.step(x, mix)
+
+    def step(self, x, mix):
+        branch = mix(torch.nn.functional.rms_norm(x, (8,))).tanh()
+        if not self.in_place:
+            return x + branch
+        x += branch
+        return x
+
+    def forward(self, x):
+        x = x * 1
+        for block in self.blocks:
+            x = block.forward(x)
+        return x
+
+
+@pytest.mark.parametrize("network", [Network, Bare])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_where_writes_are_allowed_the_gradients_are_those_without_writes(network, checkpointing):
+    found = None
+    own = network(True)
+    with recomputed(own) if checkpointing else nullcontext(), writes_allowed(own, lambda: own(X[:1])):
+        found = gradients(own)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(network(False)), found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("network", "slow"), [(Network(True), False), (Bare(True), True), (Bare(False), False)]
+)
+def test_every_operation_is_watched_only_where_copies_are_not_enough(network, slow, monkeypatch):
+    entered = []
+    monkeypatch.setattr(
+        torch.autograd.graph, "allow_mutation_on_saved_tensors", lambda: nullcontext(entered.append(1))
+    )
+    with writes_allowed(network, lambda: network(X[:1])):
+        assert bool(entered) == slow
+
+
+def test_other_errors_of_a_backward_pass_are_not_swallowed():
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise RuntimeError("no formula")
+
+    network = Network(False)
+    with (
+        pytest.raises(RuntimeError, match="no formula"),
+        writes_allowed(network, lambda: Broken.apply(network(X))),
+    ):
+        pass
 
 
 def test_recomputation_without_copies_is_refused_and_not_wrong_in_silence():

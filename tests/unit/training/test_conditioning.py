@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from rollout_trainer.training.conditioning import alike, joined, select, separated
+from rollout_trainer.training.conditioning import (
+    alike,
+    controls_of,
+    joined,
+    role,
+    select,
+    separated,
+    text_of,
+)
 from rollout_trainer.training.objective.states import drop_captions
 
 
@@ -45,8 +53,40 @@ def test_conditioning_of_one_size_is_not_touched():
 def test_a_dropped_caption_is_the_empty_one_with_its_own_length():
     cond, empty = alike([joined(ROWS), row(2)])
     dropped = drop_captions(cond, empty, 1.0, torch.Generator())
-    for found in separated(dropped):
-        same(row(2), found)
+    for given, found in zip(ROWS, separated(dropped), strict=True):
+        same({**row(2), **controls_of(given)}, found)
+
+
+def test_dropout_exchanges_text_and_never_a_control():
+    pictures = {"reference_latents/0": torch.rand(1, 4, 3, 2), "reference_latents/1": torch.rand(1, 4, 2, 2)}
+    one, other = row(3, **pictures), row(5, **{"reference_latents/0": torch.rand(1, 4, 2, 5)})
+    cond, empty = joined([one, other]), row(1)
+    text, empty = alike([text_of(cond), empty])
+    found = separated(drop_captions({**text, **controls_of(cond)}, empty, 1.0, torch.Generator()))
+    same({**row(1), **pictures}, found[0])
+    same({**row(1), **controls_of(other)}, found[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("cross_attn", "text"),
+        ("context.shape", "text"),
+        ("pooled_output", "text"),
+        ("attention_mask_mt5xl", "text"),
+        ("conditioning_llama3", "text"),
+        ("t5xxl_ids/vector", "text"),
+        ("reference_latents/0", "control"),
+        ("concat_latent_image", "control"),
+        ("clip_vision_output/vision:image_embeds", "control"),
+        ("context_latents", "control"),
+        ("denoise_mask", "control"),
+        ("guidance", "control"),
+        ("frame_rate", "control"),
+    ],
+)
+def test_roles(name, expected):
+    assert role(name) == expected
 
 
 def test_different_axes_are_refused():
