@@ -19,7 +19,7 @@ else:
     import tomli as tomllib  # pytest brings it along where the standard library lacks it
 
 ROOT = Path(__file__).resolve().parents[2]
-NOT_PACKAGES = {"tests", "tools", "demo", "benchmarks", "build", "dist", "out", "runs"}
+NOT_PACKAGES = {"tests", "tools", "demo", "benchmarks", "examples", "build", "dist", "out", "runs"}
 # ComfyUI's own modules, aiohttp of its server, and psutil, which host/report.py does without where it is missing.
 HOST_OR_OPTIONAL = {
     "aiohttp", "comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "nodes", "psutil",
@@ -78,9 +78,8 @@ def test_every_third_party_import_is_a_dependency(pyproject):
 
 def test_everything_that_tests_import_is_pinned():
     # Else a test passes on the machine of its author and nowhere else.
-    code = [
-        path for folder in ("tests", "tools", "demo", "benchmarks") for path in (ROOT / folder).rglob("*.py")
-    ]
+    folders = ("tests", "tools", "demo", "benchmarks", "examples")
+    code = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     pins = requirements((ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines())
     theirs = {path.stem for path in code} | {path.parent.name for path in code}
     assert third_party(code) - theirs <= pins.keys() | {

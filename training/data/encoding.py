@@ -64,7 +64,7 @@ def encode(
         cache_dir: folder for encoded pictures and captions; None keeps nothing.
         progress: called after each picture.
         bucket_step: sides of the other buckets are multiples of it, in pixels.
-        max_aspect: longest allowed ratio of sides of a bucket; 1 crops everything to the square.
+        max_aspect: largest aspect ratio of a bucket; 1 crops everything to the square.
         flip: add the mirror image of every picture.
         variants: captions of every picture: its own, and the same tags in other orders (`caption_variants`).
         keep_tags: so many tags at the front of a caption stay where they are.

@@ -21,7 +21,7 @@ ENDS = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}
 
 
 def read_lora(path: Path, module: nn.Module) -> AdapterState:
-    """Read a LoRA file for `module`.
+    """The adapter in the LoRA file at `path`, for the network `module` (`ModelSource.denoiser().module`).
 
     Our own files come back as the adapter that wrote them (rank, alpha, kind and targets are in the header). Other
     files: LoRA of one rank, in diffusers' or kohya's names; what they hold acts as it does in other loaders.
@@ -59,7 +59,7 @@ def _split(name: str, path: Path) -> tuple[str, str]:
 
 
 def _scaled(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Files are at scale 1 (`lora_file.folded`); bring the factor that carries the scale to the adapter's own."""
+    """Files are at scale 1 (`file.folded`); bring the factor that carries the scale to the adapter's own."""
     return {k: v * scale if k.endswith(SCALED_FACTORS) else v for k, v in tensors.items()}
 
 

@@ -69,7 +69,7 @@ def loss_plot(history: Mapping[str, Values], size: tuple[int, int] = (900, 500))
 
 
 def smoothed(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Exponential mean over about the last `window` values, without a bias at the begin."""
+    """Exponential mean over about the last `window` values, without a bias at the start."""
     keep = 1 - 1 / max(window, 1)
     out = np.empty(len(values))
     total = weight = 0.0

@@ -11,7 +11,7 @@ from .run import Run
 FORMAT = "rollout-trainer-1"
 
 
-def save_lora(run: Run, folder: Path, name: str) -> Path:
+def save_lora(run: Run, folder: str | Path, name: str) -> Path:
     """Write the adapter of the state that `run` names to ``<folder>/<name>.safetensors``.
 
     A file of that name stays as it is: the new one gets a number, ``<name>-2.safetensors`` and so on.
@@ -20,6 +20,7 @@ def save_lora(run: Run, folder: Path, name: str) -> Path:
         ValueError: `name` is empty or leaves `folder`.
         RuntimeError: the folder cannot be written.
     """
+    folder = Path(folder)
     target = (folder / name).resolve()
     if not name.strip() or not target.is_relative_to(folder.resolve()) or target == folder.resolve():
         raise ValueError(

@@ -163,7 +163,7 @@ class Stage:
 
 @contextmanager
 def starting(
-    root: Path,
+    root: str | Path,
     name: str,
     source: ModelSource,
     data: LatentDataset,
@@ -192,7 +192,7 @@ def starting(
         "data": {"fingerprint": data.fingerprint},
     }
     with training_mode(), Trainer(source, data, config, adapter) as trainer:
-        folder = RunFolder.create(root, name, described)
+        folder = RunFolder.create(Path(root), name, described)
         with folder.held():
             folder.save(trainer.state(), pinned=True)
             yield Stage(Run(folder, 0, source, data, config, validation), trainer)
@@ -200,14 +200,18 @@ def starting(
 
 @contextmanager
 def resuming(run: Run) -> Iterator[Stage]:
-    """The state that `run` names, in memory and ready to train on."""
+    """The state that `run` names, in memory and ready to train on.
+
+    Raises:
+        RuntimeError: the state is gone or cannot be read, or the optimiser's package is not installed.
+    """
     with training_mode(), run.folder.held(), Trainer(run.source, run.data, run.config) as trainer:
         trainer.load(run.state)
         yield Stage(run, trainer)
 
 
 def start(
-    root: Path,
+    root: str | Path,
     name: str,
     source: ModelSource,
     data: LatentDataset,
@@ -234,7 +238,7 @@ def validate(run: Run, data: LatentDataset) -> float:
 
 
 def reopen(
-    path: Path,
+    path: str | Path,
     source: ModelSource,
     data: LatentDataset,
     step: int = -1,
@@ -253,6 +257,7 @@ def reopen(
         RuntimeError: no such state.
         ValueError: the run was made with another model or other data.
     """
+    path = Path(path)
     folder = RunFolder(path)
     described = folder.config()
     for what, own in (("model", source.fingerprint), ("data", data.fingerprint)):

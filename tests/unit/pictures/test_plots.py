@@ -92,7 +92,7 @@ def test_base_alone_is_not_drawn_twice():
     assert np.array_equal(loss_plot({"total": values, "base": values}), loss_plot({"total": values}))
 
 
-def test_smoothing_has_no_bias_at_the_begin():
+def test_smoothing_has_no_bias_at_the_start():
     np.testing.assert_allclose(smoothed(np.full(5, 3.0), 10), 3.0)
     np.testing.assert_allclose(smoothed(np.array([1.0, 3.0]), 2), [1.0, (3 + 0.5) / 1.5])
     assert smoothed(np.array([1.0, 3.0]), 0).tolist() == [1.0, 3.0]
