@@ -194,7 +194,7 @@ class RolloutSettingsFromJSON(io.ComfyNode):
             node_id="RolloutSettingsFromJSON",
             display_name="Scheduled Sampling from JSON",
             category=sockets.CATEGORY,
-            description="Reads the scheduled_sampling_* keys of a config.json, ReflexFlow's among them. A file "
+            description="Reads the scheduled_sampling_* keys of a config.json, including ReflexFlow's. A file "
             "without this pack's own keys means what it means in SimpleTuner: target clean, 1000 steps per "
             "trajectory.",
             inputs=[

@@ -131,7 +131,7 @@ def watched(stage: Stage, steps: int) -> Live:
     if extra:
         factor = step_time_factor(extra, run.config.gradient_checkpointing)
         progress.update(
-            0, f"about {extra:.1f} extra forwards per sample, {factor:.1f}x the time of a plain step"
+            0, f"about {extra:.1f} extra model calls per sample, {factor:.1f}x the time of a plain step"
         )
 
     def watch(done: StepReport) -> None:

@@ -293,21 +293,29 @@ def test_settings_without_effect_are_greyed_and_the_cost_is_said(mode, open_page
     assert greyed.keys() == {"prob_start", "prob_end", "ramp_shape"}
     assert "ramp_steps is 0" in greyed["prob_start"]
     # probability 0.5 x (a length of 1..3 steps, 3 of 4 times, 2 on average, and one clean forward)
-    assert page.evaluate(COST) == "about 1.1 extra forwards per sample, about 1.6x the time of a plain step"
+    assert (
+        page.evaluate(COST) == "about 1.1 extra model calls per sample, about 1.6x the time of a plain step"
+    )
     page.evaluate(SET, [SAMPLING, "ramp_steps", 100])
     page.evaluate(SET, [SAMPLING, "sampler", "rk4"])
     page.wait_for_timeout(300)
     assert dict(page.evaluate(GREYED, SAMPLING)).keys() == {"probability", "order"}
-    assert page.evaluate(COST) == "about 3.4 extra forwards per sample, about 2.7x the time of a plain step"
+    assert (
+        page.evaluate(COST) == "about 3.4 extra model calls per sample, about 2.7x the time of a plain step"
+    )
     page.evaluate(SET, [REFLEXFLOW, "enabled", "off"])
     page.wait_for_timeout(300)
-    assert page.evaluate(COST) == "about 3.0 extra forwards per sample, about 2.5x the time of a plain step"
+    assert (
+        page.evaluate(COST) == "about 3.0 extra model calls per sample, about 2.5x the time of a plain step"
+    )
     page.evaluate(SET, [TRAIN, "gradient_checkpointing", True])
-    assert page.evaluate(COST) == "about 3.0 extra forwards per sample, about 2.0x the time of a plain step"
+    assert (
+        page.evaluate(COST) == "about 3.0 extra model calls per sample, about 2.0x the time of a plain step"
+    )
     page.evaluate(SET, [TRAIN, "gradient_checkpointing", False])
     page.screenshot(path=shots / f"settings-{mode}.png")
     page.evaluate(SET, [SAMPLING, "max_step_offset", 0])
-    assert page.evaluate(COST) == "no extra forwards: rollouts are off"
+    assert page.evaluate(COST) == "no extra model calls: rollouts are off"
     stored = page.evaluate("id => app.graph.getNodeById(id).serialize().widgets_values", SAMPLING)
     assert len(stored) == 13  # the cost line is not among them
 
@@ -324,7 +332,7 @@ def test_costly_rollouts_are_warned_of(mode, open_page, shots):
     assert "rollout-trainer-warning" in line.get_attribute("class")
     text = line.inner_text()
     assert text == (
-        "\N{WARNING SIGN} about 10.5 extra forwards per sample, about 6.2x the time of a plain step. To make it "
+        "\N{WARNING SIGN} about 10.5 extra model calls per sample, about 6.2x the time of a plain step. To make it "
         "cheaper: a sampler with one forward per step, a smaller max_step_offset, a lower probability, "
         "or reuse of 2 to 4."
     )
@@ -347,7 +355,8 @@ def test_japanese_is_shown(mode, open_page, comfyui, shots):
     )
     assert {"確率", "最大ステップ数", "ターゲット"} <= set(names)
     assert (
-        page.evaluate(COST) == "1 サンプルあたり約 1.1 回の追加フォワード、1 ステップの時間は通常の約 1.6 倍"
+        page.evaluate(COST)
+        == "モデルの呼び出しが 1 サンプルあたり約 1.1 回増加、1 ステップの時間は通常の約 1.6 倍"
     )
     assert page.locator(f"{PANEL} button").all_inner_texts() == [
         "今すぐプレビュー",

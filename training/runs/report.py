@@ -60,7 +60,7 @@ def describe(run: Run, facts: dict[str, Any]) -> str:
     if rows["rollout"]:
         extra = (rows["rollout"] + rows["clean"]) / max(rows["train"], 1)
         lines.append(
-            f"rollouts: {extra:.2f} extra forwards per sample, mean length {facts['rollout']['mean_length']:.1f}"
+            f"rollouts: {extra:.2f} extra model calls per sample, mean length {facts['rollout']['mean_length']:.1f}"
         )
     if facts["skipped_steps"]:
         lines.append(f"{facts['skipped_steps']} steps skipped: the loss was not finite")

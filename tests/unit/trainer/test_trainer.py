@@ -457,7 +457,7 @@ def test_what_rollouts_cost_is_said_first(toy_source, make_data, make_config, tm
         config = make_config(rollout=rollout, gradient_checkpointing=checkpointing)
         with standalone.installed(host := Told(tmp_path)):
             train_watched(starting(tmp_path, "t", toy_source, make_data(), config), 1)
-        assert host.texts[0] == f"about 1.0 extra forwards per sample, {factor} the time of a plain step"
+        assert host.texts[0] == f"about 1.0 extra model calls per sample, {factor} the time of a plain step"
 
 
 def test_a_disk_that_is_full_for_a_while_ends_no_stage(
