@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from ..host import current, io
-from ..training.lora.reading import read_lora
 from ..training.models.families import check_diffusers, load_diffusers
 from ..training.models.source import LoadedModel
 from . import sockets
@@ -91,7 +90,7 @@ class RolloutLoadLoRA(io.ComfyNode):
     @classmethod
     def execute(cls, model: LoadedModel, file: str) -> io.NodeOutput:
         """Read it."""
-        return io.NodeOutput(model.with_adapter(read_lora(lora_path(file), model.source.denoiser().module)))
+        return io.NodeOutput(model.with_adapter(model.source.read_lora(lora_path(file))))
 
 
 def lora_path(file: str) -> Path:

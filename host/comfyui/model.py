@@ -11,7 +11,17 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, cast
 
 import torch
-from comfy import lora, model_management, model_patcher, model_sampling, patcher_extension, samplers, sd
+from comfy import (
+    lora,
+    lora_convert,
+    model_management,
+    model_patcher,
+    model_sampling,
+    patcher_extension,
+    samplers,
+    sd,
+    utils,
+)
 from torch import Tensor, nn
 
 from . import given
@@ -118,6 +128,21 @@ class ComfyModel:
         """The weight of a module as it was loaded, patches not included."""
         weight = self._unpatched(f"{PREFIX}.{module}.weight", self.module.get_submodule(module).weight)
         return weight if is_plain(weight) else cast(Any, weight).dequantize()
+
+    def lora_keys(self) -> dict[str, tuple[str, tuple[int, int] | None, bool]]:
+        """What the stock loader takes for a layer: name in a LoRA file -> module, rows of it, halves exchanged."""
+        keys = {}
+        for name, value in lora.model_lora_keys_unet(self.patcher.model, {}).items():
+            key, offset, change = (value, None, None) if isinstance(value, str) else (*value, None, None)[:3]
+            module = key.removeprefix(f"{PREFIX}.").removesuffix(".weight")
+            plain = change is None or change is utils.swap_scale_shift
+            if key.endswith(".weight") and plain and (offset is None or offset[0] == 0):
+                keys[name] = (module, None if offset is None else (offset[1], offset[2]), change is not None)
+        return keys
+
+    def converted_lora(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A LoRA file as the stock loader looks at it: several trainers' own names made usual ones."""
+        return dict(lora_convert.convert_lora(tensors))
 
     def _unpatched(self, key: str, weight: Any) -> Tensor:
         """A weight before the host merged patches into it."""

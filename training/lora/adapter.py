@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from peft import (
@@ -31,6 +31,12 @@ from .forward import fuse
 
 AdapterKind = Literal["lora", "dora", "loha", "lokr"]
 _NAME = "default"  # peft's name for the one adapter we keep on a module
+SCALED_FACTORS = (".lora_B.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a")
+"""The factor of an adapter that carries alpha / rank (LoKr: whichever of its two is there)."""
+OUTER = (".lora_B.weight", ".hada_w1_a", ".hada_w2_a", ".lokr_w2_a")
+"""Factors [out, rank]: new columns of 0 leave the product as it is."""
+GROWING = (*OUTER, ".lora_A.weight", ".hada_w1_b", ".hada_w2_b", ".lokr_w2_b")
+"""Factors with an axis of the rank."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,12 @@ class LoRAConfig:
         "Layers that get the LoRA: regular expressions that are looked for in the names of layers, one per line. "
         "Empty: the usual layers of the model family (attention projections).",
     )
+    factor: int = setting(
+        -1,
+        "lokr alone: size of the first factor of each weight where it divides it, for files of other trainers; -1 is "
+        "near the square root.",
+        low=-1,
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -95,10 +107,9 @@ class LoRAConfig:
             )
             config._register_custom_module(dict.fromkeys(unknown, LoraLinear))
             return config
-        kinds = {"loha": LoHaConfig, "lokr": LoKrConfig}
-        return kinds[self.kind](
-            r=self.rank, alpha=self.alpha, rank_dropout=self.dropout, target_modules=target
-        )
+        alpha: Any = self.alpha  # peft says int and divides it by r: a float serves
+        own = {"r": self.rank, "alpha": alpha, "rank_dropout": self.dropout, "target_modules": target}
+        return LoHaConfig(**own) if self.kind == "loha" else LoKrConfig(**own, decompose_factor=self.factor)
 
 
 @dataclass(frozen=True)
@@ -254,6 +265,16 @@ class Adapter:
             for name, tensor in own.items():  # these share memory with the parameters
                 tensor.copy_(state.tensors[name])
 
+    def begin_with(self, state: AdapterState) -> None:
+        """Set the weights so that the adapter acts exactly as `state`, of other settings, does.
+
+        Layers that `state` does not have, and rank beyond its own, begin as in a new adapter, without effect.
+
+        Raises:
+            ValueError: this adapter cannot act as `state`: it is of another kind, a lower rank or fewer layers.
+        """
+        self.load(AdapterState(self.config, enlarged(state, self.config, self.state().tensors)))
+
     def detach(self) -> None:
         """Put the wrapped layers back and restore what was trainable and in training mode."""
         for name, original in self._wrapped.items():
@@ -266,6 +287,53 @@ class Adapter:
             p.requires_grad_(True)
         for attribute in vars(self.module).keys() - self._attributes:
             delattr(self.module, attribute)
+
+
+def enlarged(given: AdapterState, config: LoRAConfig, fresh: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of an adapter of the settings `config` that acts as `given`.
+
+    Args:
+        fresh: tensors of a new adapter of these settings: names, shapes, and values where `given` has none.
+
+    Raises:
+        ValueError: there are no such tensors.
+    """
+    if given.config.kind != config.kind:
+        raise ValueError(
+            f"kind must be {given.config.kind} to go on from the loaded LoRA, got {config.kind}; leave out LoRA "
+            "Settings, or load no LoRA"
+        )
+    if missing := sorted(given.tensors.keys() - fresh.keys()):
+        raise ValueError(
+            f"targets must include all layers of the loaded LoRA, but not {missing[0]}; leave out LoRA Settings, or "
+            "load no LoRA"
+        )
+    if config.alpha == 0:
+        raise ValueError("alpha must be above 0 to go on from the loaded LoRA, got 0; set it to its rank")
+    scale = (given.config.alpha / given.config.rank) / (config.alpha / config.rank)
+    return {name: _enlarged(name, given.tensors.get(name), own, scale) for name, own in fresh.items()}
+
+
+def _enlarged(name: str, given: Tensor | None, fresh: Tensor, scale: float) -> Tensor:
+    """One tensor of it: what lies beyond the given rank comes from `fresh`, or is 0 in the outer factor."""
+    if given is None:
+        return fresh
+    given = given * scale if name.endswith(SCALED_FACTORS) else given
+    if given.shape == fresh.shape:
+        return given
+    if given.ndim != fresh.ndim or any(a > b for a, b in zip(given.shape, fresh.shape, strict=True)):
+        raise ValueError(
+            f"rank must be at least that of the loaded LoRA, got less for {name} ({list(fresh.shape)}, loaded "
+            f"{list(given.shape)}); leave out LoRA Settings, or raise rank"
+        )
+    if not name.endswith(GROWING):
+        raise ValueError(
+            f"rank must be that of the loaded LoRA for this kind, got another for {name} ({list(fresh.shape)}, "
+            f"loaded {list(given.shape)}); leave out LoRA Settings"
+        )
+    out = torch.zeros_like(fresh) if name.endswith(OUTER) else fresh.clone()
+    out[tuple(slice(size) for size in given.shape)] = given
+    return out
 
 
 @contextmanager

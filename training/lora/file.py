@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from .adapter import AdapterState
+from .adapter import SCALED_FACTORS, AdapterState
 
 MAGNITUDE = "lora_magnitude_vector"
 """peft's name for the row norms of DoRA."""
-SCALED_FACTORS = (".lora_B.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a")
-"""The factor of an adapter that carries alpha / rank in a file (LoKr: whichever of its two is there)."""
 
 
 def folded(adapter: AdapterState) -> dict[str, Tensor]:

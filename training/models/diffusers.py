@@ -26,6 +26,7 @@ from ..files import write_tensors
 from ..forms import Prediction
 from ..lora.adapter import AdapterState
 from ..lora.file import folded, peft_names, with_dora_scale
+from ..lora.reading import read_lora
 from .folder import Network, PipelineFolder
 from .source import Denoiser
 
@@ -229,6 +230,10 @@ class DiffusersModel(ABC):
             OSError: the folder cannot be written.
         """
         write_tensors(path, self.lora_tensors(adapter), metadata)
+
+    def read_lora(self, path: Path) -> AdapterState:
+        """An adapter that acts as the LoRA file `path`."""
+        return read_lora(path, self.module)
 
 
 class DiffusersDenoiser(Denoiser):

@@ -22,6 +22,8 @@ from ..files import digest, write_tensors
 from ..forms import Prediction, expand, from_velocity
 from ..lora.adapter import AdapterState, is_linear
 from ..lora.file import comfy_names, folded, with_dora_scale
+from ..lora.keys import Place
+from ..lora.reading import read_lora
 from .differentiable import recomputed, writes_allowed
 from .source import Denoiser
 
@@ -65,6 +67,17 @@ class HostNetwork(Protocol):
 
     def weight(self, module: str) -> Tensor:
         """The frozen weight of one of its modules."""
+        ...
+
+    def lora_keys(self) -> Mapping[str, tuple[str, tuple[int, int] | None, bool]]:
+        """What the host's loader takes for a layer.
+
+        By name in a LoRA file: module, first row and number of rows (None: all), whether its halves are exchanged.
+        """
+        ...
+
+    def converted_lora(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A LoRA file as the host's loader looks at it."""
         ...
 
     def encoder_weights(self) -> Iterable[tuple[str, Tensor]]:
@@ -205,6 +218,13 @@ class HostModel:
             OSError: the folder cannot be written.
         """
         write_tensors(path, self.lora_tensors(adapter), metadata)
+
+    def read_lora(self, path: Path) -> AdapterState:
+        """An adapter that acts as the LoRA file `path` does in the host's stock loader."""
+        network = self.network
+        known = {name: (Place(module, rows, None, swapped),)
+                 for name, (module, rows, swapped) in network.lora_keys().items()}  # fmt: skip
+        return read_lora(path, network.module, known, network.weight, network.converted_lora)
 
 
 class HostDenoiser(Denoiser):

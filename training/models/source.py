@@ -114,6 +114,14 @@ class ModelSource(Protocol):
         """Write `lora_tensors` to `path`."""
         ...
 
+    def read_lora(self, path: Path) -> AdapterState:
+        """An adapter that acts as the LoRA file `path`, of ours or of others.
+
+        Raises:
+            ValueError: it cannot be read or trained on, see `training.lora.reading.read_lora`.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class LoadedModel:

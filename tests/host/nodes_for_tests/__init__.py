@@ -11,6 +11,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from safetensors.torch import load_file
 
 from .device_nodes import NODES as DEVICE_NODES
+from .lora_nodes import TestLoRAForms
 from .model_nodes import NODES as MODEL_NODES
 from .small_files import NODES as FILE_NODES
 
@@ -137,5 +138,6 @@ NODE_CLASS_MAPPINGS = {
         *MODEL_NODES,
         *DEVICE_NODES,
         *FILE_NODES,
+        TestLoRAForms,
     )
 }

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from rollout_trainer.training.lora.adapter import Adapter, AdapterState, LoRAConfig, attached
+from rollout_trainer.training.lora.adapter import Adapter, LoRAConfig, attached
 from rollout_trainer.training.lora.file import folded, kohya_names, peft_names
 from rollout_trainer.training.lora.reading import read_lora
 from rollout_trainer.training.runs.export import FORMAT
@@ -88,11 +88,6 @@ def test_files_that_do_not_fit_are_refused_in_one_line(network, tmp_path):
         read_lora(path, network)
     save_file({"weight": torch.ones(2)}, path)
     with pytest.raises(ValueError, match="must hold adapter weights, got weight; it is no LoRA"):
-        read_lora(path, network)
-    good: AdapterState = trained(network)
-    odd = {k: v[:2] if ".lora_A" in k and k.startswith("0") else v for k, v in good.tensors.items()}
-    save_file(odd, path)
-    with pytest.raises(ValueError, match=r"must have one rank, got \[2, 3\]"):
         read_lora(path, network)
     Path(path).write_bytes(b"junk")
     with pytest.raises(ValueError, match="must be a readable safetensors file"):
