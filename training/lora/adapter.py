@@ -204,15 +204,15 @@ class Adapter:
                     type(m) for m in self._wrapped.values() if not isinstance(m, (nn.Linear, nn.Conv2d))
                 }
                 inject_adapter_in_model(config.peft_config(names, unknown), module, adapter_name=_NAME)
-        except BaseException:
+            self._layers = [m for m in module.modules() if isinstance(m, BaseTunerLayer)]
+            for layer in self._layers:
+                layer.eval()
+                fuse(layer, _NAME)
+            for p in self.parameters():
+                p.data = p.data.to(device or p.device, torch.float32)
+        except BaseException:  # a device that is full, a stop: the module is as it was
             self.detach()
             raise
-        self._layers = [m for m in module.modules() if isinstance(m, BaseTunerLayer)]
-        for layer in self._layers:
-            layer.eval()
-            fuse(layer, _NAME)
-        for p in self.parameters():
-            p.data = p.data.to(device or p.device, torch.float32)
 
     def parameters(self) -> list[nn.Parameter]:
         """The adapter's weights, in a fixed order."""

@@ -136,7 +136,7 @@ class Trainer:
         self.adapter = Adapter(self.denoiser.module, config.lora, config.seed, self.device)
         self.opened.callback(self.adapter.detach)
         if adapter is not None:
-            self.adapter.load(adapter)
+            self.adapter.begin_with(adapter)
         self.parameters = self.adapter.parameters()
         self.optimizer = build_optimizer(config.optimizer, self.parameters)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.autocast == "fp16")
