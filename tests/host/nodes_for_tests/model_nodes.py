@@ -172,14 +172,12 @@ class TestCompare:
         return float("nan")
 
     def compare(self, patched, base, run, latents, conditioning):
-        training = type(run).__module__.rpartition(".")[0]
-        denoiser_module = sys.modules[f"{training}.denoiser"]
         batch = run.data.batch(torch.arange(1))
         sigma = run.source.schedule.sigma(torch.full((1,), 0.6)).float()
-        x = denoiser_module.add_noise(run.source.prediction, batch.x0, torch.randn(batch.x0.shape), sigma)
+        forms = sys.modules[type(run).__module__.rpartition(".runs.")[0] + ".forms"]
+        x = forms.add_noise(run.source.prediction, batch.x0, torch.randn(batch.x0.shape), sigma)
         with torch.no_grad(), run.model.denoiser() as denoiser:
-            ours = denoiser.predict(x, sigma, batch.cond)
-            ours = denoiser_module.to_denoised(denoiser.prediction, x, sigma, ours)
+            ours = denoiser.denoised(x, sigma, batch.cond)
         with_lora, without = (estimate(m, x, sigma, conditioning[:1]) for m in (patched, base))
         return {
             "ui": {

@@ -250,7 +250,7 @@ class TestDemoClip:
     def make(self):
         import types
 
-        pack = next(name for name in sys.modules if name.endswith(".training.diffusers_model"))
+        pack = next(name for name in sys.modules if name.endswith(".training.models.families"))
         self.source = sys.modules[pack].load_diffusers(DEMO)
         self.patcher = types.SimpleNamespace(model=torch.nn.Linear(1, 1))
         return (self,)

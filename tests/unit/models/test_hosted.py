@@ -94,6 +94,19 @@ def test_a_perfect_estimate_of_x0_is_the_true_prediction(prediction):
     assert (output - target).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("prediction", ["flow", "epsilon", "v"])
+def test_the_hosts_estimate_of_x0_goes_straight(prediction):
+    """To the last bit: nothing is converted there and back."""
+    network = Network(prediction)
+    source = HostModel(network)
+    _, _, sigma, x = inputs(source)
+    cond = source.encode_text(["a", "bb", "ccc"])
+    given = network.denoised(
+        x, sigma, [{"cross_attn": torch.full((1, n + 1, 2), float(n))} for n in (1, 2, 3)]
+    )
+    assert torch.equal(source.denoiser().denoised(x, sigma, cond), given)
+
+
 @pytest.mark.parametrize("shift", [1.0, 3.0, 3.158])
 def test_the_shift_of_a_flow_model_is_found(shift):
     schedule = HostModel(Network(shift=shift)).schedule
