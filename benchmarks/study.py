@@ -183,7 +183,7 @@ class Pictures:
     @classmethod
     def encoded(cls, images: ImageDataset, source: DiffusersModel, count: int) -> Pictures:
         """Encode the first `count` pictures."""
-        data = encode(replace(images, items=images.items[:count]), source)
+        data = encode(replace(images, items=images.items[:count]), source).held()
         pixels = source.decode_latents(data.buckets[0].latents)
         return cls(data, pixels, style_net().pooled(pixels))
 

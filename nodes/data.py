@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
+from pathlib import Path
+
 from ..host import current, io
-from ..training.data.dataset import ImageDataset, read_image_folder
+from ..host.interface import Progress as Bar
+from ..training.data.cache import TensorCache
 from ..training.data.encoding import encode
+from ..training.data.folders import DataProgress, check_image_folder, folder_stamp, read_image_folder
+from ..training.data.images import ImageDataset
 from ..training.models.source import LoadedModel
 from . import sockets
 
@@ -20,7 +27,8 @@ class RolloutDatasetFromFolder(io.ComfyNode):
             display_name="Dataset from Folder",
             category=sockets.CATEGORY,
             description="Pictures with captions: NAME.png and NAME.txt. A sub-folder 10_name repeats its pictures 10 "
-            "times; NAME.mask.png is a mask. demo/data holds the 24 pictures that come with the pack.",
+            "times; NAME.mask.png is a mask. What is not used is named in the summary. demo/data holds the 24 "
+            "pictures that come with the pack.",
             inputs=[
                 io.String.Input(
                     "folder",
@@ -31,18 +39,24 @@ class RolloutDatasetFromFolder(io.ComfyNode):
                 io.String.Input(
                     "default_caption",
                     default="",
-                    tooltip="Caption for pictures without a .txt file. Empty: every picture must have one.",
+                    tooltip="Caption for pictures that have none. Empty: every picture must have one.",
                 ),
                 io.String.Input(
                     "trigger_word",
                     default="",
-                    tooltip="Put in front of every caption that does not contain it.",
+                    tooltip="Put in front of every caption that does not contain it as a word.",
                 ),
                 io.Boolean.Input(
                     "alpha_masks",
                     default=False,
                     tooltip="Train only the parts of a picture that are not transparent. A mask file is used instead "
                     "where there is one.",
+                ),
+                io.Boolean.Input(
+                    "subfolders",
+                    optional=True,
+                    default=False,
+                    tooltip="Read sub-folders of any name, at any depth. Off: only those named 10_name.",
                 ),
             ],
             outputs=[
@@ -52,7 +66,9 @@ class RolloutDatasetFromFolder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str | None, *, default_caption: str | None = None) -> bool | str:
+    def validate_inputs(
+        cls, folder: str | None, *, default_caption: str | None = None, subfolders: bool | None = None
+    ) -> bool | str:
         """Read the folder before anything runs: a fault in it is one line now, not an hour later.
 
         What is not known yet is None, as it comes through a link. ComfyUI passes what stands before the star
@@ -61,7 +77,8 @@ class RolloutDatasetFromFolder(io.ComfyNode):
         if folder is None:
             return True
         try:
-            cls._read(folder, "unknown" if default_caption is None else default_caption, "", False)
+            default = "unknown" if default_caption is None else default_caption
+            check_image_folder(place_of(folder), default or None, subfolders)
         except ValueError as err:
             return str(err)
         return True
@@ -72,21 +89,52 @@ class RolloutDatasetFromFolder(io.ComfyNode):
         folder = folder or current().linked_text("folder")
         if not folder:
             return ""
-        files = sorted(p for p in current().resolve_path(folder).rglob("*") if p.is_file())
-        return ",".join(f"{p}:{p.stat().st_mtime_ns}:{p.stat().st_size}" for p in files)
+        return folder_stamp(current().resolve_path(folder))
 
     @classmethod
     def execute(
-        cls, folder: str, default_caption: str, trigger_word: str, alpha_masks: bool
+        cls, folder: str, default_caption: str, trigger_word: str, alpha_masks: bool, subfolders: bool = False
     ) -> io.NodeOutput:
         """Read it."""
-        dataset = cls._read(folder, default_caption, trigger_word, alpha_masks)
-        return io.NodeOutput(dataset, dataset.summary(), ui={"text": (dataset.summary(),)})
+        dataset = read_image_folder(
+            place_of(folder),
+            default_caption or None,
+            trigger_word.strip(),
+            alpha_masks,
+            nested=subfolders,
+            known=current().cache_dir() / "folders",
+            progress=shown(),
+        )
+        summary = dataset.summary()
+        return io.NodeOutput(dataset, summary, ui={"text": (summary,)})
 
-    @classmethod
-    def _read(cls, folder: str, default_caption: str, trigger_word: str, alpha_masks: bool) -> ImageDataset:
-        path = current().resolve_path(folder)
-        return read_image_folder(path, default_caption or None, trigger_word.strip(), alpha_masks)
+
+def place_of(folder: str) -> Path:
+    """The folder that a user means.
+
+    Raises:
+        ValueError: nothing is named, or a path of another machine.
+    """
+    if not folder.strip():
+        raise ValueError(
+            "folder must name a folder with pictures, got nothing; demo/data comes with the pack"
+        )
+    path = current().resolve_path(folder)
+    if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]", folder.strip(" \"'\n")) and not path.exists():
+        raise ValueError(f"folder must lie on the machine that trains, got the Windows path {folder.strip()}")
+    return path
+
+
+def shown() -> DataProgress:
+    """The host's progress bar, which begins with what there is to do."""
+    bars: list[Bar] = []
+
+    def show(done: int, total: int) -> None:
+        if not bars:
+            bars.append(current().progress(total))
+        bars[0].update(done)
+
+    return show
 
 
 class RolloutEncodeDataset(io.ComfyNode):
@@ -160,6 +208,11 @@ class RolloutEncodeDataset(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs: object) -> str:
+        """Encoded data that a training has found deleted or damaged is made anew."""
+        return str(TensorCache.lost)
+
+    @classmethod
     def execute(
         cls,
         model: LoadedModel,
@@ -172,18 +225,17 @@ class RolloutEncodeDataset(io.ComfyNode):
         keep_tags: int = 1,
     ) -> io.NodeOutput:
         """Encode what is not in the cache."""
-        host = current()
-        bar = host.progress(len(dataset.items) * (2 if mirror else 1))
         data = encode(
             dataset,
             model.source,
             resolution or None,
-            host.cache_dir(),
-            lambda done, total: bar.update(done),
+            current().cache_dir(),
+            shown(),
             bucket_step=bucket_step,
             max_aspect=max_aspect,
             flip=mirror,
             variants=caption_variants,
             keep_tags=keep_tags,
         )
-        return io.NodeOutput(data, data.summary(), ui={"text": (data.summary(),)})
+        summary = data.summary()
+        return io.NodeOutput(data, summary, ui={"text": (summary,)})

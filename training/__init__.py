@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .data.dataset import LatentDataset as LatentDataset
     from .data.encoding import encode as encode
+    from .data.folders import read_image_folder as read_image_folder
     from .data.images import ImageDataset as ImageDataset
-    from .data.images import read_image_folder as read_image_folder
     from .lora.adapter import AdapterState as AdapterState
     from .lora.adapter import LoRAConfig as LoRAConfig
     from .lora.reading import read_lora as read_lora
@@ -71,7 +71,7 @@ _HOME = {
     "branch": ".runs.stages",
     "encode": ".data.encoding",
     "load_diffusers": ".models.families",
-    "read_image_folder": ".data.images",
+    "read_image_folder": ".data.folders",
     "read_lora": ".lora.reading",
     "reopen": ".runs.run",
     "report": ".runs.report",

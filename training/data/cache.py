@@ -1,20 +1,33 @@
-"""Tensors on disk by key: complete and intact, or not there."""
+"""Tensors on disk by key: complete and intact, or not there.
+
+Beside the files lies an index: what each holds, and the size and time that it had when its content was last checked.
+A file that is still as the index says is not read until a training asks for it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+from array import array
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..files import write_tensors
+from .columns import Keys
 
 logger = logging.getLogger(__name__)
+
+INDEX = "index"
+"""Name of the index, beside files that are named by key."""
+
+Layout = tuple[tuple[str, str, tuple[int, ...]], ...]
+"""What a file holds: name, dtype and shape of each tensor, by name."""
 
 
 def cache_key(*parts: object) -> str:
@@ -22,38 +35,109 @@ def cache_key(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-class TensorCache:
-    """A folder of safetensors files, one for each key; without a folder, nothing is kept.
+def layout(tensors: Mapping[str, Tensor]) -> Layout:
+    """What a file of these tensors holds."""
+    return tuple(
+        (name, str(value.dtype).removeprefix("torch."), tuple(value.shape))
+        for name, value in sorted(tensors.items())
+    )
 
-    A key must say all that its tensors depend on. Files that are cut off or altered count as absent.
+
+class TensorCache:
+    """A folder of safetensors files, one for each key; without a folder, the tensors are kept in memory.
+
+    A key must say all that its tensors depend on. Files that are cut off or altered count as absent. Several
+    processes may use one folder: a file is replaced by another of the same content, and who writes the index last
+    leaves the others' files out of it, which costs reading them once more.
     """
+
+    lost = 0
+    """Files of all caches that a training asked for in vain: another process has deleted or damaged them."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
+        self._held: dict[str, Mapping[str, Tensor]] = {}  # without a folder
+        self._index: _Index | None = None
 
-    def fetch(self, key: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        """The tensors of `key`, made by `make` and kept if they are not there.
+    def ensure(self, key: str, make: Callable[[], Mapping[str, Tensor]]) -> Layout:
+        """Have the tensors of `key` made by `make` and kept if they are not there; return what they are.
 
         Raises:
-            OSError: the folder cannot be written.
+            RuntimeError: the folder cannot be written.
         """
         if self.folder is None:
-            return make()
+            if key not in self._held:
+                self._held[key] = _plain(make())
+            return layout(self._held[key])
+        if self._index is None:
+            self._index = _Index.read(self.folder / INDEX)
         path = self.folder / f"{key}.safetensors"
-        tensors = self._read(path)
+        stamp = _stamp(path)
+        known = self._index.get(key, stamp)
+        if known is None:
+            found = layout(self._whole(path, make))
+            known = self._index.put(key, _stamp(path), found)
+        return known
+
+    def fetch(self, key: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        """The tensors of `key`, made by `make` and kept if they are not there, checked if they are.
+
+        Raises:
+            RuntimeError: the folder cannot be written.
+        """
+        if self.folder is None:
+            return self._held.get(key) or _plain(make())
+        return self._whole(self.folder / f"{key}.safetensors", make)
+
+    def read(self, key: str) -> Mapping[str, Tensor]:
+        """The tensors of a key that was ensured.
+
+        Raises:
+            RuntimeError: they are not there any more.
+        """
+        if self.folder is None:
+            return self._held[key]
+        path = self.folder / f"{key}.safetensors"
+        try:
+            return _load(path)[0]
+        except (SafetensorError, OSError) as err:
+            TensorCache.lost += 1
+            raise RuntimeError(
+                f"cache file {path} must stay as it is while a training reads it, but it cannot be read ({err}); "
+                "queue again: Encode Dataset makes it anew"
+            ) from err
+
+    def close_index(self) -> None:
+        """Write the index if it has changed, and let go of it.
+
+        One that cannot be written is a line in the log: it saves time the next time, no more.
+        """
+        index, self._index = self._index, None
+        if self.folder is None or index is None or not index.changed:
+            return
+        try:
+            index.write(self.folder / INDEX)
+        except OSError as err:
+            logger.warning("cache index %s is not kept: %s", self.folder / INDEX, err)
+
+    def _whole(self, path: Path, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        tensors = self._checked(path)
         if tensors is None:
-            tensors = {name: value.detach().cpu() for name, value in make().items()}
-            write_tensors(path, tensors, {"digest": _digest(tensors)})
+            tensors = _plain(make())
+            try:
+                write_tensors(path, tensors, {"digest": _digest(tensors)})
+            except OSError as err:
+                raise RuntimeError(
+                    f"cache folder {path.parent} must be writable, got {err.strerror}; free space and queue again, "
+                    "what is encoded so far is kept"
+                ) from err
         return tensors
 
-    def _read(self, path: Path) -> dict[str, Tensor] | None:
+    def _checked(self, path: Path) -> dict[str, Tensor] | None:
         if not path.is_file():
             return None
         try:
-            with safe_open(path, framework="pt") as file:
-                # Cloned: what safetensors returns may be a view of the file, which may be replaced.
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-                digest = (file.metadata() or {}).get("digest")
+            tensors, digest = _load(path)
         except (SafetensorError, OSError) as err:
             logger.warning("cache file %s is made anew: %s", path, err)
             return None
@@ -61,6 +145,91 @@ class TensorCache:
             logger.warning("cache file %s is made anew: its content has changed", path)
             return None
         return tensors
+
+
+class _Index:
+    """Which files a cache folder held and how they looked: size in bytes, time in ns, and what is in them."""
+
+    VERSION = "1"
+
+    def __init__(self) -> None:
+        self.rows: dict[str, int] = {}
+        self.numbers = array("q")  # of each row: size, time, layout
+        self.layouts: dict[Layout, int] = {}
+        self.by_number: list[Layout] = []
+        self.changed = False
+
+    @classmethod
+    def read(cls, path: Path) -> _Index:
+        """The index in a file; an empty one if it cannot be used, for its files are then looked at again."""
+        index = cls()
+        try:
+            with safe_open(path, framework="np") as file:
+                metadata = file.metadata() or {}
+                keys, numbers = file.get_tensor("keys"), file.get_tensor("numbers")
+            if metadata.get("version") != cls.VERSION:
+                return index
+            for given in json.loads(metadata["layouts"]):
+                index._number(tuple((name, dtype, tuple(shape)) for name, dtype, shape in given))
+        except FileNotFoundError:
+            return index
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as err:
+            logger.warning("cache index %s is made anew: %s", path, err)
+            return cls()
+        text = keys.tobytes().hex()
+        index.rows = {text[2 * i : 2 * i + 32]: i // 16 for i in range(0, len(text) // 2, Keys.WIDTH)}
+        index.numbers.frombytes(numbers.astype(np.int64).tobytes())
+        return index
+
+    def get(self, key: str, stamp: tuple[int, int] | None) -> Layout | None:
+        """What the file of `key` holds if it still looks as it did."""
+        row = self.rows.get(key)
+        if row is None or stamp is None or tuple(self.numbers[3 * row : 3 * row + 2]) != stamp:
+            return None
+        return self.by_number[self.numbers[3 * row + 2]]
+
+    def put(self, key: str, stamp: tuple[int, int] | None, found: Layout) -> Layout:
+        """Note a file that was looked at; None: it is gone again."""
+        number = self._number(found)
+        if stamp is not None:
+            self.changed = True
+            row = self.rows.setdefault(key, len(self.rows))
+            self.numbers[3 * row : 3 * row + 3] = array("q", [*stamp, number])
+        return self.by_number[number]
+
+    def write(self, path: Path) -> None:
+        """Raises OSError if the folder cannot be written."""
+        keys = torch.frombuffer(bytearray(bytes.fromhex("".join(self.rows))), dtype=torch.uint8)
+        numbers = torch.frombuffer(bytearray(self.numbers.tobytes()), dtype=torch.int64)
+        metadata = {"version": self.VERSION, "layouts": json.dumps(self.by_number)}
+        write_tensors(path, {"keys": keys, "numbers": numbers}, metadata)
+
+    def _number(self, found: Layout) -> int:
+        if found not in self.layouts:
+            self.layouts[found] = len(self.by_number)
+            self.by_number.append(found)
+        return self.layouts[found]
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Size and time of a file; None if there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _load(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors of a file, and the digest that was written beside them."""
+    with safe_open(path, framework="pt") as file:
+        # Cloned: what safetensors returns may be a view of the file, which may be replaced.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        return tensors, (file.metadata() or {}).get("digest")
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu() for name, value in tensors.items()}
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -1,20 +1,23 @@
-"""From pictures to batches: encoding in buckets, cached on disk, and the order in which samples are drawn."""
+"""Encoded samples in buckets of one size: in memory, or read from the cache when a batch is asked for."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from ..conditioning import Cond, alike, controls_of, select, text_of
+from ..conditioning import SHAPE, Cond, alike, controls_of, joined, select, text_of
+from .cache import Layout, TensorCache
+from .columns import Keys
+from .folders import read_image_folder as read_image_folder
 from .images import ImageDataset as ImageDataset
-from .images import read_image_folder as read_image_folder
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """N encoded samples of one size. On the CPU."""
+    """N encoded samples of one size, in memory. On the CPU."""
 
     latents: Tensor
     """[N, C, h, w] float32, as the network sees them."""
@@ -24,26 +27,123 @@ class Bucket:
     """[N, 1, h, w] (with the latents' other axes as 1) in [0, 1]; None: every sample counts everywhere."""
     repeats: Tensor
     """LongTensor [N]: how often each is drawn in an epoch."""
-    names: tuple[str, ...]
-    captions: tuple[str, ...]
+    names: Sequence[str]
+    captions: Sequence[str]
     variants: int = 1
     """Captions of each sample."""
 
     def __len__(self) -> int:
         return len(self.latents)
 
-    def captioned(self, rows: Tensor, generator: torch.Generator | None) -> Cond:
-        """Conditioning [B, ...] of the samples `rows: LongTensor [B]`, each with a variant that is drawn.
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, h, w) of each latent."""
+        return tuple(self.latents.shape[1:])
 
-        Args:
-            generator: None takes the captions as written.
+    def texts(self, rows: Tensor, variant: Tensor) -> Tensor:
+        """Numbers of the captions [B] that the samples `rows` have in their variants `variant`, both [B]."""
+        return rows * self.variants + variant
+
+    def read(self, rows: Tensor, texts: Tensor) -> tuple[Tensor, Cond, Tensor | None]:
+        """Latents, conditioning and masks [B, ...] of the samples `rows` with the captions numbered `texts`."""
+        masks = None if self.masks is None else self.masks[rows]
+        return self.latents[rows], select(self.cond, texts), masks
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The conditioning of all captions of a dataset, each kept once, whatever number of samples has it."""
+
+    cache: TensorCache
+    keys: Keys
+    """Of each caption's conditioning in the cache."""
+    mold: Cond
+    """One row as large as the largest of every tensor: what rows are padded to, so that they can change places."""
+
+    def read(self, texts: Tensor) -> Cond:
+        """Conditioning [B, ...] of the captions numbered `texts: LongTensor [B]`."""
+        numbers = texts.tolist()
+        found = {n: self.cache.read(self.keys[n]) for n in dict.fromkeys(numbers)}
+        return self.molded([found[n] for n in numbers])
+
+    def molded(self, conds: Sequence[Cond]) -> Cond:
+        """The rows of several conditionings, at the sizes that all rows of the dataset have."""
+        if not any(name.endswith(SHAPE) for name in self.mold):
+            return joined(conds)  # all are of one size
+        return {name: value[:-1] for name, value in joined([*conds, self.mold]).items()}
+
+
+def mold(layouts: Iterable[Layout]) -> Cond:
+    """A row that is as large as the largest of `layouts` in every tensor, with companions where they differ."""
+    shapes = [
+        {name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta") for name, dtype, shape in one}
+        for one in dict.fromkeys(layouts)
+    ]
+    out: dict[str, Tensor] = {}
+    for name, value in alike(shapes)[0].items() if shapes else ():
+        if name.endswith(SHAPE):
+            out[name] = torch.tensor([[1, *out[name.removesuffix(SHAPE)].shape[1:]]])
+        else:
+            out[name] = torch.zeros(1, *value.shape[1:], dtype=value.dtype)
+    return out
+
+
+@dataclass(frozen=True)
+class StoredBucket:
+    """N encoded samples of one size, read from the cache when asked."""
+
+    cache: TensorCache
+    shape: tuple[int, ...]
+    """(C, h, w) of each latent."""
+    masked: bool
+    """Some samples have a mask; the others count everywhere."""
+    keys: Keys
+    """[N]: of latents in the cache."""
+    conds: Captions
+    text: Tensor
+    """IntTensor [N]: number of each sample's caption among the different ones."""
+    repeats: Tensor
+    """LongTensor [N]: how often each is drawn in an epoch."""
+    names: Sequence[str]
+    written: Sequence[str]
+    """The different captions of the dataset."""
+    variants: int = 1
+    """Captions of each sample: as written, then in other orders."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The caption of each sample, as written."""
+        return tuple(self.written[i] for i in self.text.tolist())
+
+    def texts(self, rows: Tensor, variant: Tensor) -> Tensor:
+        """Numbers of the captions [B] that the samples `rows` have in their variants `variant`, both [B]."""
+        return self.text[rows].long() * self.variants + variant
+
+    def read(self, rows: Tensor, texts: Tensor) -> tuple[Tensor, Cond, Tensor | None]:
+        """Latents (float32), conditioning and masks [B, ...] of the samples `rows` with the captions `texts`.
+
+        Raises:
+            RuntimeError: the cache does not hold them any more.
         """
-        if self.variants == 1:
-            return select(self.cond, rows)
-        first = rows * self.variants
-        if generator is None:
-            return select(self.cond, first)
-        return select(self.cond, first + torch.randint(self.variants, rows.shape, generator=generator))
+        tensors = [self.cache.read(self.keys[i]) for i in rows.tolist()]
+        latents = torch.stack([t["latent"].float() for t in tensors])
+        masks = None
+        if self.masked:
+            everywhere = torch.ones(1, *self.shape[-2:])
+            masks = torch.stack([t.get("mask", everywhere) for t in tensors])
+            between = [1] * (latents.ndim - masks.ndim)  # the frames of a video model
+            masks = masks.reshape(len(masks), 1, *between, *masks.shape[-2:])
+        return latents, self.conds.read(texts), masks
+
+    def held(self) -> Bucket:
+        """The same bucket in memory."""
+        rows = torch.arange(len(self))
+        texts = self.texts(rows[:, None], torch.arange(self.variants)).flatten()
+        latents, cond, masks = self.read(rows, texts)
+        return Bucket(latents, cond, masks, self.repeats, tuple(self.names), self.captions, self.variants)
 
 
 @dataclass(frozen=True)
@@ -66,14 +166,42 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Draw:
+    """What a batch will hold, before it is read: numbers alone."""
+
+    bucket: Bucket | StoredBucket
+    ids: Tensor
+    """LongTensor [B]: the samples, numbered in the dataset."""
+    rows: Tensor
+    """LongTensor [B]: the same, numbered in the bucket."""
+    texts: Tensor
+    """LongTensor [B]: their captions, numbered as the bucket numbers them."""
+
+    def read(self) -> Batch:
+        """The batch."""
+        x0, cond, mask = self.bucket.read(self.rows, self.texts)
+        return Batch(x0, cond, mask, self.ids)
+
+    def same(self, other: Draw) -> bool:
+        """Whether both are of one dataset and will give the same batch."""
+        return (
+            self.bucket is other.bucket
+            and torch.equal(self.ids, other.ids)
+            and torch.equal(self.texts, other.texts)
+        )
+
+
+@dataclass(frozen=True)
 class LatentDataset:
     """Encoded samples, numbered through all buckets, and the conditioning of the empty caption."""
 
-    buckets: tuple[Bucket, ...]
+    buckets: tuple[Bucket | StoredBucket, ...]
     empty_cond: Cond
     """Text alone, named tensors [1, ...]: what caption dropout puts in a caption's place; empty where there is none."""
     fingerprint: str
     """Hex digest of pictures, captions, masks, sizes and model: a run resumes on the same data only."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What a user should know of it, a line each."""
 
     def __len__(self) -> int:
         return sum(len(bucket) for bucket in self.buckets)
@@ -83,8 +211,13 @@ class LatentDataset:
         """Samples with their repeats."""
         return int(sum(bucket.repeats.sum() for bucket in self.buckets))
 
-    def batch(self, ids: Tensor, captions: torch.Generator | None = None) -> Batch:
-        """The samples numbered `ids: LongTensor [B]`.
+    @property
+    def stored(self) -> bool:
+        """Whether samples are read from the disk, which takes time."""
+        return any(isinstance(b, StoredBucket) and b.cache.folder is not None for b in self.buckets)
+
+    def draw(self, ids: Tensor, captions: torch.Generator | None = None) -> Draw:
+        """Say what the samples numbered `ids: LongTensor [B]` are.
 
         Args:
             captions: stream that draws which variant of its caption a sample gets; None takes it as written.
@@ -95,25 +228,39 @@ class LatentDataset:
         rows = ids
         for bucket in self.buckets:
             if bool(((rows >= 0) & (rows < len(bucket))).all()):
-                mask = None if bucket.masks is None else bucket.masks[rows]
-                return Batch(bucket.latents[rows], bucket.captioned(rows, captions), mask, ids)
+                variant = torch.zeros_like(rows)
+                if captions is not None and bucket.variants > 1:
+                    variant = torch.randint(bucket.variants, rows.shape, generator=captions)
+                return Draw(bucket, ids, rows, bucket.texts(rows, variant))
             rows = rows - len(bucket)
         raise ValueError(f"ids must be of samples of one bucket, got {ids.tolist()}")
 
+    def batch(self, ids: Tensor, captions: torch.Generator | None = None) -> Batch:
+        """The samples numbered `ids: LongTensor [B]`; arguments and errors are those of `draw`."""
+        return self.draw(ids, captions).read()
+
+    def held(self) -> LatentDataset:
+        """The same data in memory."""
+        buckets = tuple(b.held() if isinstance(b, StoredBucket) else b for b in self.buckets)
+        return replace(self, buckets=buckets)
+
     def summary(self) -> str:
-        """A line for each bucket."""
+        """A line for each bucket, and the notes."""
         lines = []
         for bucket in self.buckets:
-            shape = "x".join(str(n) for n in bucket.latents.shape[1:])
+            shape = "x".join(str(n) for n in bucket.shape)
             lines.append(f"{len(bucket)} latents {shape}, {int(bucket.repeats.sum())} samples an epoch")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
 
 def same_sizes(data: LatentDataset) -> LatentDataset:
-    """The same data, its text of one size throughout, so that rows can take each other's place; controls stay."""
-    texts = [text_of(bucket.cond) for bucket in data.buckets]
-    *texts, empty = alike([*texts, text_of(data.empty_cond) or texts[0]])
+    """The same data, all in memory, its text of one size, so that rows can take each other's place; controls stay."""
+    held = data.held()
+    conds = [bucket.cond for bucket in held.buckets if isinstance(bucket, Bucket)]
+    *texts, empty = alike([*map(text_of, conds), text_of(data.empty_cond) or text_of(conds[0])])
     buckets = tuple(
-        replace(b, cond={**text, **controls_of(b.cond)}) for b, text in zip(data.buckets, texts, strict=True)
+        replace(b, cond={**text, **controls_of(b.cond)})
+        for b, text in zip(held.buckets, texts, strict=True)
+        if isinstance(b, Bucket)
     )
-    return replace(data, buckets=buckets, empty_cond=empty if data.empty_cond else {})
+    return replace(held, buckets=buckets, empty_cond=empty if data.empty_cond else {})

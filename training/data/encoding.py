@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from ..conditioning import Cond, joined
+from ..conditioning import alike, text_of
 from ..models.source import ModelSource
-from .cache import TensorCache, cache_key
+from .cache import Layout, TensorCache, cache_key
 from .captions import caption_variants
-from .dataset import Bucket, LatentDataset, same_sizes
+from .columns import Keys, Texts
+from .dataset import Captions, LatentDataset, StoredBucket, mold
+from .folders import DataProgress
 from .images import ImageDataset as ImageDataset
-from .images import ImageItem, bucket_sizes, fitted, fitted_mask, nearest_bucket
-from .images import read_image_folder as read_image_folder
+from .images import ImageItem, bucket_sizes, fitted, fitted_mask, look_at_mask, nearest_bucket
 
 CACHE_VERSION = 1
 """Part of every cache key: raised when the same file and settings would give other tensors."""
-
-
-EncodingProgress = Callable[[int, int], None]
-"""``progress(done, total)``; may raise to cancel."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def encode(
     model: ModelSource,
     resolution: int | None = None,
     cache_dir: Path | None = None,
-    progress: EncodingProgress | None = None,
+    progress: DataProgress | None = None,
     *,
     bucket_step: int = 64,
     max_aspect: float = 2.0,
@@ -61,8 +59,8 @@ def encode(
         dataset: the pictures.
         model: whose autoencoder and text encoders are used.
         resolution: side in pixels of the square bucket; None takes the model's own.
-        cache_dir: folder for encoded pictures and captions; None keeps nothing.
-        progress: called after each picture.
+        cache_dir: folder for encoded pictures and captions; None keeps them in memory.
+        progress: called after each picture and each caption.
         bucket_step: sides of the other buckets are multiples of it, in pixels.
         max_aspect: largest aspect ratio of a bucket; 1 crops everything to the square.
         flip: add the mirror image of every picture.
@@ -71,23 +69,25 @@ def encode(
 
     Raises:
         ValueError: a size that the model cannot take, or a file that cannot be read any more.
-        OSError: `cache_dir` cannot be written.
+        RuntimeError: `cache_dir` cannot be written.
     """
     sizes = _sizes(model, resolution or model.default_resolution, bucket_step, max_aspect)
-    pictures = [
-        _Picture(item, nearest_bucket(item.width, item.height, sizes), flipped)
-        for item in dataset.items
-        for flipped in ((False, True) if flip else (False,))
-    ]
-    texts = {c: caption_variants(c, variants, keep_tags) for c in {item.caption for item in dataset.items}}
-    encoder = _Encoder(model, cache_dir, dataset.alpha_masks, texts)
-    encoded: dict[tuple[int, int], list[tuple[_Picture, Mapping[str, Tensor]]]] = {}
-    for i, picture in enumerate(pictures):
-        encoded.setdefault(picture.size, []).append((picture, encoder.picture(picture)))
-        if progress is not None:
-            progress(i + 1, len(pictures))
-    buckets = tuple(_bucket(encoded[size], encoder) for size in sorted(encoded))
-    return same_sizes(LatentDataset(buckets, encoder.caption(""), encoder.fingerprint()))
+    encoder = _Encoder(model, cache_dir, dataset.alpha_masks, variants, keep_tags)
+    flips = (False, True) if flip else (False,)
+    texts = len({item.caption for item in dataset.items}) * variants
+    total = len(dataset.items) * len(flips) + texts
+    tell = progress or (lambda done, total: None)
+    nearest: dict[tuple[int, int], tuple[int, int]] = {}
+    try:
+        for item in dataset.items:
+            shape = (item.width, item.height)
+            size = nearest.setdefault(shape, nearest.get(shape) or nearest_bucket(*shape, sizes))
+            for flipped in flips:
+                encoder.picture(_Picture(item, size, flipped))
+                tell(encoder.done, total)
+        return encoder.dataset(lambda: tell(encoder.done, total))
+    finally:
+        encoder.cache.close_index()
 
 
 def _sizes(model: ModelSource, resolution: int, step: int, max_aspect: float) -> list[tuple[int, int]]:
@@ -109,62 +109,136 @@ def _sizes(model: ModelSource, resolution: int, step: int, max_aspect: float) ->
     return sizes
 
 
+@dataclass
+class _Rows:
+    """What is known of the samples of one bucket."""
+
+    shape: tuple[int, ...]
+    keys: Keys = field(default_factory=Keys)
+    names: Texts = field(default_factory=Texts)
+    texts: array[int] = field(default_factory=lambda: array("i"))
+    repeats: array[int] = field(default_factory=lambda: array("q"))
+    masked: bool = False
+
+
 class _Encoder:
-    """Encodes pictures and captions through the cache, and remembers the keys of all that it has encoded."""
+    """Encodes pictures and captions into the cache, and remembers the keys of all that it has encoded."""
 
     def __init__(
-        self,
-        model: ModelSource,
-        cache_dir: Path | None,
-        alpha_masks: bool,
-        variants: Mapping[str, Sequence[str]],
+        self, model: ModelSource, cache_dir: Path | None, alpha_masks: bool, variants: int, keep_tags: int
     ) -> None:
         self.model = model
-        self.variants = variants
+        self.variants, self.keep_tags = variants, keep_tags
         self.alpha_masks = alpha_masks
         encoders = model.encoder_fingerprint
         self.base = [CACHE_VERSION, encoders, str(model.dtype)]
         self.cache = TensorCache(None if cache_dir is None else Path(cache_dir) / encoders)
-        self.captions: dict[str, Cond] = {}
-        self.keys: list[str] = []
+        self.rows: dict[tuple[int, int], _Rows] = {}
+        self.numbers: dict[str, int] = {}  # of the different captions
+        self.written = Texts()
+        self.keys = Keys()
+        self.done = 0
 
-    def caption(self, caption: str) -> Cond:
-        """Conditioning [1, ...] of a caption."""
-        if caption not in self.captions:
-            key = cache_key("caption", *self.base, caption)
-            self.captions[caption] = self.cache.fetch(key, lambda: self.model.encode_text([caption]))
-        return self.captions[caption]
-
-    def picture(self, picture: _Picture) -> Mapping[str, Tensor]:
-        """``latent`` [C, h, w] and, if it has one, ``mask`` [1, h, w] of a picture."""
+    def picture(self, picture: _Picture) -> None:
+        """Have a picture in the cache and among the rows of its bucket."""
+        self.done += 1
         item = picture.item
-        data = _read(item.path)
-        mask = None if item.mask is None else _read(item.mask)
-        contents = [
-            hashlib.sha256(data).hexdigest(),
-            mask and hashlib.sha256(mask).hexdigest(),
-            self.alpha_masks,
-        ]
+        read = _Reads(item)
+        contents = [read.digest, read.mask_digest, self.alpha_masks]
         key = cache_key("picture", *self.base, contents, picture.size, picture.flipped)
-        self.keys.append(cache_key(key, item.caption, item.repeats, *self.variants[item.caption][1:]))
-        return self.cache.fetch(key, lambda: self._encode(picture, data, mask))
+        others = caption_variants(item.caption, self.variants, self.keep_tags)[1:]
+        self.keys.append(cache_key(key, item.caption, item.repeats, *others))
+        found = self.cache.ensure(key, lambda: self._encode(picture, read))
+        self._put(picture, key, {name: shape for name, _, shape in found})
 
-    def fingerprint(self) -> str:
-        """Hex digest of everything encoded so far, in order."""
-        return cache_key(*self.keys)[:16]
+    def dataset(self, tell: Callable[[], None]) -> LatentDataset:
+        """All pictures so far, with their captions, which are encoded now; `tell` is called after each."""
+        layouts: set[Layout] = set()
+        keys = Keys()
+        for caption in self.written:
+            for text in caption_variants(caption, self.variants, self.keep_tags):
+                keys.append(self._caption(text, layouts))
+                self.done += 1
+                tell()
+        empty = self._caption("", layouts)
+        captions = Captions(self.cache, keys, mold(sorted(layouts)))
+        empty_cond, _ = alike([text_of(self.cache.read(empty)), text_of(captions.mold)])
+        buckets = tuple(self._bucket(self.rows[size], captions) for size in sorted(self.rows))
+        return LatentDataset(buckets, empty_cond, cache_key(*self.keys)[:16])
 
-    def _encode(self, picture: _Picture, data: bytes, mask_data: bytes | None) -> dict[str, Tensor]:
-        pixels, mask = fitted(picture.item, data, *picture.size)
+    def _put(self, picture: _Picture, key: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        item = picture.item
+        rows = self.rows.setdefault(picture.size, _Rows(shapes["latent"]))
+        rows.keys.append(key)
+        rows.names.append(picture.name)
+        rows.texts.append(self.numbers.setdefault(item.caption, len(self.numbers)))
+        if len(self.numbers) > len(self.written):
+            self.written.append(item.caption)
+        rows.repeats.append(item.repeats)
+        rows.masked |= "mask" in shapes
+
+    def _bucket(self, rows: _Rows, captions: Captions) -> StoredBucket:
+        return StoredBucket(
+            cache=self.cache,
+            shape=rows.shape,
+            masked=rows.masked,
+            keys=rows.keys,
+            conds=captions,
+            text=torch.tensor(rows.texts, dtype=torch.int32),
+            repeats=torch.tensor(rows.repeats, dtype=torch.long),
+            names=rows.names,
+            written=self.written,
+            variants=self.variants,
+        )
+
+    def _caption(self, text: str, layouts: set[Layout]) -> str:
+        """Have a caption in the cache; return its key, and put in what its conditioning is."""
+        key = cache_key("caption", *self.base, text)
+        layouts.add(self.cache.ensure(key, lambda: self.model.encode_text([text])))
+        return key
+
+    def _encode(self, picture: _Picture, read: _Reads) -> dict[str, Tensor]:
+        pixels, mask = fitted(picture.item, read.data(), *picture.size)
         if not self.alpha_masks:
             mask = None
-        if mask_data is not None:
-            mask = fitted_mask(picture.item, mask_data, *picture.size)
+        if read.mask_digest is not None:
+            mask = fitted_mask(picture.item, read.mask(), *picture.size)
         if picture.flipped:
             pixels, mask = pixels.flip(-1), None if mask is None else mask.flip(-1)
-        latent = self.model.encode_images(pixels[None])[0].float()
+        latent = self.model.encode_images(pixels[None])[0]
         if mask is None:
             return {"latent": latent}
         return {"latent": latent, "mask": adaptive_avg_pool2d(mask, (latent.shape[-2], latent.shape[-1]))}
+
+
+class _Reads:
+    """The files of a picture: their digests, and their content where it is needed."""
+
+    def __init__(self, item: ImageItem) -> None:
+        self.item = item
+        self._data = b""
+        self.digest = item.digest or hashlib.sha256(self.data()).hexdigest()
+        self.mask_digest: str | None = None
+        if item.mask is not None:
+            self.mask_digest = item.mask_digest or look_at_mask(self.mask())["digest"]
+
+    def data(self) -> bytes:
+        """Content of the picture.
+
+        Raises:
+            ValueError: it is not what its folder was read with.
+        """
+        if not self._data:
+            self._data = _read(self.item.path)
+            if self.item.digest and hashlib.sha256(self._data).hexdigest() != self.item.digest:
+                raise ValueError(
+                    f"picture {self.item.path}: it has changed since its folder was read; queue again"
+                )
+        return self._data
+
+    def mask(self) -> bytes:
+        """Content of its mask."""
+        return _read(self.item.mask) if self.item.mask is not None else b""
 
 
 def _read(path: Path) -> bytes:
@@ -172,25 +246,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as err:
         raise ValueError(f"picture {path}: it cannot be read any more ({err.strerror})") from err
-
-
-def _bucket(encoded: list[tuple[_Picture, Mapping[str, Tensor]]], encoder: _Encoder) -> Bucket:
-    items = [picture.item for picture, _ in encoded]
-    texts = [encoder.variants[item.caption] for item in items]
-    conds = [encoder.caption(text) for own in texts for text in own]
-    latents = torch.stack([tensors["latent"] for _, tensors in encoded]).cpu()
-    masks = None
-    if any("mask" in tensors for _, tensors in encoded):
-        everywhere = torch.ones(1, *latents.shape[-2:])
-        masks = torch.stack([tensors.get("mask", everywhere) for _, tensors in encoded])
-        between = [1] * (latents.ndim - masks.ndim)  # the frames of a video model
-        masks = masks.reshape(len(masks), 1, *between, *masks.shape[-2:])
-    return Bucket(
-        latents=latents,
-        cond={name: value.cpu() for name, value in joined(conds).items()},
-        masks=masks,
-        repeats=torch.tensor([item.repeats for item in items]),
-        names=tuple(picture.name for picture, _ in encoded),
-        captions=tuple(item.caption for item in items),
-        variants=len(texts[0]),
-    )

@@ -1,32 +1,30 @@
-"""Pictures on disk: folders with captions, repeats and masks, and pictures fitted to a size.
-
-A dataset folder holds pictures with captions beside them (``NAME.png``, ``NAME.txt``) and, if wanted,
-masks (``NAME.mask.png``, white is trained). Subfolders named ``N_anything`` hold more of the same, each
-picture N times an epoch.
-"""
+"""Pictures on disk: what a dataset knows of them, and how they are fitted to a size."""
 
 from __future__ import annotations
 
+import hashlib
 import io
-import re
+import math
+from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-"""Pictures that are read."""
-MASK = ".mask.png"
-REPEATS = re.compile(r"(\d+)_.*")
+from .columns import Texts
+from .facts import Fact
+
 EXIF_ORIENTATION = 0x0112
 SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
+SHOWN = 20
+"""Lines of what was left out that a summary shows."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,77 @@ class ImageItem:
     repeats: int = 1
     """How often it is drawn in an epoch."""
     mask: Path | None = None
+    digest: str = ""
+    """Of the file's content (sha256, hex), if it is known."""
+    mask_digest: str = ""
+
+
+class Items(Sequence[ImageItem]):
+    """Pictures of a dataset, in some 70 bytes each and their names."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.widths, self.heights, self.repeats = array("i"), array("i"), array("i")
+        self.written = Texts()
+        """The different captions."""
+        self.captions = array("i")
+        """Of each picture, the number of its caption."""
+        self.masks = array("i")
+        """Of each picture, the number of its mask; -1: it has none."""
+        self._numbers: dict[str, int] = {}
+        self._names, self._mask_names = Texts(), Texts()
+        self._digests, self._mask_digests = bytearray(), bytearray()
+
+    def append(self, name: str, caption: str, fact: Fact, repeats: int, mask: tuple[str, str] | None) -> None:
+        """Put a picture at the end.
+
+        Args:
+            name: path within the folder.
+            fact: as `look` says it.
+            mask: path within the folder, and digest.
+        """
+        self._names.append(name)
+        if caption not in self._numbers:
+            self._numbers[caption] = len(self.written)
+            self.written.append(caption)
+        self.captions.append(self._numbers[caption])
+        self.widths.append(fact["width"])
+        self.heights.append(fact["height"])
+        self.repeats.append(repeats)
+        self._digests += bytes.fromhex(fact["digest"])
+        self.masks.append(-1 if mask is None else len(self._mask_names))
+        if mask is not None:
+            self._mask_names.append(mask[0])
+            self._mask_digests += bytes.fromhex(mask[1])
+
+    def close(self) -> Items:
+        """Let go of what was needed to put pictures in."""
+        self._numbers = {}
+        return self
+
+    @overload
+    def __getitem__(self, i: int) -> ImageItem: ...
+    @overload
+    def __getitem__(self, i: slice) -> tuple[ImageItem, ...]: ...
+    def __getitem__(self, i: int | slice) -> ImageItem | tuple[ImageItem, ...]:
+        if isinstance(i, slice):
+            return tuple(self[k] for k in range(*i.indices(len(self))))
+        if i < 0:
+            i += len(self)
+        mask = self.masks[i]
+        return ImageItem(
+            self.folder / self._names[i],
+            self.written[self.captions[i]],
+            self.widths[i],
+            self.heights[i],
+            self.repeats[i],
+            None if mask < 0 else self.folder / self._mask_names[mask],
+            self._digests[32 * i : 32 * i + 32].hex(),
+            "" if mask < 0 else self._mask_digests[32 * mask : 32 * mask + 32].hex(),
+        )
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 @dataclass(frozen=True)
@@ -48,68 +117,80 @@ class ImageDataset:
     """The readable pictures of a folder, in the order of their names, and one line for each file left out."""
 
     folder: Path
-    items: tuple[ImageItem, ...]
+    items: Sequence[ImageItem]
     skipped: tuple[str, ...] = ()
     alpha_masks: bool = False
     """Pictures without a mask file are masked by their alpha channel."""
 
     def summary(self) -> str:
         """What was loaded and what was not, a line for each."""
-        sizes = Counter(f"{item.width}x{item.height}" for item in self.items)
-        common = ", ".join(f"{n} of {size}" for size, n in sizes.most_common(4))
+        if isinstance(self.items, Items):
+            shapes: Iterable[tuple[int, int]] = zip(self.items.widths, self.items.heights, strict=True)
+            samples, masked = sum(self.items.repeats), sum(mask >= 0 for mask in self.items.masks)
+        else:
+            shapes = [(item.width, item.height) for item in self.items]
+            samples = sum(item.repeats for item in self.items)
+            masked = sum(item.mask is not None for item in self.items)
+        sizes = Counter(shapes)
+        common = ", ".join(f"{n} of {width}x{height}" for (width, height), n in sizes.most_common(4))
         lines = [
-            f"{len(self.items)} pictures, {sum(item.repeats for item in self.items)} samples an epoch",
+            f"{len(self.items)} pictures, {samples} samples an epoch",
             f"sizes: {common}" + (f" and {len(sizes) - 4} more sizes" if len(sizes) > 4 else ""),
         ]
-        masked = sum(item.mask is not None for item in self.items)
         if masked or self.alpha_masks:
             lines.append(f"masks: {masked} from files" + (", the rest by alpha" if self.alpha_masks else ""))
-        return "\n".join(lines + [f"skipped {line}" for line in self.skipped])
+        lines += [f"skipped {line}" for line in self.skipped[:SHOWN]]
+        more = len(self.skipped) - SHOWN
+        return "\n".join(lines + ([f"and {more} more were skipped"] if more > 0 else []))
 
 
-def read_image_folder(
-    folder: str | Path, default_caption: str | None = None, trigger: str = "", alpha_masks: bool = False
-) -> ImageDataset:
-    """Find the pictures of `folder` and read their captions; every picture is decoded once to be sure of it.
-
-    Args:
-        folder: the dataset folder, see the module's text.
-        default_caption: caption of pictures that have no caption file; None: each must have one.
-        trigger: put before every caption that does not contain it.
-        alpha_masks: train only where a picture is opaque, unless it has a mask file.
+def look(data: bytes) -> Fact:
+    """Decode a picture to be sure that it can be: ``width`` and ``height`` upright, ``digest``, ``frames``.
 
     Raises:
-        ValueError: no such folder, no pictures in it, none that can be read, or a picture without a caption.
+        Exception: Pillow raises anything from OSError to SyntaxError on a broken file.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"dataset folder {folder}: it must exist, but there is no such folder")
-    skipped = list(_strays(folder))
-    items = []
-    bare = []
-    for path, repeats in _pictures(folder):
-        name = path.relative_to(folder).as_posix()
-        try:
-            width, height = _upright_size(path)
-        except Exception as err:  # Pillow raises anything from OSError to SyntaxError on a broken file
-            skipped.append(f"{name}: it cannot be read as a picture ({_line(err)})")
-            continue
-        caption = _caption(path, default_caption, trigger)
-        if caption is None:
-            bare.append(name)
-            continue
-        mask = path.with_name(path.stem + MASK)
-        items.append(ImageItem(path, caption, width, height, repeats, mask if mask.is_file() else None))
-    if bare:
-        raise ValueError(
-            f"dataset folder {folder}: {bare[0]} must have a caption file {Path(bare[0]).stem}.txt "
-            f"({len(bare)} pictures have none); write it, or set a default caption"
-        )
-    if not items:
-        raise ValueError(
-            f"dataset folder {folder}: it must hold pictures ({_kinds()}), but {_nothing(skipped)}"
-        )
-    return ImageDataset(folder, tuple(items), tuple(skipped), alpha_masks)
+    with Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+        frames = getattr(image, "n_frames", 1)
+        sideways = image.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
+        image.draft("RGB", (width // 8, height // 8))  # JPEG alone: an eighth of the size decodes far faster
+        image.load()
+        if image.mode == "F":
+            raise ValueError("its values are floating-point numbers; save it with 8 or 16 bits")
+    width, height = (height, width) if sideways else (width, height)
+    return {
+        "width": width,
+        "height": height,
+        "digest": hashlib.sha256(data).hexdigest(),
+        "frames": frames,
+    }
+
+
+def look_at_mask(data: bytes) -> Fact:
+    """``digest`` of a mask, and whether it is ``empty``: black everywhere.
+
+    Masks that older versions took for something else than what they show have another digest than their content's.
+
+    Raises:
+        Exception: as `look`.
+    """
+    with Image.open(io.BytesIO(data)) as opened:
+        mask, once = shown(opened), opened.convert("L")
+    digest = hashlib.sha256(data)
+    if mask.tobytes() != once.tobytes():
+        digest.update(b"as shown")
+    return {"digest": digest.hexdigest(), "empty": not mask.getbbox()}
+
+
+def shown(image: Image.Image) -> Image.Image:
+    """A mask as [H, W] of 8 bits: how bright its brightest colour is, less where it is transparent."""
+    image = _eight_bit(image)
+    if image.mode in ("L", "1"):
+        return image.convert("L")
+    *colours, alpha = (np.asarray(band) for band in image.convert("RGBA").split())
+    bright = np.max(colours, axis=0).astype(np.uint16)
+    return Image.fromarray(((bright * alpha + 127) // 255).astype(np.uint8))
 
 
 def fitted(item: ImageItem, data: bytes, width: int, height: int) -> tuple[Tensor, Tensor | None]:
@@ -124,7 +205,7 @@ def fitted(item: ImageItem, data: bytes, width: int, height: int) -> tuple[Tenso
         with Image.open(io.BytesIO(data)) as opened:
             image = ImageOps.exif_transpose(_eight_bit(opened))
     except Exception as err:  # as above
-        raise ValueError(f"picture {item.path}: it cannot be read ({_line(err)})") from err
+        raise ValueError(f"picture {item.path}: it cannot be read ({line_of(err)})") from err
     alpha = None
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -144,9 +225,9 @@ def fitted_mask(item: ImageItem, data: bytes, width: int, height: int) -> Tensor
     """
     try:
         with Image.open(io.BytesIO(data)) as opened:
-            mask = opened.convert("L").resize((item.width, item.height), Image.Resampling.BOX)
+            mask = shown(opened).resize((item.width, item.height), Image.Resampling.BOX)
     except Exception as err:  # as above
-        raise ValueError(f"mask {item.mask}: it cannot be read ({_line(err)})") from err
+        raise ValueError(f"mask {item.mask}: it cannot be read ({line_of(err)})") from err
     return _tensor(ImageOps.fit(mask, (width, height), Image.Resampling.BOX))
 
 
@@ -167,75 +248,9 @@ def nearest_bucket(width: int, height: int, sizes: list[tuple[int, int]]) -> tup
     """The size whose ratio of sides is nearest; of equals, the largest."""
 
     def distance(size: tuple[int, int]) -> tuple[float, int]:
-        return round(abs(np.log(size[0] * height / (size[1] * width))), 6), -size[0] * size[1]
+        return round(abs(math.log(size[0] * height / (size[1] * width))), 6), -size[0] * size[1]
 
     return min(sizes, key=distance)
-
-
-def _pictures(folder: Path) -> Iterator[tuple[Path, int]]:
-    """Path and repeats of the pictures in `folder` and its ``N_name`` subfolders, sorted by name."""
-    yield from ((path, 1) for path in sorted(folder.iterdir()) if _is_picture(path))
-    for sub in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if match := REPEATS.fullmatch(sub.name):
-            yield from ((path, int(match[1])) for path in sorted(sub.iterdir()) if _is_picture(path))
-
-
-def _is_picture(path: Path) -> bool:
-    name = path.name.lower()
-    return path.is_file() and name.endswith(SUFFIXES) and not name.endswith(MASK) and not name.startswith(".")
-
-
-def _strays(folder: Path) -> Iterator[str]:
-    """A line for each caption without a picture and each subfolder that is not read."""
-    for place in [folder, *(p for p in sorted(folder.iterdir()) if p.is_dir())]:
-        pictures = {p.stem for p in place.iterdir() if _is_picture(p)}
-        name = place.relative_to(folder).as_posix()
-        if place != folder and not REPEATS.fullmatch(place.name):
-            if pictures:
-                yield f"{name}/: its pictures are not read; name it N_{name} to have them N times an epoch"
-            continue
-        for text in sorted(place.glob("*.txt")):
-            if text.stem not in pictures:
-                yield f"{text.relative_to(folder).as_posix()}: there is no picture of that name"
-
-
-def _nothing(skipped: list[str]) -> str:
-    return f"none is usable: {skipped[0]}" if skipped else "it has none"
-
-
-def _kinds() -> str:
-    return ", ".join(suffix[1:] for suffix in SUFFIXES)
-
-
-def _caption(path: Path, default: str | None, trigger: str) -> str | None:
-    file = path.with_suffix(".txt")
-    if file.is_file():
-        try:
-            caption: str | None = " ".join(file.read_text(encoding="utf-8-sig").split())
-        except UnicodeDecodeError as err:
-            raise ValueError(f"caption {file}: it must be UTF-8 text, but is not") from err
-    else:
-        caption = default
-    if caption is None or not trigger or trigger in caption:
-        return caption
-    return f"{trigger}, {caption}" if caption else trigger
-
-
-def _upright_size(path: Path) -> tuple[int, int]:
-    """Decode the picture to be sure that it can be, and return its width and height as it is looked at."""
-    stat = path.stat()
-    return _checked_size(path, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=1 << 16)
-def _checked_size(path: Path, size: int, modified: int) -> tuple[int, int]:
-    """`size` and `modified` (ns) make a changed file a new entry: a folder is read again before every run."""
-    with Image.open(path) as image:
-        width, height = image.size
-        sideways = image.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
-        image.draft("RGB", (width // 8, height // 8))  # JPEG alone: an eighth of the size decodes far faster
-        image.load()
-    return (height, width) if sideways else (width, height)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -251,5 +266,8 @@ def _tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
 
 
-def _line(err: Exception) -> str:
+def line_of(err: Exception) -> str:
+    """What an error says, in one line."""
+    if isinstance(err, UnidentifiedImageError):
+        return "no known kind of picture is in it"
     return str(err).strip().partition("\n")[0] or type(err).__name__

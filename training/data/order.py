@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from .dataset import Batch, LatentDataset
-from .images import ImageDataset as ImageDataset
-from .images import read_image_folder as read_image_folder
+from .dataset import Batch, Draw, LatentDataset
 
 
 class BatchOrder:
@@ -19,7 +19,7 @@ class BatchOrder:
     always whole, and a batch may be larger than its bucket.
 
     Args:
-        dataset: the samples.
+        dataset: the samples, at least one that comes in an epoch.
         batch_size: B, at least 1.
         generator: CPU stream of the shuffling, drawn from as an epoch begins; its state is its owner's to keep.
     """
@@ -27,6 +27,10 @@ class BatchOrder:
     def __init__(self, dataset: LatentDataset, batch_size: int, generator: torch.Generator) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if dataset.samples_per_epoch < 1:
+            raise ValueError(
+                f"data must have at least one sample in an epoch, got {len(dataset)} that come 0 times each"
+            )
         self.dataset = dataset
         self.batch_size = batch_size
         self.generator = generator
@@ -35,13 +39,28 @@ class BatchOrder:
         # Replaced, never written into: a state may hold on to them.
         self._queue = torch.empty(0, batch_size, dtype=torch.long)  # batches left of this epoch
         self._carry = torch.empty(0, dtype=torch.long)  # samples left over from it
+        self._ahead: _Ahead | None = None
 
     def next(self, captions: torch.Generator | None = None) -> Batch:
-        """The next batch; `captions` as in `LatentDataset.batch`."""
+        """The next batch; `captions` as in `LatentDataset.draw`."""
+        draw = self.dataset.draw(self._next_ids(), captions)
+        ahead, self._ahead = self._ahead, None
+        return ahead.batch() if ahead is not None and ahead.draw.same(draw) else draw.read()
+
+    def look_ahead(self, captions: torch.Generator | None = None) -> None:
+        """Begin to read the batch that `next` would return now, if that takes time; no stream is drawn from."""
+        if not self.dataset.stored:
+            return
+        twin = BatchOrder(self.dataset, self.batch_size, _twin(self.generator))
+        twin._queue, twin._carry = self._queue, self._carry
+        draw = self.dataset.draw(twin._next_ids(), None if captions is None else _twin(captions))
+        self._ahead = _Ahead(draw)
+
+    def _next_ids(self) -> Tensor:
         while not len(self._queue):
             self._begin_epoch()
         ids, self._queue = self._queue[0], self._queue[1:]
-        return self.dataset.batch(ids, captions)
+        return ids
 
     def _begin_epoch(self) -> None:
         batches, carry = [], []
@@ -80,3 +99,36 @@ class BatchOrder:
             raise ValueError(f"the dataset must be the saved run's, got one of {len(self.dataset)} samples")
         self.epoch = int(state["epoch"])
         self._queue, self._carry = queue, carry
+
+
+class _Ahead:
+    """A batch that a thread of its own reads; it ends with that, whether or not the batch is asked for."""
+
+    def __init__(self, draw: Draw) -> None:
+        self.draw = draw
+        self._batch: Batch | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._read, name="next batch", daemon=True)
+        self._thread.start()
+
+    def batch(self) -> Batch:
+        """The batch, as soon as it is there; what went wrong while it was read is raised here."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        if self._batch is None:
+            raise RuntimeError("the thread that reads the next batch ended without one")
+        return self._batch
+
+    def _read(self) -> None:
+        try:
+            self._batch = self.draw.read()
+        except BaseException as err:  # raised where the batch is asked for
+            self._error = err
+
+
+def _twin(generator: torch.Generator) -> torch.Generator:
+    """A stream that will draw what `generator` draws."""
+    twin = torch.Generator(generator.device)
+    twin.set_state(generator.get_state())
+    return twin

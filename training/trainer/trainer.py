@@ -183,6 +183,7 @@ class Trainer:
         batch = self.order.next(generators["captions"])
         u = draw_u(config.timesteps, len(batch.x0), generators["timesteps"])
         inputs = self.noised(batch, u)
+        self.order.look_ahead(generators["captions"])
         plan = draw_plan(config.rollout, self.rollout_step, u, generators["rollout"])
         rolled: RolledRows | None = None
         if plan is not None:

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.nn.functional import avg_pool2d
+from standin import Model, held, picture
 
 from rollout_trainer.training.data.cache import TensorCache, cache_key
 from rollout_trainer.training.data.captions import caption_variants
@@ -18,41 +17,6 @@ from rollout_trainer.training.data.dataset import Bucket, LatentDataset, read_im
 from rollout_trainer.training.data.encoding import encode
 from rollout_trainer.training.data.images import bucket_sizes, nearest_bucket
 from rollout_trainer.training.data.order import BatchOrder
-
-
-class Model:
-    """Latents are means over 8 x 8 pixels; conditioning is the caption's length. Counts what it is asked."""
-
-    name = "stand-in"
-    dtype = torch.float32
-    default_resolution = 64
-    size_multiple = 8
-
-    def __init__(self, fingerprint: str = "f") -> None:
-        self.fingerprint = self.encoder_fingerprint = fingerprint
-        self.images = 0
-        self.captions: list[str] = []
-
-    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        if max(height, width) > 256:
-            raise ValueError(f"height must be at most 256, got {height} x {width}")
-        return 3, height // 8, width // 8
-
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        self.images += len(pixels)
-        return avg_pool2d(pixels, 8)
-
-    def encode_text(self, captions):
-        self.captions += captions
-        return {"context": torch.tensor([[float(len(c))] for c in captions])}
-
-
-def picture(path, size=(64, 64), colour=(255, 0, 0), caption="a caption", **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB" if len(colour) == 3 else "RGBA", size, colour).save(path, **options)
-    if caption is not None:
-        path.with_suffix(".txt").write_text(caption, encoding="utf-8")
-
 
 # --- tags in other orders ---------------------------------------------------------------------------
 
@@ -107,9 +71,9 @@ def test_each_draw_is_one_of_a_pictures_own_variants(tmp_path):
 def test_variants_are_encoded_once(tmp_path):
     picture(tmp_path / "a.png", caption="x, y, z, w")
     dataset, cache = read_image_folder(tmp_path), tmp_path / "cache"
-    first = encode(dataset, model := Model(), cache_dir=cache, variants=5)
+    first = held(dataset, model := Model(), cache_dir=cache, variants=5)
     assert len(model.captions) == len({*caption_variants("x, y, z, w", 5, 1), ""})
-    again = encode(dataset, other := Model(), cache_dir=cache, variants=5)
+    again = held(dataset, other := Model(), cache_dir=cache, variants=5)
     assert other.captions == []
     assert torch.equal(first.buckets[0].cond["context"], again.buckets[0].cond["context"])
 
@@ -150,7 +114,7 @@ def test_what_is_left_out_is_named(tmp_path):
     assert [item.path.name for item in dataset.items] == ["good.png"]
     assert dataset.skipped == (
         "notes.txt: there is no picture of that name",
-        "old/: its pictures are not read; name it N_old to have them N times an epoch",
+        "old/: its pictures are not read; name it N_old to have them N times an epoch, or switch subfolders on",
         dataset.skipped[2],
     )
     assert dataset.skipped[2].startswith("bad.png: it cannot be read as a picture (")
@@ -199,11 +163,14 @@ def latin_caption(folder):
     ("build", "line"),
     [
         (lambda folder: None, "it must exist, but there is no such folder"),
-        (empty, "it must hold pictures (png, jpg, jpeg, webp, bmp), but it has none"),
+        (
+            empty,
+            "it must hold pictures (png, jpg, jpeg, jpe, jfif, webp, bmp, gif, avif, tif, tiff), but it has none",
+        ),
         (only_captions, "none is usable: x.txt: there is no picture of that name"),
         (only_broken, "none is usable: x.png: it cannot be read as a picture"),
         (no_caption, "a.png must have a caption file a.txt (2 pictures have none)"),
-        (latin_caption, "a.txt: it must be UTF-8 text"),
+        (latin_caption, "none is usable: a.txt: its picture is left out (it must be UTF-8 text"),
     ],
     ids=["missing", "empty", "captions", "broken", "no caption", "latin"],
 )
@@ -228,7 +195,7 @@ def test_default_caption_and_trigger_word(tmp_path):
 
 def latent(tmp_path, model=None, **options):
     """The latent [3, h, w] of the one picture in a folder."""
-    return encode(read_image_folder(tmp_path), model or Model(), **options).buckets[0].latents[0]
+    return held(read_image_folder(tmp_path), model or Model(), **options).buckets[0].latents[0]
 
 
 def test_pixels_reach_the_model_in_0_to_1(tmp_path):
@@ -307,7 +274,7 @@ def test_buckets_hold_what_is_theirs(tmp_path):
     picture(tmp_path / "a.png", (64, 64))
     picture(tmp_path / "2_b" / "b.png", (200, 100), caption="wide")
     picture(tmp_path / "c.png", (100, 100), caption="square")
-    data = encode(read_image_folder(tmp_path), Model(), 64, bucket_step=8)
+    data = held(read_image_folder(tmp_path), Model(), 64, bucket_step=8)
     shapes = {bucket.names: tuple(bucket.latents.shape) for bucket in data.buckets}
     assert shapes == {("a.png", "c.png"): (2, 3, 8, 8), ("b.png",): (1, 3, 6, 10)}
     wide = next(bucket for bucket in data.buckets if bucket.names == ("b.png",))
@@ -350,7 +317,7 @@ def test_mask_files_are_fitted_to_the_latent(tmp_path):
     picture(tmp_path / "a.png")
     half(tmp_path / "a.mask.png", (32, 32))  # of another size than its picture
     picture(tmp_path / "b.png")
-    bucket = encode(read_image_folder(tmp_path), Model()).buckets[0]
+    bucket = held(read_image_folder(tmp_path), Model()).buckets[0]
     assert bucket.masks.shape == (2, 1, 8, 8)
     assert (bucket.masks[0, 0, :, :4] == 1).all()
     assert (bucket.masks[0, 0, :, 4:] == 0).all()
@@ -359,15 +326,15 @@ def test_mask_files_are_fitted_to_the_latent(tmp_path):
 
 def test_alpha_masks_only_where_asked(tmp_path):
     picture(tmp_path / "a.png", colour=(255, 0, 0, 0))
-    assert encode(read_image_folder(tmp_path), Model()).buckets[0].masks is None
-    assert (encode(read_image_folder(tmp_path, alpha_masks=True), Model()).buckets[0].masks == 0).all()
+    assert held(read_image_folder(tmp_path), Model()).buckets[0].masks is None
+    assert (held(read_image_folder(tmp_path, alpha_masks=True), Model()).buckets[0].masks == 0).all()
 
 
 def test_flip_adds_mirror_images_with_their_masks(tmp_path):
     half(tmp_path / "a.png")
     half(tmp_path / "a.mask.png")
     (tmp_path / "a.txt").write_text("x")
-    bucket = encode(read_image_folder(tmp_path), Model(), flip=True).buckets[0]
+    bucket = held(read_image_folder(tmp_path), Model(), flip=True).buckets[0]
     assert bucket.names == ("a.png", "a.png (mirrored)")
     assert torch.equal(bucket.latents[1], bucket.latents[0].flip(-1))
     assert torch.equal(bucket.masks[1], bucket.masks[0].flip(-1))
@@ -381,8 +348,8 @@ def test_a_second_time_nothing_is_encoded(tmp_path):
     picture(tmp_path / "set" / "b.png", caption="one", colour=(0, 0, 0))
     half(tmp_path / "set" / "a.mask.png")
     first, second = Model(), Model()
-    a = encode(read_image_folder(tmp_path / "set"), first, cache_dir=tmp_path / "cache")
-    b = encode(read_image_folder(tmp_path / "set"), second, cache_dir=tmp_path / "cache")
+    a = held(read_image_folder(tmp_path / "set"), first, cache_dir=tmp_path / "cache")
+    b = held(read_image_folder(tmp_path / "set"), second, cache_dir=tmp_path / "cache")
     assert (first.images, sorted(first.captions)) == (2, ["", "one"])
     assert (second.images, second.captions) == (0, [])
     assert torch.equal(a.buckets[0].latents, b.buckets[0].latents)
@@ -453,12 +420,12 @@ def test_corrupt_cache_files_are_made_anew(tmp_path, spoil, caplog):
     assert [p.name for p in tmp_path.iterdir()] == [file.name]
 
 
-def test_progress_counts_pictures_and_may_cancel(tmp_path):
+def test_progress_counts_pictures_and_captions_and_may_cancel(tmp_path):
     picture(tmp_path / "a.png")
     picture(tmp_path / "b.png")
     seen = []
     encode(read_image_folder(tmp_path), Model(), progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 2), (2, 2)]
+    assert seen == [(1, 3), (2, 3), (3, 3)]
 
     def cancel(done, total):
         raise KeyboardInterrupt
@@ -472,7 +439,8 @@ def test_what_is_encoded_under_inference_mode_can_be_trained_on(tmp_path):
     for _ in range(2):  # encoded, then from the cache
         with torch.inference_mode():
             data = encode(read_image_folder(tmp_path / "set"), Model(), cache_dir=tmp_path / "cache")
-        tensors = [data.buckets[0].latents, data.buckets[0].cond["context"], data.empty_cond["context"]]
+        batch = data.batch(torch.tensor([0]))
+        tensors = [batch.x0, batch.cond["context"], data.empty_cond["context"]]
         assert not any(t.is_inference() for t in tensors)
 
 

@@ -513,7 +513,8 @@ def test_the_demo_model_loads(demo):
 
 
 def test_the_demo_autoencoder_keeps_a_picture(demo):
-    from rollout_trainer.training.data.images import fitted, read_image_folder
+    from rollout_trainer.training.data.folders import read_image_folder
+    from rollout_trainer.training.data.images import fitted
 
     items = read_image_folder(DEMO / "data").items[:2]
     pixels = torch.stack([fitted(item, item.path.read_bytes(), 128, 128)[0] for item in items])

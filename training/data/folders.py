@@ -1,0 +1,373 @@
+"""Dataset folders: which file is what, and one line for each that is not used.
+
+A folder holds pictures with captions beside them or in a table (`captions`) and, if wanted, masks (``NAME.mask.png``,
+white is trained). Subfolders named ``N_anything`` hold more of the same, each picture N times an epoch; other
+subfolders are read only where that is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .captions import BESIDE, TABLES, caption_in, table, with_trigger
+from .facts import Fact, Facts, Stamp, stamp
+from .images import ImageDataset, Items, line_of, look, look_at_mask
+
+PICTURES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".avif", ".tif", ".tiff",
+)  # fmt: skip
+"""Ends of the names of pictures that are read, whatever is in them."""
+FOREIGN = (".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw")
+"""Pictures that are not."""
+MASK = ".mask.png"
+REPEATS = re.compile(r"(\d+)_.*")
+MOST_REPEATS = 1_000_000
+SYSTEM = ("thumbs.db", "ehthumbs.db", "desktop.ini")
+"""What operating systems leave in folders, beside files whose names begin with a dot."""
+ALIKE = 3
+"""More files left out for one reason are one line."""
+
+DataProgress = Callable[[int, int], None]
+"""``progress(done, total)``; may raise to cancel."""
+
+
+def read_image_folder(
+    folder: str | Path,
+    default_caption: str | None = None,
+    trigger: str = "",
+    alpha_masks: bool = False,
+    *,
+    nested: bool = False,
+    known: Path | None = None,
+    progress: DataProgress | None = None,
+) -> ImageDataset:
+    """Find the pictures of `folder` and read their captions; every picture is decoded once to be sure of it.
+
+    Args:
+        folder: the dataset folder, see the module's text.
+        default_caption: caption of pictures that have none; None: each must have one.
+        trigger: put before every caption that does not contain it as a word.
+        alpha_masks: train only where a picture is opaque, unless it has a mask file.
+        nested: read subfolders of any name at any depth.
+        known: folder where it is kept what is known of files, so that they are looked at once.
+        progress: called after each picture.
+
+    Raises:
+        ValueError: no such folder, no pictures in it, none that can be used, or a picture without a caption.
+    """
+    reader = _Reader(Path(folder), default_caption, trigger, known)
+    places = reader.places(nested)
+    total = sum(len(place.pictures) for place in places)
+    items = Items(reader.folder)
+    for place in places:
+        for name in place.pictures:
+            reader.put(items, place, name)
+            if progress is not None:
+                progress(reader.done, total)
+    reader.facts.close()
+    reader.refuse_bare()
+    if not items:
+        raise ValueError(reader.nothing())
+    return ImageDataset(reader.folder, items.close(), reader.left.lines(), alpha_masks)
+
+
+def check_image_folder(
+    folder: str | Path, default_caption: str | None = None, nested: bool | None = None
+) -> None:
+    """Find faults of a folder that can be seen in a moment: its pictures are decoded up to the first that can be.
+
+    Args:
+        nested: None is not known yet: a folder is then right if it is right in either case.
+
+    Raises:
+        ValueError: as `read_image_folder`, broken pictures excepted.
+    """
+    if nested is None:
+        try:
+            check_image_folder(folder, default_caption, nested=False)
+        except ValueError as err:
+            try:
+                check_image_folder(folder, default_caption, nested=True)
+            except ValueError:
+                raise err from None
+        return
+    reader = _Reader(Path(folder), default_caption, "", None)
+    items = Items(reader.folder)
+    for place in reader.places(nested):
+        for name in place.pictures:
+            if items:
+                reader.caption(place, name)
+            else:
+                reader.put(items, place, name)
+    reader.refuse_bare()
+    if not items:
+        raise ValueError(reader.nothing())
+
+
+def folder_stamp(folder: Path) -> str:
+    """A text that is another one when a file in `folder`, at any depth, comes, goes or changes."""
+    parts = []
+    for place, names, files in os.walk(folder, followlinks=False):
+        names.sort()
+        for name in sorted(files):
+            try:
+                stat = os.stat(os.path.join(place, name))
+            except OSError:
+                continue
+            parts.append(f"{place}/{name}:{stat.st_mtime_ns}:{stat.st_size}")
+    return ",".join(parts)
+
+
+# --- what lies where -----------------------------------------------------------------------------
+
+
+@dataclass
+class _Place:
+    """A folder whose pictures are read."""
+
+    name: str
+    """Before the names of its files: "" or ``10_cat/``."""
+    repeats: int
+    files: dict[str, Stamp]
+    subs: list[str]
+    pictures: list[str] = field(default_factory=list)
+    stems: set[str] = field(default_factory=set)
+    """Of the pictures."""
+    tables: list[str] = field(default_factory=list)
+    captions: dict[str, str] = field(default_factory=dict)
+    """From tables, by file name with or without its end."""
+    beside: dict[str, str] = field(default_factory=dict)
+    """Caption files by name, its end in small letters."""
+
+    def caption_files(self, picture: str) -> list[str]:
+        """The caption files of a picture, the one that goes first before the others."""
+        stem = _stem(picture)
+        return [self.beside[stem + end] for end in BESIDE if stem + end in self.beside]
+
+
+class _LeftOut:
+    """Files that are not used, by reason: many of one reason are one line."""
+
+    def __init__(self) -> None:
+        self._strays: dict[tuple[str, str], list[str]] = {}
+        self._broken: dict[tuple[str, str], list[str]] = {}
+        self._counts: dict[tuple[str, str], int] = {}
+
+    def add(self, name: str, reason: str, broken: bool = False) -> None:
+        """A file, for a reason; `broken`: it would have been used."""
+        group = (reason, os.path.splitext(name)[1].lower())
+        names = (self._broken if broken else self._strays).setdefault(group, [])
+        self._counts[group] = self._counts.get(group, 0) + 1
+        if len(names) <= ALIKE:
+            names.append(name)
+
+    def lines(self) -> tuple[str, ...]:
+        """A line for each file, or for each reason that many share."""
+        out = []
+        for groups in (self._strays, self._broken):
+            for group, names in groups.items():
+                if self._counts[group] > ALIKE:
+                    out.append(f"{names[0]} and {self._counts[group] - 1} more: {group[0]}")
+                else:
+                    out += [f"{name}: {group[0]}" for name in names]
+        return tuple(out)
+
+
+class _Reader:
+    """One reading of a dataset folder."""
+
+    def __init__(self, folder: Path, default: str | None, trigger: str, known: Path | None) -> None:
+        self.folder = folder
+        self.default, self.trigger = default, trigger
+        if not folder.is_dir():
+            raise ValueError(f"dataset folder {folder}: {_no_folder(folder)}")
+        self.left = _LeftOut()
+        self.facts = Facts(folder, known)
+        self.bare: list[str] = []
+        self.done = 0
+
+    def places(self, nested: bool) -> list[_Place]:
+        """The folders whose pictures are read: the dataset folder first, then the others by name."""
+        root = self._scan("", 1)
+        self._sort(root)
+        out = [root]
+        for place in self._below(root, nested, {os.path.realpath(self.folder)}):
+            self._sort(place)
+            out.append(place)
+        for place in reversed(out):  # the tables that lie beside their pictures before those further up
+            for name in sorted(place.tables, key=lambda n: (*TABLES, n).index(n)):
+                self._read_table(place, name, {p.name: p for p in out})
+        return out
+
+    def put(self, items: Items, place: _Place, name: str) -> None:
+        """Look at a picture, its mask and its caption, and put it in unless something is wrong."""
+        self.done += 1
+        fact = self._fact(place, name, look, "it cannot be read as a picture")
+        caption = None if fact is None else self.caption(place, name)
+        if fact is None or caption is None:
+            return
+        if fact["frames"] > 1:
+            self.left.add(place.name + name, f"only the first of its {fact['frames']} frames is used")
+        mask, seen = _stem(name) + MASK, None
+        if mask in place.files:
+            seen = self._fact(place, mask, look_at_mask, "its picture is left out, as it cannot be read")
+            if seen is None:
+                return
+            if seen["empty"]:
+                self.left.add(place.name + mask, "its picture is left out, as it is all black", True)
+                return
+        found = None if seen is None else (place.name + mask, seen["digest"])
+        items.append(place.name + name, caption, fact, place.repeats, found)
+
+    def caption(self, place: _Place, name: str) -> str | None:
+        """The caption of a picture; None: it has none that can be used, which is noted."""
+        beside = place.caption_files(name)
+        for other in beside[1:]:
+            self.left.add(place.name + other, f"it is not read, as {BESIDE[0]} goes before, then {BESIDE[1]}")
+        if beside:
+            fact = self._fact(
+                place,
+                beside[0],
+                lambda data: {"text": caption_in(beside[0], data)},
+                "its picture is left out",
+            )
+            text = None if fact is None else fact["text"]
+            return None if text is None else with_trigger(text, self.trigger)
+        text = place.captions.get(name, place.captions.get(_stem(name), self.default))
+        if text is None:
+            self.bare.append(place.name + name)
+            return None
+        return with_trigger(text, self.trigger)
+
+    def refuse_bare(self) -> None:
+        """Raise ValueError if pictures have no caption."""
+        if self.bare:
+            raise ValueError(
+                f"dataset folder {self.folder}: {self.bare[0]} must have a caption file "
+                f"{Path(self.bare[0]).stem}.txt ({len(self.bare)} pictures have none); write it, or set a default "
+                "caption"
+            )
+
+    def nothing(self) -> str:
+        """Why there is nothing to train on."""
+        lines = self.left.lines()
+        kinds = ", ".join(end[1:] for end in PICTURES)
+        why = f"none is usable: {lines[0]}" if lines else "it has none"
+        return f"dataset folder {self.folder}: it must hold pictures ({kinds}), but {why}"
+
+    def _fact(self, place: _Place, name: str, judge: Callable[[bytes], Fact], otherwise: str) -> Fact | None:
+        """What is known of a file; None: it cannot be read, which is noted."""
+        path = self.folder / (place.name + name)
+        try:
+            return self.facts.of(place.name + name, place.files[name], lambda: judge(path.read_bytes()))
+        except Exception as err:  # Pillow raises anything from OSError to SyntaxError on a broken file
+            self.left.add(place.name + name, f"{otherwise} ({line_of(err)})", True)
+            return None
+
+    def _scan(self, name: str, repeats: int) -> _Place:
+        """What lies in a folder, sorted as its names are sorted elsewhere."""
+        files, subs = {}, []
+        with os.scandir(self.folder / name) as entries:
+            for entry in entries:
+                try:
+                    if entry.is_dir():
+                        subs.append(entry.name)
+                    else:
+                        files[entry.name] = stamp(entry.stat())
+                except OSError as err:  # a link to nowhere
+                    self.left.add(name + entry.name, f"it cannot be read ({err.strerror})")
+        return _Place(name, repeats, dict(sorted(files.items(), key=_by_name)), sorted(subs, key=_folded))
+
+    def _below(self, place: _Place, nested: bool, seen: set[str]) -> Iterator[_Place]:
+        for sub in place.subs:
+            name = f"{place.name}{sub}/"
+            match = REPEATS.fullmatch(sub)
+            counted = match is not None and (nested or not place.name)
+            real = os.path.realpath(self.folder / name)
+            if sub.startswith(".") or real in seen:
+                continue
+            if match and counted and not 0 < int(match[1]) <= MOST_REPEATS:
+                often = (
+                    "0 times an epoch" if int(match[1]) == 0 else f"more than {MOST_REPEATS} times an epoch"
+                )
+                self.left.add(name, f"it is left out, as its name says {often}")
+            elif counted or nested:
+                found = self._scan(name, int(match[1]) if match else place.repeats)
+                yield found
+                yield from self._below(found, nested, seen | {real})
+            elif _holds_pictures(self.folder / name):
+                hint = "" if place.name else f"name it N_{sub} to have them N times an epoch, or "
+                self.left.add(name, f"its pictures are not read; {hint}switch subfolders on")
+
+    def _sort(self, place: _Place) -> None:
+        """Tell pictures from captions, masks and tables, and name the rest."""
+        place.pictures = [name for name in place.files if _is_picture(name)]
+        place.stems = {_stem(name) for name in place.pictures}
+        for name in place.files:
+            lower = name.lower()
+            stem, end = _stem(name), os.path.splitext(lower)[1]
+            if _is_picture(name) or name.startswith(".") or lower in SYSTEM:
+                continue
+            if lower.endswith(MASK):
+                if name[: -len(MASK)] not in place.stems:
+                    self.left.add(place.name + name, "there is no picture of that name")
+            elif stem in place.stems and end in BESIDE:
+                place.beside[stem + end] = name
+            elif lower in TABLES or end == ".json":
+                place.tables.append(name)
+            elif end in BESIDE:
+                self.left.add(place.name + name, "there is no picture of that name")
+            elif end in FOREIGN:
+                self.left.add(
+                    place.name + name, "pictures of this kind are not read; convert it to png or jpg"
+                )
+            else:
+                self.left.add(place.name + name, "files of this kind are not read")
+
+    def _read_table(self, place: _Place, name: str, places: Mapping[str, _Place]) -> None:
+        try:
+            rows = list(table(name, (self.folder / (place.name + name)).read_bytes()))
+        except (OSError, ValueError) as err:
+            self.left.add(place.name + name, line_of(err))
+            return
+        for file, caption, fault in rows:
+            if caption is None:
+                self.left.add(place.name + name, f"{file}: {fault}")
+                continue
+            above, _, own = file.replace("\\", "/").rpartition("/")
+            of = places.get(f"{place.name}{above}/", place)
+            if own not in of.files and own not in of.stems:
+                self.left.add(place.name + name, f"it has a caption of {file}, which is not there")
+            of.captions.setdefault(own, caption)
+
+
+def _no_folder(folder: Path) -> str:
+    if folder.exists():
+        return "it must be a folder, but is a file; name the folder that it lies in"
+    return "it must exist, but there is no such folder"
+
+
+def _holds_pictures(folder: Path) -> bool:
+    return any(_is_picture(name) for _, _, files in os.walk(folder) for name in files)
+
+
+def _is_picture(name: str) -> bool:
+    lower = name.lower()
+    return lower.endswith(PICTURES) and not lower.endswith(MASK) and not name.startswith(".")
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0]
+
+
+def _folded(name: str) -> str:
+    """By what names are sorted: as `pathlib` does it, so that the order of a dataset is what it was."""
+    return name.lower() if os.name == "nt" else name
+
+
+def _by_name(item: tuple[str, Stamp]) -> str:
+    return _folded(item[0])
