@@ -14,6 +14,7 @@ from ..training.objective.config import RolloutConfig
 from ..training.objective.losses import LossConfig
 from ..training.objective.rollout import step_time_factor
 from ..training.objective.timesteps import TimestepConfig
+from ..training.plan.memory import fitted
 from ..training.runs.export import save_lora
 from ..training.runs.folder import RunFolder
 from ..training.runs.live import Live
@@ -31,6 +32,7 @@ TRAIN = same(
     *("ema_decay", "save_every", "keep"),
 )
 WATCH = same("validate_every", "preview_every")
+MEMORY = same("activation_offload")
 
 
 def setup_inputs() -> list[io.Input]:
@@ -74,6 +76,16 @@ def setup_inputs() -> list[io.Input]:
             optional=True,
             tooltip="Pictures that are not trained on: the loss on them is measured, see validate_every.",
         ),
+        *widgets(TrainConfig, MEMORY, {"activation_offload": {"optional": True}}),
+        io.Combo.Input(
+            "memory",
+            options=["manual", "auto"],
+            default="manual",
+            optional=True,
+            tooltip="Before a large model is trained, the memory that it will need is predicted and shown. manual "
+            "trains with the settings as they are; auto changes gradient_checkpointing, activation_offload, batch_size "
+            "and accumulation where they would not fit, as little as it can.",
+        ),
     ]
 
 
@@ -87,9 +99,13 @@ def new_run(
     loss: LossConfig | None = None,
     scheduled_sampling: RolloutConfig | None = None,
     validation: LatentDataset | None = None,
+    memory: str = "manual",
     **own: Any,
-) -> dict[str, Any]:
-    """The arguments of `start` and `starting`; `own` are the widgets that are fields of `TrainConfig`."""
+) -> tuple[dict[str, Any], str]:
+    """The arguments of `start` and `starting`, and what to say of the memory that the run will need.
+
+    `own` are the widgets that are fields of `TrainConfig`.
+    """
     own_lora = model.adapter.config if model.adapter is not None else LoRAConfig()
     config = TrainConfig(
         lora=lora or own_lora,
@@ -103,6 +119,7 @@ def new_run(
         raise ValueError(
             f"validate_every must be 0 without validation data, got {config.validate_every}; connect some to validation"
         )
+    config, told = fitted(model.source, data, config, memory == "auto")
     return {
         "root": current().runs_dir(),
         "name": run_name,
@@ -111,28 +128,36 @@ def new_run(
         "config": config,
         "validation": validation,
         "adapter": model.adapter,
-    }
+    }, told
 
 
-def train_watched(opening: AbstractContextManager[Stage], steps: int) -> io.NodeOutput:
-    """Train with the host's progress bar and the node's panel; `opening` is of `starting` or `resuming`."""
+def train_watched(opening: AbstractContextManager[Stage], steps: int, told: str = "") -> io.NodeOutput:
+    """Train with the host's progress bar and the node's panel.
+
+    Args:
+        opening: of `starting` or `resuming`.
+        told: what to say first of the memory that it will need.
+    """
     with opening as stage:
-        live = watched(stage, steps)
+        live = watched(stage, steps, told)
     measured = report(stage.run)
     current().report(measured)
-    return outputs(stage.run, measured, live.facts())
+    return outputs(stage.run, measured, live.facts(), told)
 
 
-def watched(stage: Stage, steps: int) -> Live:
-    """Train, and show how it goes; tell first what rollouts will cost."""
+def watched(stage: Stage, steps: int, told: str = "") -> Live:
+    """Train, and show how it goes; tell first what it and its rollouts will cost."""
     run = stage.run
     progress, live = current().progress(steps, run.folder), Live(run, steps)
     extra = cost(run.config, run.source)
+    lines = [told] if told else []
     if extra:
         factor = step_time_factor(extra, run.config.gradient_checkpointing)
-        progress.update(
-            0, f"about {extra:.1f} extra model calls per sample, {factor:.1f}x the time of a plain step"
+        lines.append(
+            f"about {extra:.1f} extra model calls per sample, {factor:.1f}x the time of a plain step"
         )
+    if lines:
+        progress.update(0, "; ".join(lines))
 
     def watch(done: StepReport) -> None:
         live.add(done)
@@ -162,14 +187,18 @@ RUN_OUTPUTS = (
 
 
 def outputs(
-    run: Run, measured: dict[str, Any] | None = None, facts: Mapping[str, Any] | None = None
+    run: Run,
+    measured: dict[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    told: str = "",
 ) -> io.NodeOutput:
     """What every training node gives: the handle, the model with its adapter, a text, and facts for its panel.
 
     Args:
         measured: the run's report, where it was made already.
+        told: what to say first.
     """
-    text = describe(run, measured or report(run))
+    text = "\n".join(filter(None, [told, describe(run, measured or report(run))]))
     shown = {"text": (text,)} | ({"rollout_trainer": (facts,)} if facts else {})
     return io.NodeOutput(run, run.model, text, ui=shown)
 
@@ -193,7 +222,8 @@ class RolloutTrainLoRA(io.ComfyNode):
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         """Start and train."""
-        return train_watched(starting(**new_run(**inputs)), inputs["steps"])
+        run, told = new_run(**inputs)
+        return train_watched(starting(**run), inputs["steps"], told)
 
 
 class RolloutInitTraining(io.ComfyNode):
@@ -215,7 +245,8 @@ class RolloutInitTraining(io.ComfyNode):
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         """Start."""
-        return outputs(start(**new_run(**inputs)))
+        run, told = new_run(**inputs)
+        return outputs(start(**run), told=told)
 
 
 class RolloutTrainSteps(io.ComfyNode):

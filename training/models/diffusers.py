@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 ATTENTION = r"attn2?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$"
 """Attention projections of SD3 and Flux blocks."""
 TokenLimits = Mapping[str, int | None]
+PREVIEW_TILE = 256
+"""Side in pixels of the tiles that pictures are decoded in while a run trains, to need less memory than that."""
 
 
 def noise_process(config: Mapping[str, Any]) -> tuple[Prediction, Schedule]:
@@ -74,6 +76,26 @@ def visiting(module: Network, device: torch.device) -> Iterator[Network]:
         yield module
     finally:
         module.to(home)
+
+
+@contextmanager
+def in_tiles(vae: Network, side: int) -> Iterator[None]:
+    """`vae`, if it can, decodes latents larger than `side` positions in tiles of that side, which take little memory.
+
+    Tiles are blended where they meet; a picture differs a little from one that was decoded whole.
+    """
+    if not hasattr(vae, "tile_latent_min_size"):
+        yield
+        return
+    names = ("use_tiling", "tile_latent_min_size", "tile_sample_min_size")
+    before = {name: getattr(vae, name) for name in names}
+    scale = vae.tile_sample_min_size / vae.tile_latent_min_size
+    vae.use_tiling, vae.tile_latent_min_size, vae.tile_sample_min_size = True, side, int(side * scale)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(vae, name, value)
 
 
 class DiffusersModel(ABC):
@@ -220,8 +242,9 @@ class DiffusersModel(ABC):
         return (torch.cat(decoded) / 2 + 0.5).clamp(0, 1).to(latents.dtype)
 
     def preview_latents(self, latents: Tensor) -> Tensor:
-        """The same: the network stays where it is while the autoencoder visits its device."""
-        return self.decode_latents(latents)
+        """The same, large pictures in tiles: the network stays where it is while the autoencoder visits its device."""
+        with in_tiles(self.vae, PREVIEW_TILE // self.scale_factor):
+            return self.decode_latents(latents)
 
     def save_lora(self, adapter: AdapterState, metadata: Mapping[str, str], path: Path) -> None:
         """Write `adapter` to `path` (safetensors); it is at scale 1 there, see `training.lora.file.folded`.

@@ -113,6 +113,11 @@ class TrainConfig:
         "Training step from which the steps of the rollout settings count: where the first stage with them started.",
         low=0,
     )
+    activation_offload: bool = setting(
+        False,
+        "Keeps what the model calculated for the backward pass in the computer's memory: needs less memory on the GPU, "
+        "a step takes longer. Best together with gradient_checkpointing. On a CPU nothing changes.",
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -39,6 +39,7 @@ from ..objective.timesteps import draw_u
 from ..pictures.film import Camera, Film
 from .config import TrainConfig, resolved, streams
 from .meter import Kind, Meter
+from .offload import kept_elsewhere, storages
 from .optim import (
     EMA,
     build_optimizer,
@@ -196,7 +197,8 @@ class Trainer:
             rolled = RolledRows(plan.rows.to(self.device), states, self.clean_output(states))
             inputs = put(inputs, rolled)
         with self.dropout():
-            output = self.predict("train", inputs.x, inputs.sigma, inputs.cond)
+            with self.keeping():
+                output = self.predict("train", inputs.x, inputs.sigma, inputs.cond)
             with self.meter.time("train"):
                 loss = self.loss(inputs, output, rolled)
                 self.scaler.scale(loss.total / config.accumulation).backward()
@@ -280,6 +282,12 @@ class Trainer:
                 f"the loss must be finite, but it was not for {self.nonfinite_in_a_row} steps in a row up to step "
                 f"{self.done + 1}; lower the learning rate, or train without fp16"
             )
+
+    def keeping(self) -> AbstractContextManager[None]:
+        """Where a forward pass inside keeps what its backward pass needs."""
+        if not self.config.activation_offload:
+            return nullcontext()
+        return kept_elsewhere(storages([*self.denoiser.module.parameters(), *self.denoiser.module.buffers()]))
 
     @contextmanager
     def dropout(self) -> Iterator[None]:

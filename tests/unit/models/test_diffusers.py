@@ -539,3 +539,29 @@ def test_a_demo_lora_file_loads_in_diffusers(demo, tmp_path):
     )
     assert (out.sample - own).abs().max() < 1e-5 * own.abs().max()
     assert all(k.startswith("transformer.") for k in load_file(tmp_path / "lora.safetensors"))
+
+
+def test_a_preview_of_a_large_picture_takes_the_memory_of_a_small_one(folders):
+    from rollout_trainer.training.plan.ledger import accounted
+
+    model = load_diffusers(folders / "sd3")
+    peaks = {}
+    for side in (256, 1024):
+        latents = torch.zeros(
+            1, *(model.latent_channels, side // model.scale_factor, side // model.scale_factor)
+        )
+        with accounted(model.vae, "cpu") as ledger:
+            before = ledger.live
+            model.preview_latents(latents)
+            peaks[side] = ledger.peak - before
+    whole = 3 * 1024 * 1024 * 4
+    assert (
+        peaks[1024] < 1.5 * peaks[256] + 4 * whole
+    )  # beside the picture itself and what it is put together from
+    assert not model.vae.use_tiling
+
+
+def test_small_previews_are_the_decoded_pictures(folders):
+    model = load_diffusers(folders / "sd3")
+    latents = torch.randn(2, *model.latent_shape(32, 32))
+    assert torch.equal(model.preview_latents(latents), model.decode_latents(latents))

@@ -1,0 +1,174 @@
+"""How much memory a computation needs, without doing it: shapes in place of numbers, and an account of storages.
+
+Under PyTorch's FakeTensorMode every operation runs on shapes alone, autograd and recomputation included; a `Ledger`
+adds up the storages that are alive. Against a real run of the same code the account is the same to the byte. What the
+allocator, the libraries' workspaces and the device's context take on top is not in it.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
+
+
+class Ledger(TorchDispatchMode):
+    """The bytes of the storages that operations inside make and that are still alive; `peak` is the highest.
+
+    Storages on another kind of device than `device` are not counted, nor those of tensors given to `leave_out`.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = 0
+        self.peak = 0
+        self.flops = 0
+        """Of matrix products, convolutions and attention."""
+        self._kind = torch.device(device).type
+        self.left_out: set[int] = set()
+        self._bytes: dict[int, int] = {}
+
+    def leave_out(self, tensors: Iterable[Tensor]) -> None:
+        """Do not count the storages of these, which must live as long as the ledger is used."""
+        for tensor in tensors:
+            self.left_out.add(tensor.untyped_storage()._cdata)
+
+    def put_in(self, tensors: Iterable[Tensor]) -> None:
+        """Count the storages of these, wherever they were made."""
+        for tensor in tensors:
+            self._enter(tensor.untyped_storage())
+
+    def restart(self) -> None:
+        """Forget the peak so far, and the operations."""
+        self.peak, self.flops = self.live, 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one operation and enter what it made."""
+        out = answered(func, args, kwargs or {})
+        if (counted := flop_registry.get(func._overloadpacket)) is not None:
+            self.flops += counted(*args, **(kwargs or {}), out_val=out)
+        for value in tree_iter(out):
+            if isinstance(value, Tensor) and value.device.type == self._kind:
+                self._enter(value.untyped_storage())
+        return out
+
+    def _enter(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._bytes or key in self.left_out:
+            return
+        self._bytes[key] = storage.nbytes()
+        self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._drop, key)
+
+    def _drop(self, key: int) -> None:
+        self.live -= self._bytes.pop(key, 0)
+
+
+def answered(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The operation's result; where code asks for the value of a number that has only a shape, the answer is 1."""
+    if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+        try:
+            return func(*args, **kwargs)  # of a constant, the value is known
+        except RuntimeError:
+            dtype = args[0].dtype
+            return True if dtype == torch.bool else 1.0 if dtype.is_floating_point else 1
+    return func(*args, **kwargs)
+
+
+def fake_mode(weights: Iterable[Tensor]) -> tuple[FakeTensorMode, bool]:
+    """The mode that the weights were made under, and True; for real ones a new mode, and False."""
+    for weight in weights:
+        if isinstance(weight.data, FakeTensor):
+            return weight.data.fake_mode, True
+    return FakeTensorMode(allow_non_fake_inputs=True), False
+
+
+@contextmanager
+def accounted(module: nn.Module, device: torch.device | str, real: bool = False) -> Iterator[Ledger]:
+    """Operations inside run on shapes, and the ledger holds what they make; the module's own weights are left out.
+
+    Args:
+        module: a network with real weights, which are neither read nor copied, or one made under FakeTensorMode.
+        real: compute in earnest, to compare.
+    """
+    mode, made_fake = fake_mode(module.parameters())
+    ledger = Ledger(device)
+    with undisturbed(module), torch.random.fork_rng(devices=[]), nullcontext() if real else mode:
+        own = [t for t in (*module.parameters(), *module.buffers()) if t is not None]
+        held = own if real or made_fake else [shape_of(mode, t) for t in own]
+        ledger.leave_out(held)
+        with ledger:
+            yield ledger
+        del held
+
+
+def shape_of(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
+    """A real tensor as the mode will see it."""
+    return mode.from_tensor(tensor, static_shapes=True)
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """What the module keeps between calls (tables of positions above all) is afterwards what it was before.
+
+    A table that was made of shapes would be met by the next real call.
+    """
+    kept = [(part, {k: snapshot(v) for k, v in vars(part).items()}) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, attributes in kept:
+            for name in vars(part).keys() - attributes.keys():
+                del part.__dict__[name]
+            for name, back in attributes.items():
+                part.__dict__[name] = back()
+        for cached in caches(module):
+            cached.cache_clear()
+
+
+def snapshot(value: Any) -> Callable[[], Any]:
+    """A function that returns `value` as it is now; a dict or a list keeps its identity and gets its items back."""
+    if isinstance(value, dict):
+        items = dict(value)
+
+        def back() -> Any:
+            if list(value) != list(items) or any(value[k] is not items[k] for k in items):
+                value.clear()
+                value.update(items)
+            return value
+
+        return back
+    if type(value) is list:
+        members = list(value)
+
+        def back_list() -> Any:
+            value[:] = members
+            return value
+
+        return back_list
+    return lambda: value
+
+
+def caches(module: nn.Module) -> list[Any]:
+    """Results that functions of the network's code keep (``functools.lru_cache``); to forget them is harmless."""
+    classes = {cls for part in module.modules() for cls in type(part).__mro__}
+    own = {cls for cls in classes if not cls.__module__.startswith("torch")}
+    places: list[Any] = [
+        *own,
+        *(sys.modules[name] for name in {cls.__module__ for cls in own} & sys.modules.keys()),
+    ]
+    found = [value for place in places for value in list(vars(place).values())]
+    return [value for value in found if isinstance(value, functools._lru_cache_wrapper)]

@@ -1,0 +1,164 @@
+"""What one training step needs beside the weights: the pack's own forward, loss, backward and optimiser, on shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..data.dataset import Batch
+from ..forms import Prediction
+from ..lora.adapter import Adapter
+from ..models.source import Denoiser, ModelSource
+from ..objective.losses import batch_loss
+from ..objective.states import Inputs, teacher_forced, training_goal
+from ..objective.targets import TARGETS
+from ..trainer.config import TrainConfig
+from ..trainer.offload import kept_elsewhere
+from ..trainer.optim import OptimizerConfig, build_optimizer
+from .ledger import Ledger, accounted, fake_mode
+
+AUTOCAST = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+EIGHT_BIT = 2 * (1 + 4 / 256)
+"""Bytes of bitsandbytes' two states per value: a byte each, and a scale for each 256 of them."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes on the device that trains, beside the base's weights; and floating-point operations."""
+
+    adapter: int
+    """The adapter's weights, float32."""
+    optimizer: int
+    """The optimiser's states, and the moving average where there is one."""
+    update: int
+    """While the optimiser steps: gradients, and what it makes on the way."""
+    training: int
+    """While a batch goes forward and back, gradients included: the highest."""
+    kept: int
+    """After the forward pass: what is kept for the backward pass."""
+    fetched: int
+    """What is kept elsewhere in the meantime, with `activation_offload`."""
+    inference: int
+    """While a batch goes forward without gradient, as in a rollout, a film or a validation: the highest."""
+    flops: int
+    """Of a training pass over the batch, recomputation included."""
+    inference_flops: int
+    """Of a pass without gradient."""
+
+    @property
+    def peak(self) -> int:
+        """The highest of a step, without the base's weights."""
+        return self.adapter + self.optimizer + max(self.training, self.update, self.inference)
+
+
+def step_needs(source: ModelSource, batch: Batch, config: TrainConfig, real: bool = False) -> Needs:
+    """What a step of a run with these settings needs.
+
+    Args:
+        source: a model with real weights, which are not read, or one whose network was made under FakeTensorMode.
+        batch: rows such as the largest that the run will see.
+        config: with `lora.targets` filled in.
+        real: compute in earnest instead, for comparison.
+    """
+    denoiser = source.denoiser(AUTOCAST[config.autocast])
+    with (
+        denoiser.opened(True, config.gradient_checkpointing),
+        adapted(denoiser.module, source, config) as adapter,
+    ):
+        parameters = adapter.parameters()
+        adapter_size = sum(p.nbytes for p in parameters)
+        with accounted(denoiser.module, source.device, real) as ledger:
+            base = ledger.live
+            inputs = inputs_of(batch, source)
+            ledger.put_in([inputs.x, inputs.noise, *inputs.cond.values()])
+            ledger.restart()
+            with torch.no_grad():
+                denoiser.predict(inputs.x, inputs.sigma, inputs.cond)
+            inference, inference_flops = ledger.peak - base, ledger.flops
+            ledger.restart()
+            with adapter.dropout():
+                kept, fetched = one_pass(denoiser, source.prediction, inputs, config, ledger)
+            training, flops = ledger.peak - base, ledger.flops
+        for p in parameters:
+            p.grad = None
+        states, update = optimizer_needs(config.optimizer, parameters)
+    average = adapter_size if config.ema_decay else 0
+    before = adapter_size if config.accumulation > 1 else 0  # gradients of the passes before
+    return Needs(
+        adapter=adapter_size,
+        optimizer=states + average,
+        update=update,
+        training=training + before,
+        kept=kept - base,
+        fetched=fetched,
+        inference=inference + before,
+        flops=flops,
+        inference_flops=inference_flops,
+    )
+
+
+def one_pass(
+    denoiser: Denoiser, prediction: Prediction, inputs: Inputs, config: TrainConfig, ledger: Ledger
+) -> tuple[int, int]:
+    """Forward, loss, backward; the bytes that are alive between the two, and those that are kept elsewhere."""
+    taken: list[int] = []
+
+    def on_paper(tensor: Tensor) -> Callable[[], Tensor]:
+        # A shape alone, as if the rest were in another memory.
+        size, stride, dtype, device = tensor.size(), tensor.stride(), tensor.dtype, tensor.device
+        taken.append(tensor.nbytes)
+        return lambda: torch.empty_strided(size, stride, dtype=dtype, device=device)
+
+    with kept_elsewhere(ledger.left_out, on_paper) if config.activation_offload else nullcontext():
+        output = denoiser.predict(inputs.x, inputs.sigma, inputs.cond)
+    goal = training_goal(prediction, inputs, TARGETS[config.rollout.target], None, output)
+    reflex = config.rollout.reflexflow
+    loss = batch_loss(config.loss, reflex, prediction, output, goal, inputs.sigma, inputs.mask)
+    kept = ledger.live
+    loss.total.backward()
+    return kept, sum(taken)
+
+
+def inputs_of(batch: Batch, source: ModelSource) -> Inputs:
+    """A batch as the trainer hands it to the model, at some noise level."""
+    batch = batch.to(source.device)
+    noise = torch.zeros_like(batch.x0)
+    sigma = torch.full((len(batch.x0),), 0.5, device=source.device, dtype=batch.x0.dtype)
+    return teacher_forced(source.prediction, batch.x0, noise, sigma, batch.cond, batch.mask)
+
+
+def optimizer_needs(config: OptimizerConfig, parameters: Sequence[nn.Parameter]) -> tuple[int, int]:
+    """Bytes of the optimiser's states; and, while it steps, of gradients and what it makes on the way."""
+    size = sum(p.nbytes for p in parameters)
+    if (
+        config.name == "adamw8bit"
+    ):  # bitsandbytes' own kernels cannot run on shapes; small tensors keep float32
+        return sum(int(p.numel() * (EIGHT_BIT if p.numel() >= 4096 else 8)) for p in parameters), size
+    mode, _ = fake_mode(parameters)
+    with mode, Ledger(parameters[0].device) as ledger:
+        shapes = [nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device=p.device)) for p in parameters]
+        for p in shapes:
+            p.grad = torch.empty_like(p)
+        before = ledger.live
+        optimizer = build_optimizer(config, shapes)
+        optimizer.step()
+        states = ledger.live - before
+        ledger.restart()
+        optimizer.step()
+        return states, size + ledger.peak - ledger.live
+
+
+@contextmanager
+def adapted(module: nn.Module, source: ModelSource, config: TrainConfig) -> Iterator[Adapter]:
+    """`module` carries the run's adapter inside."""
+    mode, made_fake = fake_mode(module.parameters())
+    with mode if made_fake else nullcontext():
+        adapter = Adapter(module, config.lora, config.seed, source.device)
+    try:
+        yield adapter
+    finally:
+        adapter.detach()
