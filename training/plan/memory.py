@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
@@ -227,14 +228,9 @@ def divisors(n: int) -> list[int]:
 
 def largest_batch(data: LatentDataset, size: int) -> Batch:
     """A batch of the bucket whose latents are largest, as large as a run's."""
-    first, found, most = 0, None, -1
-    for bucket in data.buckets:
-        ids = torch.arange(first, first + len(bucket))
-        first += len(bucket)
-        if (elements := data.batch(ids[:1]).x0.numel()) > most:
-            found, most = ids, elements
-    assert found is not None
-    return rows(data.batch(found[:1]), size)
+    firsts = [sum(map(len, data.buckets[:i])) for i in range(len(data.buckets))]
+    _, first = max((math.prod(b.shape), first) for b, first in zip(data.buckets, firsts, strict=True))
+    return rows(data.batch(torch.tensor([first])), size)
 
 
 def rows(batch: Batch, size: int) -> Batch:
