@@ -21,8 +21,11 @@ class Cancelled(BaseException):
 MakeFacts = Callable[[], Mapping[str, Any]]
 """Makes what a node's panel shows, plain JSON values; called only when somebody will see it."""
 
-Ask = Literal["save", "preview"]
-"""What a user may ask of a training between two steps: a saved state, a film."""
+Ask = Literal["save", "preview", "finish"]
+"""What a user may ask of a training between two steps: a saved state, a film, to be done with it."""
+
+Ending = Literal["done", "stopped", "failed"]
+"""How a training ended: by itself or as asked to finish, by a stop of the whole graph, by an error."""
 
 
 class PanelKeeper(Protocol):
@@ -50,8 +53,12 @@ class Progress(Protocol):
         """What the user asked of the training since the last call; nobody can in a terminal."""
         ...
 
-    def end(self, facts: MakeFacts, state: Literal["done", "stopped"]) -> None:
-        """Show the panel's last facts: the training has ended and its state is saved."""
+    def end(self, facts: MakeFacts, state: Ending, error: str = "") -> None:
+        """Show the panel's last facts: the training has ended and its state is saved.
+
+        Args:
+            error: what it failed with.
+        """
         ...
 
 

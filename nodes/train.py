@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from ..host import current, io
+from ..host import Cancelled, current, io
 from ..training.data.dataset import LatentDataset
 from ..training.lora.adapter import LoRAConfig
 from ..training.models.source import LoadedModel
@@ -169,9 +169,12 @@ def watched(stage: Stage, steps: int, told: str = "") -> Live:
 
     try:
         stage.train(steps, watch, progress.asked)
-    except BaseException:
+    except BaseException as err:
         live.saved()
-        progress.end(live.facts, "stopped")
+        if isinstance(err, Exception) and not isinstance(err, Cancelled):  # ComfyUI's Cancelled is one in 0.3.64
+            progress.end(live.facts, "failed", str(err))
+        else:
+            progress.end(live.facts, "stopped")
         current().report({"saved": str(run.folder.state_path(live.step))})
         raise
     live.saved()

@@ -32,6 +32,7 @@ interface HostDOMOptions {
 interface HostNode {
   id: number | string;
   type: string;
+  title?: string;
   comfyClass?: string;
   pos: [number, number];
   size: [number, number];
@@ -112,7 +113,7 @@ interface HostEvents {
     output?: { rollout_trainer?: Omit<import("./panel.js").Facts, "state">[] };
   };
   execution_success: { prompt_id: string };
-  execution_error: { prompt_id: string; node_id: string };
+  execution_error: { prompt_id: string; node_id: string; node_type?: string; exception_message?: string };
   execution_interrupted: { prompt_id: string; node_id: string };
 }
 

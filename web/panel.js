@@ -2,6 +2,7 @@
 /** The panel of a training node: chart, film, numbers, buttons. Knows the DOM, not the host. */
 
 import { STYLE as CHART_STYLE, draw, isMeasured } from "./chart.js";
+import { ending, sentence } from "./ending.js";
 import { LOSSES } from "./facts.js";
 import { FilmView, STYLE as FILM_STYLE } from "./film.js";
 import { edition } from "./reel.js";
@@ -18,7 +19,8 @@ import { bytes, duration, newest, number } from "./scale.js";
  * @property {number} steps_per_second
  * @property {number | null} seconds_left
  * @property {number} rollout_share of the model's time
- * @property {"running" | "done" | "stopped"} state
+ * @property {"running" | "done" | "stopped" | "failed"} state
+ * @property {string} [error] what it failed with
  * @property {number | null} [memory] bytes
  * @property {number[]} [film] training steps that were filmed
  * @property {number} [saved] step of the last saved state
@@ -28,10 +30,15 @@ import { bytes, duration, newest, number } from "./scale.js";
  */
 
 /**
+ * What can be asked of a training between two steps.
+ * @typedef {"save" | "preview" | "finish"} Question
+ */
+
+/**
  * What a panel asks of the host.
  * @typedef {object} Host
  * @property {(facts: Facts) => void} stop
- * @property {(facts: Facts, what: "save" | "preview") => Promise<void>} ask
+ * @property {(facts: Facts, what: Question) => Promise<void>} ask
  * @property {(run: string) => Promise<import("./reel.js").Film[]>} films
  * @property {(run: string, film: import("./reel.js").Film, frame: number) => string} frame its address
  */
@@ -50,6 +57,8 @@ const STYLE = `
 .plot { flex: 1 1 0; min-height: 80px; position: relative; }
 .plot > svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 .numbers { color: var(--descrip-text, #aaa); font-variant-numeric: tabular-nums; }
+.ended { font-weight: 600; overflow: hidden; display: -webkit-box; -webkit-line-clamp: 3; -webkit-box-orient: vertical; flex: none; }
+.ended.failed { color: var(--error-text, #ff6b6b); }
 label { display: inline-flex; gap: 3px; align-items: center; cursor: pointer; }
 input { margin: 0; }
 .buttons { display: inline-flex; gap: 4px; }
@@ -75,6 +84,8 @@ export class Panel {
     this.facts = null;
     /** What is shown of the films, see `edition`. */
     this.edition = "";
+    /** The graph whose training was asked to finish; "" is none. */
+    this.finishing = "";
     /** Pixels that the panel needs. */
     this.minHeight = MIN_HEIGHT;
     this.element = document.createElement("div");
@@ -88,12 +99,16 @@ export class Panel {
     this.numbers = make("span", "numbers");
     this.numbers.textContent = word("waiting");
     this.saved = make("span", "numbers");
+    this.ended = make("div", "ended");
+    this.ended.setAttribute("role", "status");
+    this.ended.hidden = true;
     this.log = document.createElement("input");
     this.log.type = "checkbox";
     this.log.checked = true; // ADR is often a hundredth of FC
     this.log.addEventListener("change", () => this.queueDraw());
     this.save = this.button("saveNow", () => this.ask(this.save, "save"));
     this.preview = this.button("previewNow", () => this.ask(this.preview, "preview"));
+    this.finish = this.button("finishNow", () => this.ask(this.finish, "finish"));
     this.stop = this.button("stop", () => this.askToStop());
     this.plot = make("div", "plot");
     this.plot.append(this.svg);
@@ -111,11 +126,11 @@ export class Panel {
     const head = make("div", "row");
     head.append(this.legend, label);
     const buttons = make("span", "end buttons");
-    buttons.append(this.preview, this.save, this.stop);
+    buttons.append(this.preview, this.save, this.finish, this.stop);
     const foot = make("div", "row");
     foot.append(this.numbers, this.saved, buttons);
     const panel = make("div", "panel");
-    panel.append(head, this.plot, this.film.element, foot);
+    panel.append(head, this.plot, this.film.element, this.ended, foot);
     return panel;
   }
 
@@ -142,6 +157,10 @@ export class Panel {
     this.facts = facts;
     this.stop.textContent = this.word("stop");
     for (const button of [this.save, this.preview, this.stop]) button.disabled = facts.state !== "running";
+    const finishing = facts.state === "running" && facts.prompt_id === this.finishing;
+    this.finish.disabled = facts.state !== "running" || finishing;
+    this.finish.textContent = this.word(finishing ? "finishing" : "finishNow");
+    this.say(ending(facts, this.word), facts.state === "failed");
     this.legend.replaceChildren(...this.names(facts.curve));
     this.numbers.textContent = this.summary(facts);
     this.showSaved(facts);
@@ -172,9 +191,25 @@ export class Panel {
     this.element.dataset.films = String(this.film.reel.films.length);
   }
 
-  /** The run ended without a last word, by an error for instance. */
-  end() {
-    if (this.facts?.state === "running") this.show({ ...this.facts, state: "stopped", seconds_left: null });
+  /**
+   * The run ended without a last word, or failed before it had a first one.
+   * @param {string} [error]
+   */
+  end(error) {
+    const running = this.facts?.state === "running";
+    if (this.facts && running) this.show({ ...this.facts, state: error ? "failed" : "stopped", error, seconds_left: null });
+    else if (error && this.facts?.state !== "failed") this.say(`${this.word("failed")} ${sentence(error)}`, true);
+  }
+
+  /**
+   * How it ended, in a line of its own; "" takes the line away.
+   * @param {string} text
+   * @param {boolean} failed
+   */
+  say(text, failed) {
+    this.ended.textContent = this.ended.title = text;
+    this.ended.hidden = !text;
+    this.ended.classList.toggle("failed", failed);
   }
 
   /** @param {import("./chart.js").Curve} curve */
@@ -211,11 +246,15 @@ export class Panel {
   /**
    * Ask for something after the current step; the button is back with the facts that come next.
    * @param {HTMLButtonElement} button
-   * @param {"save" | "preview"} what
+   * @param {Question} what
    */
   ask(button, what) {
     if (!this.facts) return;
     button.disabled = true;
+    if (what === "finish") {
+      this.finishing = this.facts.prompt_id ?? "";
+      button.textContent = this.word("finishing");
+    }
     this.host.ask(this.facts, what);
   }
 

@@ -3,6 +3,7 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { sentence } from "./ending.js";
 import { findNode } from "./graph.js";
 import { Panel } from "./panel.js";
 import { loadWords, word } from "./words.js";
@@ -51,6 +52,15 @@ async function restore() {
 }
 
 /**
+ * The front end hides an error's sentence behind two clicks; ours say what to do.
+ * @param {HostEvents["execution_error"]} error
+ */
+function tellError({ node_id, exception_message }) {
+  const title = findNode(root(), node_id)?.title ?? word("failed");
+  app.extensionManager.toast.add({ severity: "error", summary: title, detail: sentence(exception_message ?? ""), life: 20000 });
+}
+
+/**
  * Make a node large enough for its panel.
  * @param {HostNode} node
  */
@@ -74,7 +84,10 @@ app.registerExtension({
       const facts = detail?.output?.rollout_trainer?.[0];
       if (facts) panelOf(detail.display_node ?? detail.node)?.show({ ...facts, state: "done" });
     });
-    api.addEventListener("execution_error", ({ detail }) => panelOf(detail.node_id)?.end());
+    api.addEventListener("execution_error", ({ detail }) => {
+      panelOf(detail.node_id)?.end(detail.exception_message ?? "");
+      if (detail.node_type?.startsWith("Rollout")) tellError(detail);
+    });
     api.addEventListener("execution_interrupted", ({ detail }) => panelOf(detail.node_id)?.end());
   },
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import folder_paths
 import torch
@@ -16,7 +16,7 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch import Tensor
 
-from ..interface import Ask, MakeFacts, PanelKeeper, Progress
+from ..interface import Ask, Ending, MakeFacts, PanelKeeper, Progress
 from ..paths import PACK, first_existing
 from ..report import FOLDERS_VARIABLE, REPORT_VARIABLE, merge, write
 from ..terminal import TerminalBar
@@ -142,10 +142,10 @@ class _NodeProgress:
     def asked(self) -> frozenset[Ask]:
         return frozenset() if self._panel is None else self._panel.asked()
 
-    def end(self, facts: MakeFacts, state: Literal["done", "stopped"]) -> None:
+    def end(self, facts: MakeFacts, state: Ending, error: str = "") -> None:
         self._terminal.close()
         if self._panel is not None:
-            self._panel.end(facts, state)
+            self._panel.end(facts, state, error)
 
 
 def _send_text(text: str, node_id: str) -> None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from typing import Any, Literal
+from typing import Any
 
-from ..interface import Ask, MakeFacts, PanelKeeper
+from ..interface import Ask, Ending, MakeFacts, PanelKeeper
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +54,12 @@ class Panel:
         if time.monotonic() >= self._due:
             self._tell({**facts(), **self.place, "state": "running"})
 
-    def end(self, facts: MakeFacts, state: Literal["done", "stopped"]) -> None:
+    def end(self, facts: MakeFacts, state: Ending, error: str = "") -> None:
         """Send the last facts; nothing can be asked any more."""
         global _training
         _training = None
         self._keep_due = 0.0
-        self._tell({**facts(), **self.place, "state": state})
+        self._tell({**facts(), **self.place, "state": state, **({"error": error} if error else {})})
 
     def ask(self, what: Ask) -> None:
         """Keep what the user asks for until the training looks; the server's thread calls this."""

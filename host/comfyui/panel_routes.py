@@ -45,7 +45,7 @@ class PanelRoutes:
         return web.json_response(ended | remembered(workflow))
 
     async def ask(self, request: web.Request) -> web.Response:
-        """Pass on what is asked of a training: ``{"node", "prompt_id", "what": "save" or "preview"}``."""
+        """Pass on what is asked of a training: ``{"node", "prompt_id", "what"}``, what one of `Ask`."""
         from aiohttp import web
 
         short = request.content_length is not None and request.content_length <= LONGEST

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from ..interface import Ask, Cancelled, MakeFacts, PanelKeeper, Progress, Runs
+from ..interface import Ask, Cancelled, Ending, MakeFacts, PanelKeeper, Progress, Runs
 from ..paths import PACK, first_existing
 from ..report import merge
 from ..terminal import TerminalBar
@@ -149,7 +149,7 @@ class _TerminalProgress:
     def asked(self) -> frozenset[Ask]:
         return frozenset()
 
-    def end(self, facts: MakeFacts, state: Literal["done", "stopped"]) -> None:
+    def end(self, facts: MakeFacts, state: Ending, error: str = "") -> None:
         self._bar.close()
 
 

@@ -170,6 +170,54 @@ def test_a_state_and_a_film_come_when_they_are_asked_for(mode, open_page, comfyu
     assert page.locator(f"{PANEL} button:enabled").count() == 0
 
 
+def wait_for_end(page, said, timeout=60.0):
+    line = page.locator(f"{PANEL} .ended")
+    line.filter(has_text=said).wait_for(timeout=timeout * 1000)
+    return line.inner_text()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_training_that_is_finished_early_gives_its_lora_to_the_rest_of_the_graph(
+    mode, open_page, comfyui, shots
+):
+    before = set(comfyui.get_json("/history"))
+    loras = set((comfyui.base / "output").rglob("*.safetensors"))
+    page = open_page(mode, workflow=filmed(every=0, name=f"finished-{mode}"))
+    look_at(page, TRAIN, SCALE)
+    page.evaluate("app.queuePrompt(0, 1)")
+    wait_for_step(page, 3)
+    assert page.locator(f"{PANEL} .ended").is_hidden()
+    press(page, "finish now")
+    wait_for_state(page, "done")
+    step = data(page, "step")
+    assert wait_for_end(page, "finished early") == f"finished early at step {step}"
+    assert page.locator(f"{PANEL} button:enabled").count() == 0
+    deadline = time.monotonic() + 90
+    while not (ended := set(comfyui.get_json("/history")) - before):
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(300)
+    entry = comfyui.get_json("/history")[ended.pop()]
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    new = set((comfyui.base / "output").rglob("*.safetensors")) - loras
+    assert [path.parent.name for path in new if "runs" not in path.parts] == ["loras"]
+    page.screenshot(path=shots / f"finished-{mode}.png")
+
+
+def test_an_error_is_told_in_its_own_words_by_a_toast_and_the_panel(open_page, comfyui, shots):
+    workflow = filmed(every=0, name="broken")
+    settings = next(node for node in workflow["nodes"] if node["id"] == TRAIN)
+    settings["widgets_values"][10] = "a/b"  # no name of a folder
+    page = open_page("classic", workflow=workflow)
+    look_at(page, TRAIN, SCALE)
+    page.evaluate("app.queuePrompt(0, 1)")
+    said = wait_for_end(page, "failed:", 90)
+    assert "run_name must" in said, said
+    toast = page.locator(".p-toast-message, [data-sonner-toast]").filter(has_text="must")
+    toast.first.wait_for(timeout=10_000)
+    page.screenshot(path=shots / "failed.png")
+    assert said.removeprefix("failed: ") in toast.first.inner_text()
+
+
 def test_a_second_tab_sees_the_same_and_a_tab_with_another_workflow_nothing(open_page, comfyui):
     first = open_page("classic", workflow=filmed(name="tabs"))
     workflow = first.evaluate("app.graph.serialize()")

@@ -66,8 +66,8 @@ class Run:
 Watch = Callable[[StepReport], None]
 """Called after every optimiser step; to stop the run it raises, and the state is saved first."""
 
-Ask = Literal["save", "preview"]
-"""What a watcher may ask for between two steps: the state on the disk, a film."""
+Ask = Literal["save", "preview", "finish"]
+"""What a watcher may ask for between two steps: the state on the disk, a film, that the stage ends here."""
 
 Asked = Callable[[], Collection[Ask]]
 """What was asked for since it was last called."""
@@ -88,7 +88,8 @@ class Stage:
 
         Args:
             watch: called after every optimiser step.
-            asked: called after every optimiser step; what it names is done before `watch` is called.
+            asked: called after every optimiser step; what it names is done before `watch` is called. "finish" makes
+                this step the last one.
 
         Returns:
             A handle on the new state, which is saved.
@@ -130,6 +131,9 @@ class Stage:
                 report = replace(report, steps_per_second=n / elapsed, row=row, seconds=seconds)
                 watch(replace(report, saved=saved, film=film))
                 film = None
+            if "finish" in requested:
+                logger.info("finished at step %d, as asked", trainer.done)
+                break
 
     def _first_film(self) -> Film | None:
         """A film of where the stage starts, if films are asked for and the run has none of this step."""

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 
 from rollout_trainer.host.standalone.host import StandaloneHost, installed
 from rollout_trainer.nodes.train import train_watched
-from rollout_trainer.training.runs.run import resuming, start
+from rollout_trainer.training.runs.folder import RunFolder
+from rollout_trainer.training.runs.run import resuming, start, train
 
 
 class Stop(BaseException):
@@ -31,8 +33,8 @@ class Bar:
     def asked(self):
         return frozenset(self.asks.pop(len(self.told) + 1, ()))
 
-    def end(self, facts, state):
-        self.last = state, facts()
+    def end(self, facts, state, error=""):
+        self.last, self.failure = (state, facts()), error
 
 
 class Host(StandaloneHost):
@@ -79,10 +81,28 @@ def test_films_at_the_widgets_steps_are_shown_with_the_progress(watched):
     assert bar.last[1]["film"] == [0, 2, 4]
 
 
-@pytest.mark.parametrize("error", [Stop(), RuntimeError("out of memory")], ids=["stopped", "failed"])
-def test_the_last_word_comes_after_the_state_is_saved(error, watched):
+ENDINGS = [(Stop(), "stopped", ""), (RuntimeError("out of memory"), "failed", "out of memory")]
+
+
+@pytest.mark.parametrize(("error", "ending", "failure"), ENDINGS, ids=["stopped", "failed"])
+def test_the_last_word_comes_after_the_state_is_saved(error, ending, failure, watched):
     bar = Bar(error=error)
     with pytest.raises(type(error)):
         watched(bar)
     state, facts = bar.last
-    assert (state, facts["step"], facts["saved"]) == ("stopped", 3, 3)
+    assert (state, facts["step"], facts["saved"]) == (ending, 3, 3)
+    assert bar.failure == failure
+
+
+def test_a_training_that_is_asked_to_finish_ends_there_and_the_graph_goes_on_with_its_state(
+    watched, make_data, make_config, toy_source, tmp_path
+):
+    bar = Bar({3: {"finish"}})
+    run = watched(bar)
+    state, facts = bar.last
+    assert (state, facts["step"], facts["last_step"], facts["saved"]) == ("done", 3, 5, 3)
+    assert run.folder.steps() == [0, 3]
+    whole = train(start(tmp_path / "runs", "t", toy_source, make_data(), make_config()), 3)
+    left, right = RunFolder(run.folder.path).load(3), whole.state
+    for name, tensor in right.tensors.items():
+        assert torch.allclose(left.tensors[name], tensor, rtol=0, atol=0, equal_nan=True), name

@@ -59,15 +59,16 @@ def test_facts_are_sent_four_times_a_second_at_most_and_made_only_then(server, c
     assert data == {"step": len(made), "node": "3:8", "prompt_id": "p", "workflow": "w", "state": "running"}
 
 
-@pytest.mark.parametrize("state", ["done", "stopped"])
+@pytest.mark.parametrize("state", ["done", "stopped", "failed"])
 def test_the_last_word_is_always_sent_remembered_and_kept(server, clock, tmp_path, state):
     panel = events.Panel("p", "8", RunFolder(tmp_path))
     panel.show(lambda: {"step": 1})
-    panel.end(lambda: {"step": 2}, state)
+    panel.end(lambda: {"step": 2}, state, "why" if state == "failed" else "")
     assert [data["step"] for _, data, _ in server.sent] == [1, 2]
     assert events.remembered("w")["8"]["state"] == state
     kept = json.loads((tmp_path / "panel.json").read_text())
     assert (kept["step"], kept["state"], kept["workflow"], kept["node"]) == (2, state, "w", "8")
+    assert kept.get("error") == ("why" if state == "failed" else None)
     assert [p.name for p in tmp_path.iterdir()] == ["panel.json"]
 
 

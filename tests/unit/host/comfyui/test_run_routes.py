@@ -117,7 +117,7 @@ def test_a_run_in_training_is_not_deleted(port, root):
     with RunFolder(root / "run-0001").held():
         status, _, answer = ask(port, "DELETE", f"{RUNS}/run-0001", HEADER)
         assert status == 409
-        assert "stop it first" in answer["error"]
+        assert "stop it before deleting it" in answer["error"]
     assert ask(port, "DELETE", f"{RUNS}/run-0001", HEADER)[0] == 200
 
 
