@@ -166,6 +166,13 @@ class Runs(Protocol):
         """What the panels of a workflow's nodes showed last, by node, as `PanelKeeper.keep_panel` got it."""
         ...
 
+    def save_lora(self, name: str, step: int) -> str:
+        """Write the LoRA of a saved state and name the file; LookupError if there is no such state.
+
+        ValueError if it cannot be made without the model, RuntimeError if the disk refuses.
+        """
+        ...
+
     def remove(self, name: str) -> None:
         """Delete a run; LookupError if there is none of that name, RuntimeError if it must stay."""
         ...

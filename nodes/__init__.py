@@ -72,5 +72,5 @@ class RolloutTrainerExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All node classes; their ids are for ever."""
         # Not in `on_load`, which ComfyUI 0.3.64 does not call.
-        serve(Runs(current().runs_dir(), current().output_dir()))
+        serve(Runs(current().runs_dir(), current().output_dir(), current().loras_dir()))
         return NODES

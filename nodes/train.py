@@ -171,7 +171,9 @@ def watched(stage: Stage, steps: int, told: str = "") -> Live:
         stage.train(steps, watch, progress.asked)
     except BaseException as err:
         live.saved()
-        if isinstance(err, Exception) and not isinstance(err, Cancelled):  # ComfyUI's Cancelled is one in 0.3.64
+        if isinstance(err, Exception) and not isinstance(
+            err, Cancelled
+        ):  # ComfyUI's Cancelled is one in 0.3.64
             progress.end(live.facts, "failed", str(err))
         else:
             progress.end(live.facts, "stopped")

@@ -195,7 +195,7 @@ def modest_rollouts(sheet: Sheet, steps: int, reflexflow: Link | None = None) ->
 
 TRAIN = {
     "steps": 1000, "batch_size": 1, "caption_dropout": 0.05, "autocast": "bf16", "gradient_checkpointing": True,
-    "save_every": 250,
+    "save_every": 250, "preview_every": 250,
 }  # fmt: skip
 
 

@@ -134,6 +134,7 @@ declare module "*/scripts/app.js" {
     canvas: HostCanvas;
     extensionManager: HostManager;
     registerExtension(extension: HostExtension): void;
+    refreshComboInNodes?(): Promise<void>;
   };
 }
 

@@ -51,6 +51,19 @@ function resume(run, step) {
   addResume(app.canvas, create, { name: run.name, folder: run.folder, step, until }, cover);
 }
 
+/**
+ * @param {Details} run
+ * @param {number} step of a saved state
+ */
+async function saveLora(run, step) {
+  const options = { method: "POST", headers: { "X-Rollout-Trainer": "1" } };
+  const response = await api.fetchApi(`${address(run.name)}/lora/${step}`, options).catch(() => null);
+  const said = await response?.json().catch(() => null);
+  if (!response?.ok) return tell("error", word("runsLoraNotSaved"), said?.error ?? word("runsNoAnswer"));
+  tell("success", word("runsLoraSaved"), said.file);
+  await app.refreshComboInNodes?.(); // loaders offer the new file
+}
+
 /** @param {Details} run */
 async function copyPath(run) {
   try {
@@ -77,6 +90,7 @@ const ACTIONS = {
   details: (/** @type {string} */ name) => get(address(name)),
   thumbnail: (/** @type {Run} */ run) => api.apiURL(`${address(run.name)}/thumbnail?film=${run.film}`),
   resume,
+  saveLora,
   copyPath,
   remove,
 };

@@ -16,6 +16,7 @@ import { newest, number } from "./scale.js";
  * @property {(name: string) => Promise<Details | null>} details null: there is no such run
  * @property {(run: Run) => string} thumbnail its address
  * @property {(run: Details, step: number) => void} resume
+ * @property {(run: Details, step: number) => Promise<void>} saveLora
  * @property {(run: Details) => void} copyPath
  * @property {(run: Details) => Promise<boolean>} remove whether it was deleted
  */
@@ -357,7 +358,15 @@ export class RunView {
     const resume = this.button("pi-play", this.word("runsResume"), "main", () => {
       this.actions.resume(run, Number(from.value) === newestStep ? -1 : Number(from.value));
     });
-    resume.disabled = from.disabled = !run.steps.length || run.training;
+    from.disabled = !run.steps.length;
+    resume.disabled = from.disabled || run.training;
+    const lora = this.button("pi-download", this.word("runsSaveLora"), "", async () => {
+      lora.disabled = true;
+      await this.actions.saveLora(run, Number(from.value));
+      lora.disabled = false;
+    });
+    lora.title = this.word("runsSaveLoraHow");
+    lora.disabled = !run.steps.length;
     const other = this.button("pi-chart-line", this.word("runsCompare"), "", () => this.pick(other));
     other.title = this.word("runsCompareHow");
     other.setAttribute("aria-pressed", String(this.picking));
@@ -366,7 +375,7 @@ export class RunView {
     const remove = this.button("pi-trash", this.word("runsDelete"), "danger", () => this.removeRun(run.name));
     remove.disabled = run.training;
     const [first, second] = [make("div", "row"), make("div", "row")];
-    first.append(resume, label);
+    first.append(label, resume, lora);
     second.append(other, path, remove);
     return [first, second];
   }

@@ -1,8 +1,8 @@
-"""The routes of the run browser: what runs there are, one of them, its thumbnail, and deleting it.
+"""The routes of the run browser: what runs there are, one of them, its thumbnail, saving its LoRA, and deleting it.
 
 Names come from whoever can reach the server. They go to `Runs` alone, which finds a run of that name in the runs
 folder or nothing. ComfyUI refuses requests that other web sites make, except where it was started with
-`--enable-cors-header`: then any page may send DELETE, but not with a header of its own, so deleting asks for one.
+`--enable-cors-header`: then any page may send DELETE, but not with a header of its own, so what writes asks for one.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class RunRoutes:
         routes.get(ROUTE)(self.listed)
         routes.get(ROUTE + "/{name}")(self.details)
         routes.get(ROUTE + "/{name}/thumbnail")(self.thumbnail)
+        routes.post(ROUTE + "/{name}/lora/{step:[0-9]{1,12}}")(self.save_lora)
         routes.delete(ROUTE + "/{name}")(self.remove)
 
     async def listed(self, request: web.Request) -> web.Response:
@@ -60,6 +61,18 @@ class RunRoutes:
             return answer({"error": "no such picture"}, 404)
         headers = {"Content-Type": "image/jpeg", "Cache-Control": "private, max-age=86400", **SAFE}
         return web.FileResponse(path, headers=headers)
+
+    async def save_lora(self, request: web.Request) -> web.Response:
+        """Write the LoRA of a saved state, for our own scripts only; the file's name."""
+        if HEADER not in request.headers:
+            return answer({"error": f"a request to save must carry the header {HEADER}"}, 403)
+        name, step = request.match_info["name"], int(request.match_info["step"])
+        try:
+            return answer({"file": await asyncio.to_thread(self._runs.save_lora, name, step)})
+        except LookupError:
+            return answer({"error": "no such state"}, 404)
+        except (RuntimeError, ValueError) as err:
+            return answer({"error": str(err)}, 409)
 
     async def remove(self, request: web.Request) -> web.Response:
         """Delete a run, for our own scripts only and not while a graph works with it."""

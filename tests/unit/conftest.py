@@ -58,6 +58,7 @@ class ToySource:
 
     name = "toy"
     fingerprint = encoder_fingerprint = "toy"
+    lora_names = "comfyui"
     device = torch.device("cpu")
     dtype = torch.float32
     default_resolution = 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from torch import Tensor
 
@@ -85,3 +86,11 @@ def kohya_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if end != MAGNITUDE:
             out[f"lora_unet_{module.replace('.', '_')}.{ends.get(end, end)}"] = value
     return out
+
+
+NAMES: Mapping[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
+    "comfyui": partial(comfy_names, prefix="diffusion_model"),
+    "diffusers": partial(peft_names, prefix="transformer"),
+    "kohya": kohya_names,
+}
+"""The ways in which LoRA files name their tensors, by the word that run folders keep."""

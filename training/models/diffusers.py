@@ -25,7 +25,7 @@ from ..conditioning import Cond
 from ..files import write_tensors
 from ..forms import Prediction
 from ..lora.adapter import AdapterState
-from ..lora.file import folded, peft_names, with_dora_scale
+from ..lora.file import NAMES, folded, with_dora_scale
 from ..lora.reading import read_lora
 from .folder import Network, PipelineFolder
 from .source import Denoiser
@@ -107,7 +107,7 @@ class DiffusersModel(ABC):
     pipelines: ClassVar[tuple[str, ...]]
     """Class names in ``model_index.json`` that this family reads."""
     component: ClassVar[str] = "transformer"
-    """Name of the denoising network in the folder, and prefix of its LoRA keys in diffusers."""
+    """Name of the denoising network in the folder."""
     encoders: ClassVar[TokenLimits]
     """Text encoders, each with the most tokens that it is given; None: as many as its tokenizer allows."""
     optional: ClassVar[tuple[str, ...]] = ()
@@ -115,6 +115,7 @@ class DiffusersModel(ABC):
     packing: ClassVar[int] = 1
     """Latent positions per axis that the caller of the network packs into one token."""
     default_lora_targets: tuple[str, ...] = (ATTENTION,)
+    lora_names: str = "diffusers"
 
     def __init__(self, folder: PipelineFolder, device: torch.device, dtype: torch.dtype) -> None:
         self.name = folder.path.resolve().name
@@ -149,7 +150,7 @@ class DiffusersModel(ABC):
 
     def lora_tensors(self, adapter: AdapterState) -> dict[str, Tensor]:
         """Tensors of a LoRA file, named for diffusers' `load_lora_weights` and ComfyUI's loader alike."""
-        return peft_names(self.portable(adapter), self.component)
+        return NAMES[self.lora_names](self.portable(adapter))
 
     def portable(self, adapter: AdapterState) -> dict[str, Tensor]:
         """The adapter's tensors in a form that needs no settings beside them."""

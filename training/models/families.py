@@ -11,8 +11,6 @@ from torch import Tensor
 
 from ..conditioning import Cond
 from ..forms import expand
-from ..lora.adapter import AdapterState
-from ..lora.file import kohya_names
 from .diffusers import DiffusersModel, TokenLimits, inner_states
 from .folder import PipelineFolder
 
@@ -97,6 +95,7 @@ class StableDiffusion(DiffusersModel):
 
     pipelines = ("StableDiffusionPipeline",)
     component = "unet"
+    lora_names = "kohya"  # the one form for UNets that both loaders read
     encoders: ClassVar[TokenLimits] = {"text_encoder": None}
     default_lora_targets = (r"attn[12]\.(to_[qkv]|to_out\.0)$",)
 
@@ -119,10 +118,6 @@ class StableDiffusion(DiffusersModel):
             return_dict=False,
         )[0]
         return result
-
-    def lora_tensors(self, adapter: AdapterState) -> dict[str, Tensor]:
-        """Tensors of a LoRA file: for UNets, kohya's names are the one form that both loaders read."""
-        return kohya_names(self.portable(adapter))
 
 
 class StableDiffusionXL(StableDiffusion):

@@ -21,13 +21,12 @@ from ..conditioning import Cond, joined, separated
 from ..files import digest, write_tensors
 from ..forms import Prediction, expand, from_velocity
 from ..lora.adapter import AdapterState, is_linear
-from ..lora.file import comfy_names, folded, with_dora_scale
+from ..lora.file import NAMES, folded, with_dora_scale
 from ..lora.keys import Place
 from ..lora.reading import read_lora
 from .differentiable import recomputed, writes_allowed
 from .source import Denoiser
 
-KEY_PREFIX = "diffusion_model"
 ATTENTION = (
     r"attn\d?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$",  # UNets, and networks in diffusers' names
     r"attn2?\.(qkv|proj)$",  # SD3 (SD3.5 medium has two), Flux, HunyuanVideo
@@ -124,6 +123,8 @@ class HostModel:
         ValueError: a flow model whose noise levels are not those of a shift.
     """
 
+    lora_names = "comfyui"
+
     def __init__(self, network: HostNetwork) -> None:
         self.network = network
         self.name = network.name
@@ -209,7 +210,7 @@ class HostModel:
     def lora_tensors(self, adapter: AdapterState) -> dict[str, Tensor]:
         """Tensors of a LoRA file, named by the host's own modules: its stock loader reads any family so."""
         tensors = with_dora_scale(folded(adapter), self.network.weight)
-        return comfy_names(tensors, KEY_PREFIX)
+        return NAMES[self.lora_names](tensors)
 
     def save_lora(self, adapter: AdapterState, metadata: Mapping[str, str], path: Path) -> None:
         """Write `adapter` to `path` (safetensors).

@@ -74,6 +74,11 @@ class ModelSource(Protocol):
         """Regular expressions, searched in module names, for the layers that get adapters by default."""
         ...
 
+    @property
+    def lora_names(self) -> str:
+        """How its LoRA files name layers, one of `training.lora.file.NAMES`; a run folder keeps it."""
+        ...
+
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         """Shape of one latent (no batch axis) of a picture of `height` x `width` pixels.
 

@@ -19,6 +19,7 @@ from ..checks import from_plain, to_plain
 from ..pictures.film import equally_spaced, frame_path, is_whole, last_frame, read_numbers
 from ..trainer.config import TrainConfig
 from ..trainer.state import History
+from .export import save_lora_of_state
 from .folder import RunFolder, sweep
 from .live import DRAWN, FILMS, Curve
 from .panels import Panels
@@ -98,6 +99,8 @@ class Runs:
     root: Path
     output: Path
     """What a node's relative path starts from."""
+    loras: Path
+    """Where LoRA files go."""
     _panels: Panels = field(default_factory=Panels, repr=False, compare=False)
 
     def listed(self) -> dict[str, Any]:
@@ -184,6 +187,23 @@ class Runs:
             RuntimeError: it is being trained, or the disk refuses.
         """
         RunFolder(run_path(self.root, name)).remove()
+
+    def save_lora(self, name: str, step: int) -> str:
+        """Write the LoRA of a saved state; the file's name among the LoRA files.
+
+        Raises:
+            LookupError: there is no such run, or it has no such state.
+            ValueError: it cannot be made without the model.
+            RuntimeError: the state cannot be read, or the folder not be written.
+        """
+        run = RunFolder(run_path(self.root, name))
+        if step not in run.steps():
+            raise LookupError(f"no saved state of step {step}")
+        try:
+            path = save_lora_of_state(run, step, self.loras, f"{name}-step-{step}")
+        except (KeyError, TypeError) as err:  # somebody else wrote its config.json
+            raise LookupError(f"no readable run of that name in {self.root}") from err
+        return path.relative_to(self.loras.resolve()).as_posix()
 
     def sweep(self) -> None:
         """Finish deletions that were interrupted."""

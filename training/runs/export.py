@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from ..checks import to_plain
-from .run import Run
+from ..checks import from_plain, to_plain
+from ..files import write_tensors
+from ..lora.file import MAGNITUDE, NAMES, folded
+from ..trainer.config import TrainConfig
+from ..trainer.state import History
+from .folder import RunFolder
+from .run import Run, saved_adapter
 
 FORMAT = "rollout-trainer-1"
 
@@ -20,6 +27,33 @@ def save_lora(run: Run, folder: str | Path, name: str) -> Path:
         ValueError: `name` is empty or leaves `folder`.
         RuntimeError: the folder cannot be written.
     """
+    return _write(folder, name, lambda path: run.source.save_lora(run.adapter, metadata(run), path))
+
+
+def save_lora_of_state(run: RunFolder, step: int, folder: str | Path, name: str) -> Path:
+    """The same of a saved state, without the model: the file has all that the one of `save_lora` has.
+
+    Raises:
+        ValueError: `name` is empty or leaves `folder`, or the file cannot be made without the model: the folder
+            does not say how layers are named in files, or it is a DoRA, whose scale depends on the base weights.
+        RuntimeError: no such state, or the folder cannot be written.
+    """
+    described = run.config()
+    config = from_plain(TrainConfig, described["config"])
+    names = NAMES.get(described["model"].get("lora_names", ""))
+    tensors = folded(saved_adapter(run, step, config))
+    if names is None or any(key.endswith(MAGNITUDE) for key in tensors):
+        why = "its folder does not say how its layers are named" if names is None else "it is a DoRA"
+        raise ValueError(
+            f"{run.path.name} must be saved with its model, {why}; use Resume Training and Save LoRA in a workflow"
+        )
+    history = History.from_tensors(run.load(step, "history").group("history"))
+    about = _metadata(described, config, step, history, described.get("parents", []))
+    return _write(folder, name, lambda path: write_tensors(path, names(tensors), about))
+
+
+def _write(folder: str | Path, name: str, write: Callable[[Path], None]) -> Path:
+    """Let `write` make a new file of that name in `folder`; where it is."""
     folder = Path(folder)
     target = (folder / name).resolve()
     if not name.strip() or not target.is_relative_to(folder.resolve()) or target == folder.resolve():
@@ -29,7 +63,7 @@ def save_lora(run: Run, folder: str | Path, name: str) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         path = free_path(target)
-        run.source.save_lora(run.adapter, metadata(run), path)
+        write(path)
     except OSError as err:
         raise RuntimeError(f"the LoRA folder {folder} must be writable, got {err.strerror}") from err
     return path
@@ -46,19 +80,34 @@ def free_path(target: Path) -> Path:
 
 def metadata(run: Run) -> dict[str, str]:
     """What a reader of the file needs to know where it comes from; plain strings, as the format asks."""
-    lora, history = run.config.lora, run.history
+    described = {
+        "model": {"name": run.source.name, "fingerprint": run.source.fingerprint},
+        "data": {"fingerprint": run.data.fingerprint},
+    }
+    return _metadata(described, run.config, run.step, run.history, run.parents)
+
+
+def _metadata(
+    described: Mapping[str, Any],
+    config: TrainConfig,
+    step: int,
+    history: History,
+    parents: Sequence[Mapping[str, Any]],
+) -> dict[str, str]:
+    """The same from its parts; `described` as in a run folder's ``config.json``."""
+    lora, model = config.lora, described["model"]
     totals = [v for v in history.columns.get("total", []) if v == v]
     recent = totals[-50:]
     return {
         "format": FORMAT,
-        "modelspec.architecture": f"{run.source.name}/{lora.kind}",
-        "base_model": run.source.name,
-        "base_fingerprint": run.source.fingerprint,
+        "modelspec.architecture": f"{model['name']}/{lora.kind}",
+        "base_model": model["name"],
+        "base_fingerprint": model["fingerprint"],
         "rank": str(lora.rank),
         "alpha": f"{lora.alpha:g}",
-        "step": str(run.step),
+        "step": str(step),
         "loss": f"{sum(recent) / len(recent):.6g}" if recent else "",
-        "dataset_fingerprint": run.data.fingerprint,
-        "config": json.dumps(to_plain(run.config)),
-        **({"parents": json.dumps(run.parents)} if run.parents else {}),
+        "dataset_fingerprint": described["data"]["fingerprint"],
+        "config": json.dumps(to_plain(config)),
+        **({"parents": json.dumps(parents)} if parents else {}),
     }

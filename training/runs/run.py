@@ -54,8 +54,7 @@ class Run:
     @property
     def adapter(self) -> AdapterState:
         """The adapter in this state; its moving average where the run keeps one."""
-        group = "average" if self.config.ema_decay else "adapter"
-        return AdapterState(self.config.lora, self.folder.load(self.step, group).group(group))
+        return saved_adapter(self.folder, self.step, self.config)
 
     @property
     def model(self) -> LoadedModel:
@@ -192,7 +191,7 @@ def starting(
     config = resolved(config, source)
     described = {
         "config": to_plain(config),
-        "model": {"name": source.name, "fingerprint": source.fingerprint},
+        "model": {"name": source.name, "fingerprint": source.fingerprint, "lora_names": source.lora_names},
         "data": {"fingerprint": data.fingerprint},
     }
     with training_mode(), Trainer(source, data, config, adapter) as trainer:
@@ -274,6 +273,12 @@ def reopen(
         raise RuntimeError(f"{path} must hold a saved state, it has none; start a new run")
     config = from_plain(TrainConfig, described["config"])
     return Run(folder, steps[-1] if step < 0 else step, source, data, config, validation)
+
+
+def saved_adapter(folder: RunFolder, step: int, config: TrainConfig) -> AdapterState:
+    """The adapter in a saved state; its moving average where the run keeps one."""
+    group = "average" if config.ema_decay else "adapter"
+    return AdapterState(config.lora, folder.load(step, group).group(group))
 
 
 def due(every: int, step: int) -> bool:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -16,7 +17,8 @@ from rollout_trainer.training.lora.reading import read_lora
 from rollout_trainer.training.models.families import load_diffusers
 from rollout_trainer.training.objective.config import RolloutConfig
 from rollout_trainer.training.pictures.sampling import sample
-from rollout_trainer.training.runs.export import save_lora
+from rollout_trainer.training.runs.export import save_lora, save_lora_of_state
+from rollout_trainer.training.runs.folder import RunFolder
 from rollout_trainer.training.runs.run import start, train
 from rollout_trainer.training.trainer.config import TrainConfig
 from rollout_trainer.training.trainer.optim import OptimizerConfig
@@ -63,6 +65,11 @@ def test_every_family_trains_with_rollouts_saves_and_samples(source, pictures, t
 
     path = save_lora(run, tmp_path, "trained")
     assert save_lora(run, tmp_path, "trained").name == "trained-2.safetensors"  # never overwrites
+    alone = save_lora_of_state(RunFolder(run.folder.path), run.step, tmp_path, "alone")
+    with safe_open(alone, "pt") as own, safe_open(path, "pt") as known:  # the header's order is not said
+        assert own.metadata() == known.metadata()
+        assert set(own.keys()) == set(known.keys())
+        assert all(torch.equal(own.get_tensor(key), known.get_tensor(key)) for key in known.keys())  # noqa: SIM118
     again = read_lora(path, source.module)
     x = torch.randn(2, *source.latent_shape(16, 16), generator=torch.Generator().manual_seed(0))
     sigma, cond = torch.tensor([0.3, 0.8]), source.encode_text(["a red cat", "dog"])

@@ -4,9 +4,14 @@ import json
 import os
 
 import pytest
-from safetensors.torch import save_file
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+from rollout_trainer.training.lora.adapter import LoRAConfig
+from rollout_trainer.training.lora.file import comfy_names, folded
 from rollout_trainer.training.runs.browse import Runs, run_path
+from rollout_trainer.training.runs.export import metadata
 from rollout_trainer.training.runs.folder import DELETED, RunFolder
 from rollout_trainer.training.runs.live import DRAWN, Live
 from rollout_trainer.training.runs.run import start, train
@@ -28,7 +33,7 @@ def make_run(tmp_path, make_data, make_config, toy_source):
 
 @pytest.fixture
 def runs(tmp_path):
-    return Runs(tmp_path / "runs", tmp_path)
+    return Runs(tmp_path / "runs", tmp_path, tmp_path / "loras")
 
 
 def film(run, step, frames):
@@ -257,3 +262,36 @@ def test_a_deletion_that_was_interrupted_shows_nothing_and_is_finished_later(
     runs.sweep()
     assert not left.exists()
     assert (tmp_path / "precious").is_dir()
+
+
+# --- the LoRA of a saved state ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_the_lora_of_a_saved_state_is_written_without_the_model(ema, runs, make_run, toy_source, tmp_path):
+    run = make_run(name="run", steps=3, ema_decay=ema)
+    assert runs.save_lora("run-0001", 3) == "run-0001-step-3.safetensors"
+    assert runs.save_lora("run-0001", 3) == "run-0001-step-3-2.safetensors"
+    saved = load_file(tmp_path / "loras" / "run-0001-step-3.safetensors")
+    expected = comfy_names(folded(run.adapter), "diffusion_model")
+    assert saved.keys() == expected.keys()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in expected.items())
+    with safe_open(tmp_path / "loras" / "run-0001-step-3.safetensors", "pt") as file:
+        assert file.metadata() == metadata(run)
+
+
+def test_a_lora_that_cannot_be_written_without_the_model_says_why(runs, make_run, tmp_path):
+    make_run(lora=LoRAConfig(kind="dora", rank=2))
+    with pytest.raises(ValueError, match="it is a DoRA; use Resume Training"):
+        runs.save_lora("run-0001", 3)
+    older = make_run().folder
+    config = older.config()
+    del config["model"]["lora_names"]
+    (older.path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="does not say how its layers are named"):
+        runs.save_lora(older.path.name, 3)
+    with pytest.raises(LookupError):
+        runs.save_lora(older.path.name, 2)
+    with pytest.raises(LookupError):
+        runs.save_lora("../run-0001", 3)
+    assert not (tmp_path / "loras").exists()

@@ -68,7 +68,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def runs(run, tmp_path):
-    return Runs(run.parent, tmp_path)
+    return Runs(run.parent, tmp_path, tmp_path / "loras")
 
 
 def put_film(run, step, frames=2, told=True):

@@ -46,7 +46,7 @@ def running(monkeypatch):
 @pytest.fixture
 def port(root, running):
     """Where a server answers that has our routes as ComfyUI adds them."""
-    serve(Runs(root, root.parent))
+    serve(Runs(root, root.parent, root.parent / "loras"))
     loop = asyncio.new_event_loop()
 
     async def start():
@@ -111,6 +111,19 @@ def test_a_run_is_deleted_by_our_own_scripts_alone(port, root):
     assert ask(port, "DELETE", f"{RUNS}/run-0001", HEADER)[0] == 200
     assert not (root / "run-0001").exists()
     assert ask(port, "DELETE", f"{RUNS}/run-0001", HEADER)[0] == 404
+
+
+def test_a_lora_is_saved_by_our_own_scripts_alone_and_only_of_a_state_that_is_there(port, root, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Runs, "save_lora", lambda self, *args: (asked.append(args), "run.safetensors")[1])
+    assert ask(port, "POST", f"{RUNS}/run-0001/lora/3")[0] == 403
+    status, _, body = ask(port, "POST", f"{RUNS}/run-0001/lora/3", HEADER)
+    assert (status, body) == (200, {"file": "run.safetensors"})
+    assert asked == [("run-0001", 3)]
+    assert ask(port, "POST", f"{RUNS}/run-0001/lora/-1", HEADER)[0] == 404
+    monkeypatch.undo()
+    assert ask(port, "POST", f"{RUNS}/run-0001/lora/3", HEADER)[0] == 404
+    assert ask(port, "POST", f"{RUNS}/secret/lora/0", HEADER)[0] == 404
 
 
 def test_a_run_in_training_is_not_deleted(port, root):
