@@ -33,6 +33,7 @@ TRAIN = same(
 )
 WATCH = same("validate_every", "preview_every")
 MEMORY = same("activation_offload")
+HOLD_OUT = same("hold_out", "patience")
 
 
 def setup_inputs() -> list[io.Input]:
@@ -86,6 +87,7 @@ def setup_inputs() -> list[io.Input]:
             "trains with the settings as they are; auto changes gradient_checkpointing, activation_offload, batch_size "
             "and accumulation where they would not fit, as little as it can.",
         ),
+        *widgets(TrainConfig, HOLD_OUT, {id: {"optional": True} for id in HOLD_OUT}),
     ]
 
 
@@ -115,9 +117,10 @@ def new_run(
         rollout=scheduled_sampling or RolloutConfig(),
         **own,
     )
-    if config.validate_every and validation is None:
+    if config.validate_every and validation is None and not config.hold_out:
         raise ValueError(
-            f"validate_every must be 0 without validation data, got {config.validate_every}; connect some to validation"
+            f"validate_every must be 0 without validation data, got {config.validate_every}; connect some to "
+            "validation, or set hold_out to 0.1 or more"
         )
     config, told = fitted(model.source, data, config, memory == "auto")
     return {
@@ -139,14 +142,21 @@ def train_watched(opening: AbstractContextManager[Stage], steps: int, told: str 
         told: what to say first of the memory that it will need.
     """
     with opening as stage:
-        live = watched(stage, steps, told)
-    measured = report(stage.run)
+        run, live = watched(stage, steps, told)
+        best = stage.trainer.best if run.config.patience else None
+    measured = report(run)
+    if best is not None:
+        measured["best"] = best.plain() | {"trained": stage.trainer.done}
     current().report(measured)
-    return outputs(stage.run, measured, live.facts(), told)
+    return outputs(run, measured, live.facts(), told)
 
 
-def watched(stage: Stage, steps: int, told: str = "") -> Live:
-    """Train, and show how it goes; tell first what it and its rollouts will cost."""
+def watched(stage: Stage, steps: int, told: str = "") -> tuple[Run, Live]:
+    """Train, and show how it goes; tell first what it and its rollouts will cost.
+
+    Returns:
+        The handle to pass on, and the panel's facts.
+    """
     run = stage.run
     progress, live = current().progress(steps, run.folder), Live(run, steps)
     extra = cost(run.config, run.source)
@@ -168,7 +178,7 @@ def watched(stage: Stage, steps: int, told: str = "") -> Live:
         progress.update(done.step - run.step, text, picture, live.facts)
 
     try:
-        stage.train(steps, watch, progress.asked)
+        kept = stage.train(steps, watch, progress.asked)
     except BaseException as err:
         live.saved()
         if isinstance(err, Exception) and not isinstance(
@@ -181,7 +191,7 @@ def watched(stage: Stage, steps: int, told: str = "") -> Live:
         raise
     live.saved()
     progress.end(live.facts, "done")
-    return live
+    return kept, live
 
 
 RUN_OUTPUTS = (
@@ -343,6 +353,12 @@ class RolloutResumeTraining(io.ComfyNode):
                     max=NO_LIMIT,
                     tooltip="Which saved state, by its step; -1 is the last one.",
                 ),
+                sockets.Data.Input(
+                    "validation",
+                    optional=True,
+                    tooltip="The validation pictures that the run was made with, if it had any of its own: the loss "
+                    "on them is measured as before. Pictures that the run held out itself need nothing here.",
+                ),
             ],
             outputs=list(RUN_OUTPUTS),
         )
@@ -357,9 +373,16 @@ class RolloutResumeTraining(io.ComfyNode):
         return ",".join(map(str, RunFolder(path).steps()))
 
     @classmethod
-    def execute(cls, model: LoadedModel, data: LatentDataset, folder: str, step: int) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: LoadedModel,
+        data: LatentDataset,
+        folder: str,
+        step: int,
+        validation: LatentDataset | None = None,
+    ) -> io.NodeOutput:
         """Open it."""
-        return outputs(reopen(current().resolve_path(folder), model.source, data, step))
+        return outputs(reopen(current().resolve_path(folder), model.source, data, step, validation))
 
 
 class RolloutValidate(io.ComfyNode):

@@ -19,11 +19,12 @@ path.run1 { stroke-dasharray: 6 3; }
 circle { fill: var(--own); }
 .frame { fill: none; stroke: var(--border-color, #666); }
 .grid { stroke: var(--border-color, #666); opacity: 0.35; }
+.best { stroke: #129a55; stroke-width: 1.2; stroke-dasharray: 2 3; }
 text { fill: var(--descrip-text, #999); font-size: 9px; }
 `;
 
 /** @typedef {Record<string, (number | null)[]> & { step: number[] }} Curve */
-/** @typedef {{ width: number, height: number, log: boolean, label: string }} Options */
+/** @typedef {{ width: number, height: number, log: boolean, label: string, mark?: number }} Options */
 /**
  * @typedef {object} Line
  * @property {string} name its class
@@ -84,7 +85,7 @@ function line(curve, name, own) {
  * @param {Line[]} raw below the lines, and without a say in the range
  * @param {Options} options
  */
-function drawLines(svg, lines, raw, { width, height, log, label }) {
+function drawLines(svg, lines, raw, { width, height, log, label, mark }) {
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.setAttribute("role", "img");
   svg.setAttribute("aria-label", label);
@@ -101,7 +102,17 @@ function drawLines(svg, lines, raw, { width, height, log, label }) {
     if (dots) drawn.append(...points(name, xs, ys));
     else drawn.append(element("path", { class: name, d: path(xs, ys) }));
   }
+  if (mark !== undefined) drawn.append(upright(x(mark) ?? 0, height));
   svg.append(drawn);
+}
+
+/**
+ * A line from top to bottom: the best moment.
+ * @param {number} x
+ * @param {number} height
+ */
+function upright(x, height) {
+  return element("line", { class: "best", x1: x, x2: x, y1: MARGIN.top, y2: height - MARGIN.bottom });
 }
 
 /**

@@ -25,6 +25,7 @@ import { bytes, duration, newest, number } from "./scale.js";
  * @property {number[]} [film] training steps that were filmed
  * @property {number} [saved] step of the last saved state
  * @property {string} [saved_file] its name, as `folder/file`
+ * @property {{ step: number, loss: number } | null} [best] where the validation loss was least, if the run keeps that
  * @property {string} [node]
  * @property {string} [prompt_id]
  */
@@ -231,6 +232,7 @@ export class Panel {
       parts.push(`${this.word("probability")} ${Math.round(facts.probability * 100)} %`);
       parts.push(`${this.word("share")} ${Math.round(facts.rollout_share * 100)} %`);
     }
+    if (facts.best) parts.push(`${this.word("best")} ${facts.best.step}`);
     if (facts.memory) parts.push(`${this.word("memory")} ${bytes(facts.memory)}`);
     return parts.join(" · ");
   }
@@ -282,7 +284,7 @@ export class Panel {
     if (!this.facts || width < 60 || height < 40) return;
     const value = number(newest(this.facts.curve.base ?? []));
     const label = `${this.word("chart")}: ${this.word("base")} ${value}, ${this.facts.step} / ${this.facts.last_step}`;
-    draw(this.svg, this.facts.curve, { width, height, log: this.log.checked, label });
+    draw(this.svg, this.facts.curve, { width, height, log: this.log.checked, label, mark: this.facts.best?.step });
   }
 
   /** Take everything down; the panel is not used again. */

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..conditioning import SHAPE, Cond, alike, controls_of, joined, select, text_of
 from .cache import Layout, TensorCache
-from .columns import Keys
+from .columns import Keys, Texts
 from .folders import read_image_folder as read_image_folder
 from .images import ImageDataset as ImageDataset
 
@@ -39,6 +39,19 @@ class Bucket:
     def shape(self) -> tuple[int, ...]:
         """(C, h, w) of each latent."""
         return tuple(self.latents.shape[1:])
+
+    def part(self, rows: Tensor) -> Bucket:
+        """The samples `rows: LongTensor [M]` alone."""
+        texts = (rows[:, None] * self.variants + torch.arange(self.variants)).flatten()
+        return replace(
+            self,
+            latents=self.latents[rows],
+            cond=select(self.cond, texts),
+            masks=None if self.masks is None else self.masks[rows],
+            repeats=self.repeats[rows],
+            names=tuple(self.names[i] for i in rows.tolist()),
+            captions=tuple(self.captions[i] for i in rows.tolist()),
+        )
 
     def texts(self, rows: Tensor, variant: Tensor) -> Tensor:
         """Numbers of the captions [B] that the samples `rows` have in their variants `variant`, both [B]."""
@@ -137,6 +150,17 @@ class StoredBucket:
             between = [1] * (latents.ndim - masks.ndim)  # the frames of a video model
             masks = masks.reshape(len(masks), 1, *between, *masks.shape[-2:])
         return latents, self.conds.read(texts), masks
+
+    def part(self, rows: Tensor) -> StoredBucket:
+        """The samples `rows: LongTensor [M]` alone."""
+        chosen = rows.tolist()
+        return replace(
+            self,
+            keys=Keys(self.keys[i] for i in chosen),
+            text=self.text[rows],
+            repeats=self.repeats[rows],
+            names=Texts(self.names[i] for i in chosen),
+        )
 
     def held(self) -> Bucket:
         """The same bucket in memory."""

@@ -25,6 +25,9 @@ from .images import ImageItem, bucket_sizes, fitted, fitted_mask, look_at_mask, 
 CACHE_VERSION = 1
 """Part of every cache key: raised when the same file and settings would give other tensors."""
 
+MIRRORED = " (mirrored)"
+"""How the name of a picture's mirror image ends."""
+
 
 @dataclass(frozen=True)
 class _Picture:
@@ -36,7 +39,7 @@ class _Picture:
 
     @property
     def name(self) -> str:
-        return self.item.path.name + (" (mirrored)" if self.flipped else "")
+        return self.item.path.name + (MIRRORED if self.flipped else "")
 
 
 @torch.inference_mode(False)  # hosts run nodes under it; what it makes cannot be trained on

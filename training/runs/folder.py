@@ -197,7 +197,8 @@ class RunFolder:
 
         Args:
             pinned: a handle in a graph may name this state; it is never removed by `keep`.
-            keep: how many states that are not pinned stay, newest first; 0 keeps all.
+            keep: how many states that are not pinned stay, newest first; 0 keeps all. The best moment that a state
+                which stays names stays with it.
         """
         pinned = pinned or (state.step in self.steps() and self._is_pinned(state.step))
         values = {**state.values, "version": VERSION, "step": state.step, "pinned": pinned}
@@ -208,6 +209,15 @@ class RunFolder:
         if keep:
             self._prune(keep)
         return path
+
+    def pin(self, step: int) -> None:
+        """Let a state that is here never be removed by `keep`.
+
+        Raises:
+            RuntimeError: it is not there, or the place cannot be written.
+        """
+        if step not in self.steps() or not self._is_pinned(step):
+            self.save(self.load(step), pinned=True)
 
     @torch.inference_mode(False)  # tensors that can be trained on, whatever mode the host is in
     def load(self, step: int, group: str = "") -> RunState:
@@ -237,9 +247,23 @@ class RunFolder:
         return RunState(values["step"], tensors, values)
 
     def _prune(self, keep: int) -> None:
-        for step in [s for s in self.steps() if not self._is_pinned(s)][:-keep]:
+        """Remove states but the newest `keep`, those that are pinned, and the best moments that these name."""
+        free = [step for step in self.steps() if not self._is_pinned(step)]
+        staying = {*self.steps()} - {*free[:-keep]}
+        named = {self._best_of(step) for step in staying}
+        for step in free[:-keep]:
+            if step in named:
+                continue
             self.state_path(step).unlink(missing_ok=True)
             self.values_path(step).unlink(missing_ok=True)
+
+    def _best_of(self, step: int) -> int | None:
+        """The step of the best moment so far that a state names; None if it names none or cannot be read."""
+        try:
+            with safe_open(self.state_path(step), framework="pt") as file:
+                return int(json.loads(file.metadata()["state"])["best"]["step"])
+        except _UNREADABLE:
+            return None
 
     def _is_pinned(self, step: int) -> bool:
         """Whether a state must stay; one that cannot be read may be pinned, so it stays."""

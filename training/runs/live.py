@@ -11,6 +11,7 @@ from typing import Any
 
 from ..objective.losses import COLUMNS
 from ..pictures.film import equally_spaced
+from ..trainer.best import Best
 from ..trainer.meter import memory_in_use
 from ..trainer.state import History
 from ..trainer.trainer import StepReport
@@ -88,6 +89,7 @@ class Live:
         self._newest = StepReport(run.step, math.nan, 0.0)
         self._films = [step for step in run.folder.film_steps() if step <= run.step]
         self._saved = run.step
+        self._best: Best | None = None
 
     @property
     def step(self) -> int:
@@ -98,6 +100,7 @@ class Live:
         """Take in one optimiser step."""
         self._curve.add(report.row)
         self._newest = report
+        self._best = report.best
         if report.saved:
             self.saved()
         if report.film is not None and report.film.step not in self._films[-1:]:
@@ -111,7 +114,8 @@ class Live:
         """Plain JSON values.
 
         `rollout_share` is the share of the model's time that rollouts took, in the whole run; `memory` is in bytes;
-        `film` has the steps of films, `saved` that of the last saved state, `saved_file` its name.
+        `film` has the steps of films, `saved` that of the last saved state, `saved_file` its name. `best`
+        has step and validation loss of the best moment so far, null where the run keeps none.
         """
         now = self._newest
         seconds, rate = now.seconds(), now.steps_per_second
@@ -129,5 +133,6 @@ class Live:
             "memory": memory_in_use(self._device),
             "film": [self._films[i] for i in equally_spaced(len(self._films), FILMS)],
             "saved": self._saved,
+            "best": None if self._best is None else {"step": self._best.step, "loss": self._best.loss},
             "saved_file": f"{self._folder.path.name}/{self._folder.state_path(self._saved).name}",
         }

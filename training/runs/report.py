@@ -50,6 +50,12 @@ def report(run: Run) -> dict[str, Any]:
 def describe(run: Run, facts: dict[str, Any]) -> str:
     """A few lines for the node: where the run is, how it went, what rollouts cost; `facts` of `report`."""
     lines = [f"{run.folder.path}", f"step {run.step} of {run.config.steps}"]
+    if best := facts.get("best"):
+        lines.append(
+            f"the best moment: least validation loss, {best['loss']:.4f}, of {best['trained']} steps trained"
+            if best["loss"] is not None
+            else "no best moment: no validation loss was a finite number"
+        )
     lines += [f"went on from step {parent['step']} of {parent['run']}" for parent in facts["parents"][-1:]]
     losses = [v for v in facts["loss"]["total"] if v is not None]
     if losses:

@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from ..checks import from_plain, to_plain
 from ..data.dataset import LatentDataset
+from ..data.holdout import hold_out
 from ..lora.adapter import AdapterState
 from ..models.source import LoadedModel, ModelSource
 from ..pictures.film import Film
-from ..trainer.config import TrainConfig, resolved
+from ..trainer.config import TrainConfig, check_validation, resolved
 from ..trainer.meter import Stopwatch
 from ..trainer.state import History, RunState
 from ..trainer.trainer import StepReport, Trainer, training_mode
@@ -32,8 +33,10 @@ class Run:
     """Optimiser steps done in the state that this handle names."""
     source: ModelSource
     data: LatentDataset
+    """What is trained on, without what the run holds out."""
     config: TrainConfig
     validation: LatentDataset | None = None
+    """What the validation loss is measured on: given, or held out by the run itself."""
 
     @property
     def parents(self) -> list[dict[str, Any]]:
@@ -91,48 +94,87 @@ class Stage:
                 this step the last one.
 
         Returns:
-            A handle on the new state, which is saved.
+            A handle on the new state, which is saved. Where the run keeps its best moment and has ended, by its planned
+            steps, because the validation loss did not fall any more, or as asked: a handle on that.
 
         Raises:
             FloatingPointError: the loss stayed non-finite; the last good state is saved.
         """
         folder, trainer = self.run.folder, self.trainer
         try:
-            self._train(steps, watch, asked)
+            finished = self._train(steps, watch, asked)
         except BaseException:
             path = folder.save(trainer.state(), pinned=True)
             logger.info("stopped at step %d; saved %s", trainer.done, path)
             raise
         folder.save(trainer.state(), pinned=True)
         self.run = replace(self.run, step=trainer.done)
-        return self.run
+        ended = finished or trainer.ended or trainer.done >= self.run.config.steps
+        return self.best() if ended else self.run
 
-    def _train(self, steps: int, watch: Watch | None, asked: Asked) -> None:
-        """Every optimiser step, and what is due after it: validation, a saved state, a film, a report."""
+    def best(self) -> Run:
+        """A handle on the best moment so far; on the state that the trainer stands at where the run keeps none."""
+        best = self.trainer.best
+        if not self.run.config.patience or best.step == 0:
+            return self.run
+        try:
+            self.run.folder.pin(best.step)
+        except RuntimeError as err:
+            logger.warning("step %d had the least validation loss, but its state is gone: %s", best.step, err)
+            return self.run
+        return replace(self.run, step=best.step)
+
+    def _train(self, steps: int, watch: Watch | None, asked: Asked) -> bool:
+        """Every optimiser step, and what is due after it: validation, a saved state, a film, a report.
+
+        Returns:
+            Whether somebody asked to finish.
+        """
         config, trainer = self.run.config, self.trainer
         film = self._first_film()
         clock, before = Stopwatch(), 0.0
         for n in range(1, steps + 1):
+            if trainer.ended:
+                logger.info("%s", self._why_ended())
+                break
             with rewound(trainer):
                 report = trainer.step()
-            if self.run.validation is not None and due(config.validate_every, trainer.done):
-                trainer.history.note("validation", trainer.validate(self.run.validation))
+            improved = self._validate()
             elapsed = clock.seconds()
             trainer.seconds, before = trainer.seconds + elapsed - before, elapsed
             requested = asked()
-            save_now = n < steps and ("save" in requested or due(config.save_every, trainer.done))
-            saved = save_now and self._save_midway(pinned="save" in requested)
+            asked_to_save = "save" in requested
+            save_now = n < steps and (asked_to_save or improved or due(config.save_every, trainer.done))
+            saved = save_now and self._save_midway(pinned=asked_to_save)
             if "preview" in requested or due(config.preview_every, trainer.done):
                 with clock.paused():
                     film = self._film()
             if watch is not None:
                 row, seconds = trainer.history.newest(), trainer.meter.seconds
                 report = replace(report, steps_per_second=n / elapsed, row=row, seconds=seconds)
+                report = replace(report, best=trainer.best if trainer.best.step else None)
                 watch(replace(report, saved=saved, film=film))
                 film = None
             if "finish" in requested:
                 logger.info("finished at step %d, as asked", trainer.done)
-                break
+                return True
+        return False
+
+    def _validate(self) -> bool:
+        """Measure the validation loss if it is due; whether this is the best moment so far."""
+        config, trainer, data = self.run.config, self.trainer, self.run.validation
+        last = config.patience > 0 and trainer.done == config.steps
+        if data is None or not (last or due(config.validate_every, trainer.done)):
+            return False
+        return trainer.note_validation(data)
+
+    def _why_ended(self) -> str:
+        """In words, why no step is trained any more."""
+        best, patience = self.trainer.best, self.run.config.patience
+        return (
+            f"ended at step {self.trainer.done}: the validation loss has not fallen for {patience} measurements; "
+            f"it was least at step {best.step}, {best.loss:.5f}"
+        )
 
     def _first_film(self) -> Film | None:
         """A film of where the stage starts, if films are asked for and the run has none of this step."""
@@ -179,7 +221,7 @@ def starting(
     Args:
         root: folder of runs; made if it is not there.
         source: the base model. It is as it was after the block.
-        data: what is trained on.
+        data: what is trained on; a share of it is set aside where `config.hold_out` says so.
         config: all settings; they are written into the folder.
         validation: what the validation loss is measured on, every `config.validate_every` steps.
         adapter: weights to begin with, as of a LoRA file; None begins with a fresh adapter.
@@ -189,11 +231,13 @@ def starting(
         RuntimeError: the folder cannot be written, or the optimiser's package is not installed.
     """
     config = resolved(config, source)
+    check_validation(config, validation is not None)
     described = {
         "config": to_plain(config),
         "model": {"name": source.name, "fingerprint": source.fingerprint, "lora_names": source.lora_names},
         "data": {"fingerprint": data.fingerprint},
     }
+    data, validation = parted(data, config, validation)
     with training_mode(), Trainer(source, data, config, adapter) as trainer:
         folder = RunFolder.create(Path(root), name, described)
         with folder.held():
@@ -201,13 +245,26 @@ def starting(
             yield Stage(Run(folder, 0, source, data, config, validation), trainer)
 
 
+def parted(
+    data: LatentDataset, config: TrainConfig, validation: LatentDataset | None
+) -> tuple[LatentDataset, LatentDataset | None]:
+    """What a run trains on and what it validates on, of the data that it is given."""
+    return hold_out(data, config.hold_out) if config.hold_out else (data, validation)
+
+
 @contextmanager
 def resuming(run: Run) -> Iterator[Stage]:
     """The state that `run` names, in memory and ready to train on.
 
     Raises:
+        ValueError: the run ends by its validation loss, and the handle has nothing to measure that on.
         RuntimeError: the state is gone or cannot be read, or the optimiser's package is not installed.
     """
+    if run.config.patience and run.validation is None:
+        raise ValueError(
+            f"validation must be connected to go on with {run.folder.path.name}, got none; its patience ends it by the "
+            "loss on those pictures"
+        )
     with training_mode(), run.folder.held(), Trainer(run.source, run.data, run.config) as trainer:
         trainer.load(run.state)
         yield Stage(run, trainer)
@@ -272,6 +329,7 @@ def reopen(
     if not steps:
         raise RuntimeError(f"{path} must hold a saved state, it has none; start a new run")
     config = from_plain(TrainConfig, described["config"])
+    data, validation = parted(data, config, validation)
     return Run(folder, steps[-1] if step < 0 else step, source, data, config, validation)
 
 

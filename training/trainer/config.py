@@ -108,6 +108,22 @@ class TrainConfig:
         "picture of the data with the LoRA as it is then and shows its drift; it takes as long as a few steps.",
         low=0,
     )
+    hold_out: float = setting(
+        0.0,
+        "Share of the pictures that is not trained on but measured every validate_every steps: 0.1 to 0.2, and at "
+        "least ten pictures, tell when the LoRA begins to memorise. The same pictures every time, chosen by their "
+        "names. 0 is off; connect other pictures to validation instead.",
+        low=0,
+        high=0.9,
+        step=0.05,
+    )
+    patience: int = setting(
+        0,
+        "Above 0: keeps the best moment, the state with the least validation loss, and ends the training once that "
+        "loss has not fallen for this many measurements; 3 to 6 are sensible. 0 trains to the end and keeps the last "
+        "state.",
+        low=0,
+    )
     rollout_from: int = setting(
         0,
         "Training step from which the steps of the rollout settings count: where the first stage with them started.",
@@ -121,6 +137,32 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+
+def check_validation(config: TrainConfig, given: bool) -> None:
+    """Refuse settings of validation that contradict each other or have nothing to measure on.
+
+    Args:
+        given: whether there are pictures to validate on, beside those that the run may hold out itself.
+
+    Raises:
+        ValueError: it says which.
+    """
+    if config.patience and not (given or config.hold_out):
+        raise ValueError(
+            f"patience must be 0 without validation data, got {config.patience}; connect some to validation, or set "
+            "hold_out to 0.1 or more"
+        )
+    if given and config.hold_out:
+        raise ValueError(
+            f"hold_out must be 0 with other pictures at validation, got {config.hold_out:g}; use one of the two"
+        )
+    for name in ("hold_out", "patience"):
+        if getattr(config, name) and not config.validate_every:
+            raise ValueError(
+                f"{name} must be 0 while validate_every is 0, got {getattr(config, name):g}; set validate_every to the "
+                "steps between two measurements, for example a twentieth of the run"
+            )
 
 
 def resolved(config: TrainConfig, source: ModelSource) -> TrainConfig:

@@ -37,6 +37,7 @@ from ..objective.states import (
 from ..objective.targets import TARGETS
 from ..objective.timesteps import draw_u
 from ..pictures.film import Camera, Film
+from .best import Best
 from .config import TrainConfig, resolved, streams
 from .meter import Kind, Meter
 from .offload import kept_elsewhere, storages
@@ -76,6 +77,8 @@ class StepReport:
     """The state of this step is on the disk."""
     film: Film | None = None
     """A film taken since the last step."""
+    best: Best | None = None
+    """The best moment so far, where the run keeps it and has one."""
 
 
 class Trainer:
@@ -120,6 +123,7 @@ class Trainer:
         self.meter = Meter(self.device)
         self.history = History()
         self.pool = StatePool(config.rollout.reuse)
+        self.best = Best()
         self.done = 0
         self.nonfinite_in_a_row = 0
         self.seconds = 0.0  # spent in steps, over all stages
@@ -315,6 +319,20 @@ class Trainer:
                 self.config.loss,
             )
 
+    def note_validation(self, data: LatentDataset) -> bool:
+        """Measure the validation loss of the newest step; whether that is the best moment so far, where one is kept."""
+        loss = self.validate(data)
+        self.history.note("validation", loss)
+        if not self.config.patience:
+            return False
+        self.best = self.best.after(self.done, loss)
+        return self.best.step == self.done
+
+    @property
+    def ended(self) -> bool:
+        """Whether the loss on the validation data has not fallen for as long as the run's patience lasts."""
+        return self.best.exhausted(self.config.patience)
+
     def take_film(self) -> Film:
         """A rollout with the adapter as it would be saved; leaves no trace, not even in the meter."""
         with self.averaged():
@@ -373,6 +391,8 @@ class Trainer:
             "seconds": self.seconds,
             "loss": finite_or_none(self.history.last("total")),
         }
+        if self.config.patience:
+            values["best"] = self.best.plain()
         return RunState(self.done, tensors, values)
 
     def load(self, state: RunState) -> None:
@@ -392,6 +412,7 @@ class Trainer:
         self.meter.load(values["meter"])
         self.history = History.from_tensors(state.group("history"))
         self.pool.load(state.group("pool"), values["pool_born"], self.device)
+        self.best = Best.from_plain(values.get("best"))
         self.nonfinite_in_a_row = values["nonfinite_in_a_row"]
         self.seconds = values["seconds"]
 

@@ -15,6 +15,7 @@ from rollout_trainer.training.data.cache import INDEX, TensorCache
 from rollout_trainer.training.data.captions import caption_variants
 from rollout_trainer.training.data.dataset import read_image_folder
 from rollout_trainer.training.data.encoding import encode
+from rollout_trainer.training.data.holdout import hold_out
 from rollout_trainer.training.data.order import BatchOrder
 
 
@@ -325,3 +326,18 @@ def test_variants_are_those_of_the_caption(tmp_path, folder):
     )}  # fmt: skip
     assert set(model.captions) == wanted
     assert len(model.captions) == len(wanted)
+
+
+def test_a_part_of_it_is_read_from_the_cache_too(folder, tmp_path):
+    """What is held out of a run, and what is left: the same samples as of the data in memory, none read before."""
+    stored = encode(read_image_folder(folder), Words(), cache_dir=tmp_path / "cache", variants=2, flip=True)
+    for part, other in zip(hold_out(stored, 0.4), hold_out(stored.held(), 0.4), strict=True):
+        assert part.stored
+        assert len(part) % 2 == 0  # a picture and its mirror image stay together
+        first = 0
+        for own, bucket in zip(part.buckets, other.buckets, strict=True):
+            assert (tuple(own.names), tuple(own.captions)) == (bucket.names, bucket.captions)
+            assert torch.equal(own.repeats, bucket.repeats)
+            ids = torch.arange(first, first + len(own))
+            same(part.batch(ids), other.batch(ids))
+            first += len(own)

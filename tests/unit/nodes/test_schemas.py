@@ -28,8 +28,8 @@ CONFIGS = {
     "RolloutLossSettings": (LossConfig, settings.LOSS),
     "RolloutReflexFlow": (ReflexFlowConfig, settings.REFLEXFLOW),
     "RolloutScheduledSampling": (RolloutConfig, settings.ROLLOUT),
-    "RolloutTrainLoRA": (TrainConfig, train.TRAIN | train.WATCH | train.MEMORY),
-    "RolloutInitTraining": (TrainConfig, train.TRAIN | train.WATCH | train.MEMORY),
+    "RolloutTrainLoRA": (TrainConfig, train.TRAIN | train.WATCH | train.MEMORY | train.HOLD_OUT),
+    "RolloutInitTraining": (TrainConfig, train.TRAIN | train.WATCH | train.MEMORY | train.HOLD_OUT),
 }
 
 UNLIMITED = "the config has no highest value"
