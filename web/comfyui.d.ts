@@ -36,6 +36,7 @@ interface HostNode {
   comfyClass?: string;
   pos: [number, number];
   size: [number, number];
+  mode?: number;
   flags?: { collapsed?: boolean };
   widgets?: HostWidget[];
   inputs?: HostInput[];

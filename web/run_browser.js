@@ -33,9 +33,10 @@ async function get(route) {
  * @param {"success" | "error"} severity
  * @param {string} summary
  * @param {string} detail
+ * @param {number} [life] milliseconds
  */
-function tell(severity, summary, detail) {
-  app.extensionManager.toast.add({ severity, summary, detail, life: 4000 });
+function tell(severity, summary, detail, life = 4000) {
+  app.extensionManager.toast.add({ severity, summary, detail, life });
 }
 
 /**
@@ -48,7 +49,10 @@ function resume(run, step) {
   if (!view) return;
   const cover = view.element.getBoundingClientRect();
   const create = (/** @type {string} */ type) => LiteGraph.createNode(type);
-  addResume(app.canvas, create, { name: run.name, folder: run.folder, step, until }, cover);
+  const { name, folder, hosted } = run;
+  const replaced = addResume(app.canvas, create, { name, folder, step, until, hosted }, cover);
+  const what = word(replaced ? "resumedInPlace" : "resumedWithLoaders");
+  tell("success", word("resumed").replace("<run>", name).replace("<n>", String(reached)), what, 12000);
 }
 
 /**

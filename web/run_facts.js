@@ -43,7 +43,7 @@ import { SOLVERS } from "./facts.js";
 /**
  * A run that is looked at, as `training.runs.browse.Details`; its settings are {} where they are not known.
  * @typedef {Run & {
- *   path: string, folder: string, steps: number[], settings: Settings | Record<string, never>,
+ *   path: string, folder: string, hosted: boolean, steps: number[], settings: Settings | Record<string, never>,
  *   curve: import("./chart.js").Curve,
  * }} Details
  */

@@ -23,6 +23,8 @@ NAMES = {"plain-0001", "rollouts-0001", f"{EVIL}-0001"}
 PALETTE = "palette => app.extensionManager.setting.set('Comfy.ColorPalette', palette)"
 DIALOG = "[role=dialog], [role=alertdialog]"
 NODES = "() => app.graph.nodes.map((n) => [String(n.id), n.type])"
+MUTED = "() => app.graph.nodes.filter((n) => n.mode === 2).map((n) => n.type)"
+SAVED_FROM = "() => app.graph.nodes.find((n) => n.type === 'RolloutSaveLoRA').getInputNode(0).type"
 FOCUSED = "document.activeElement.dataset.run"
 # The nodes that are selected: their widgets' values, what is wired to them, and whether they are in view.
 ADDED = """() => {
@@ -168,19 +170,18 @@ def test_a_run_is_resumed_in_the_open_graph(mode, open_tab, comfyui, root, shots
     button(page, "Resume").click()
     page.wait_for_timeout(800)
     page.screenshot(path=shots / f"runs-{mode}-resumed.png")
-    resumed, stage, saved = page.evaluate(ADDED)
+    toast = page.locator(".p-toast-message, [data-sonner-toast]").filter(has_text="goes on from step 2")
+    assert "The old training node is muted" in toast.first.inner_text()
+    resumed, stage, *saved = page.evaluate(ADDED)
     assert (resumed["type"], stage["type"]) == ("RolloutResumeTraining", "RolloutTrainSteps")
-    assert (saved["type"], saved["values"], saved["inputs"][0]) == (
-        "RolloutSaveLoRA",
-        [name],
-        "RolloutTrainSteps",
-    )
+    assert page.evaluate(MUTED) == ["RolloutTrainLoRA"]
+    assert page.evaluate(SAVED_FROM) == "RolloutTrainSteps"
     assert resumed["values"] == [f"rollout_trainer/runs/{name}", -1]
     assert resumed["inputs"][:2] == ["RolloutLoadDiffusers", "RolloutEncodeDataset"]
     assert stage["inputs"][0] == "RolloutResumeTraining"
     assert resumed["visible"]
     assert stage["visible"]
-    assert saved["visible"]
+    assert all(node["visible"] for node in saved)
 
     page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.undo()")
     wait(page, lambda: page.evaluate(NODES) == before)
@@ -188,8 +189,26 @@ def test_a_run_is_resumed_in_the_open_graph(mode, open_tab, comfyui, root, shots
     page.evaluate(SET_STEPS, 3)
     page.evaluate("app.queuePrompt(0, 1)")
     wait(page, (root / name / "state-00000005.safetensors").is_file, 90)
+    wait(page, lambda: not comfyui.get_json("/queue")["queue_running"], 60)
+    assert (
+        max((path.name for path in root.glob("again-*")), key=str) == name
+    )  # nothing trained from the start
     wait(page, lambda: "5 / 2" in item(page, name).inner_text())
     wait(page, lambda: page.locator(f"{TAB} .details table").inner_text().endswith("0, 2, 5"))
+
+
+def test_the_lora_of_a_saved_state_is_saved_from_the_sidebar(open_tab, comfyui, shots):
+    page = open_tab("classic")
+    item(page, "plain-0001").click()
+    page.locator(f"{TAB} .row select").select_option("0")
+    button(page, "Save LoRA").click()
+    path = comfyui.base / "output" / "loras" / "plain-0001-step-0.safetensors"
+    wait(page, path.is_file)
+    toast = page.locator(".p-toast-message, [data-sonner-toast]").filter(has_text=path.name)
+    toast.first.wait_for()
+    page.screenshot(path=shots / "runs-saved.png")
+    offered = "() => LiteGraph.createNode('LoraLoaderModelOnly').widgets[0].options.values"
+    wait(page, lambda: any(path.name in value for value in page.evaluate(offered)))
 
 
 def test_an_empty_graph_gets_the_nodes_too(open_tab):
@@ -201,7 +220,7 @@ def test_an_empty_graph_gets_the_nodes_too(open_tab):
     page.wait_for_timeout(500)
     resumed, stage, saved = page.evaluate(ADDED)
     assert resumed["values"] == ["rollout_trainer/runs/plain-0001", 0]
-    assert resumed["inputs"][:2] == [None, None]
+    assert resumed["inputs"][:2] == ["RolloutLoadDiffusers", "RolloutEncodeDataset"]
     assert (stage["values"][1], saved["values"]) == (
         30,
         ["plain-0001"],

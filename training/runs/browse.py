@@ -84,6 +84,8 @@ class Details(Summary):
     path: str
     folder: str
     """The same as a node takes it: from the host's output folder on, so that a workflow names no home."""
+    hosted: bool
+    """Whether its model is one of ComfyUI's, and not a folder of diffusers."""
     steps: list[int]
     """That have a saved state, ascending."""
     settings: Mapping[str, Any]
@@ -130,6 +132,7 @@ class Runs:
             **short,
             path=str(path),
             folder=path.relative_to(self.output).as_posix(),
+            hosted=look(folder.config(), "model", "lora_names") == "comfyui",
             steps=folder.steps(),
             settings=settings(folder),
             curve=curve(folder),
