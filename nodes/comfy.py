@@ -16,6 +16,7 @@ from ..training.models.source import LoadedModel
 from ..training.runs.run import Run
 from . import sockets
 from .model import lora_path
+from .schemas import schema
 
 
 def require_comfyui() -> None:
@@ -37,10 +38,9 @@ class RolloutFromComfyModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutFromComfyModel",
             display_name="Model from ComfyUI",
-            category=sockets.CATEGORY,
             description="Makes any MODEL trainable: any family, any loader, with its patches and its shift. The "
             "MODEL itself stays as it is. CLIP and VAE are needed only for captions and pictures.",
             inputs=[
@@ -73,10 +73,9 @@ class RolloutDatasetFromLatents(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutDatasetFromLatents",
             display_name="Dataset from Latents",
-            category=sockets.CATEGORY,
             description="Makes training data from latents and conditioning, in batches or in lists. Latents may have "
             "different sizes. Give one caption for all pictures, or one for each in the same order. With a noise "
             "mask, only what it covers is trained.",
@@ -143,10 +142,9 @@ class RolloutApplyLoRA(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutApplyLoRA",
             display_name="Apply Trained LoRA",
-            category=sockets.CATEGORY,
             description="Puts the LoRA of a run, or a LoRA file, on a MODEL, so that ComfyUI's own nodes can sample "
             "with it in the graph that trains it.",
             inputs=[

@@ -14,6 +14,7 @@ from ..training.data.folders import DataProgress, check_image_folder, folder_sta
 from ..training.data.images import ImageDataset
 from ..training.models.source import LoadedModel
 from . import sockets
+from .schemas import schema
 
 
 class RolloutDatasetFromFolder(io.ComfyNode):
@@ -22,10 +23,9 @@ class RolloutDatasetFromFolder(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutDatasetFromFolder",
             display_name="Dataset from Folder",
-            category=sockets.CATEGORY,
             description="Pictures with captions: NAME.png and NAME.txt. A sub-folder 10_name repeats its pictures 10 "
             "times; NAME.mask.png is a mask. What is not used is named in the summary. demo/data holds the 24 "
             "pictures that come with the pack.",
@@ -143,10 +143,9 @@ class RolloutEncodeDataset(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutEncodeDataset",
             display_name="Encode Dataset",
-            category=sockets.CATEGORY,
             description="Turns pictures into latents and captions into conditioning, the form in which the model "
             "reads them. Results are kept on disk: the same pictures and the same model need it only once.",
             inputs=[

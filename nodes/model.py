@@ -10,6 +10,7 @@ from ..host import current, io
 from ..training.models.families import check_diffusers, load_diffusers
 from ..training.models.source import LoadedModel
 from . import sockets
+from .schemas import schema
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -20,10 +21,9 @@ class RolloutLoadDiffusers(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutLoadDiffusers",
             display_name="Load Diffusers Model",
-            category=sockets.CATEGORY,
             description="Loads a diffusers pipeline folder (SD1.5 / SD2, SDXL, SD3 or Flux) for training. demo/model "
             "is the small model that comes with the pack. Nothing is downloaded.",
             inputs=[
@@ -70,10 +70,9 @@ class RolloutLoadLoRA(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutLoadLoRA",
-            display_name="Load LoRA File",
-            category=sockets.CATEGORY,
+            display_name="Load LoRA File (Rollout)",
             description="Puts a LoRA file on a model, to sample with it or to train it further. To continue a run "
             "exactly, with its optimizer, use Resume Training.",
             inputs=[

@@ -18,6 +18,7 @@ from ..training.pictures.sampling import sample
 from ..training.runs.run import Run
 from . import sockets
 from .sampler import solver_inputs
+from .schemas import schema
 
 
 def as_image(picture: plots.Picture) -> Tensor:
@@ -31,10 +32,9 @@ class RolloutSample(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutSample",
-            display_name="Sample",
-            category=sockets.CATEGORY,
+            display_name="Sample (Rollout)",
             description="Draws a picture for each prompt, with the solvers that rollouts use in training. The first "
             "picture starts from the noise of seed, the next from that of seed + 1, and so on.",
             inputs=[
@@ -132,10 +132,9 @@ class RolloutPreview(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutPreview",
             display_name="Preview Rollout",
-            category=sockets.CATEGORY,
             description="Rolls a few samples out and shows, step by step, the state that the model reached, the "
             "picture of the data with just as much noise, and the model's guess of the finished picture. Also draws "
             "the distance of the first two (drift), beside the drift that a perfect model has.",
@@ -240,10 +239,9 @@ class RolloutExposureBias(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutExposureBias",
             display_name="Exposure Bias",
-            category=sockets.CATEGORY,
             description="Lets the model draw the captions of the data and compares, at every noise level, the states "
             "on its way with noised pictures of the data: as two groups, not one by one. Dashed lines are what a "
             "perfect model would show. Connect a second model to compare, for example with and without a LoRA.",
@@ -316,10 +314,9 @@ class RolloutLossPlot(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutLossPlot",
-            display_name="Loss Plot",
-            category=sockets.CATEGORY,
+            display_name="Loss Plot (Rollout)",
             description="Draws the loss of a run over its steps, and its parts: base and, with ReflexFlow, the FC "
             "and ADR of rolled-out samples.",
             inputs=[
@@ -342,10 +339,9 @@ class RolloutCompareImages(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutCompareImages",
-            display_name="Compare Images",
-            category=sockets.CATEGORY,
+            display_name="Compare Images (Rollout)",
             description="Lays batches of pictures out in labelled rows, for example before and after training with "
             "the same seed and prompts.",
             inputs=[

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..host import current, io, sampling
 from ..samplers import SolverFrame, TableSchedule, integrate
 from ..training.objective.config import RolloutConfig
-from . import sockets
+from .schemas import schema
 from .widgets import widgets
 
 
@@ -77,10 +77,9 @@ class RolloutSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutSampler",
             display_name="Rollout Sampler",
-            category=sockets.CATEGORY,
             description="The solvers that rollouts use in training, for ComfyUI's SamplerCustom and "
             "SamplerCustomAdvanced.",
             inputs=[
@@ -101,10 +100,9 @@ class RolloutSigmas(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutSigmas",
             display_name="Rollout Sigmas",
-            category=sockets.CATEGORY,
             description="Noise levels of equal steps from noise to picture, as rollouts take them, with the model's "
             "own shift.",
             inputs=[

@@ -17,6 +17,7 @@ from ..training.objective.losses import LossConfig
 from ..training.objective.timesteps import TimestepConfig
 from ..training.trainer.optim import OptimizerConfig
 from . import sockets
+from .schemas import schema
 from .widgets import config_of, same, tooltip, widgets
 
 LORA = same("kind", "rank", "alpha", "dropout")
@@ -45,10 +46,9 @@ class RolloutLoRASettings(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutLoRASettings",
             display_name="LoRA Settings",
-            category=sockets.CATEGORY,
             description="The LoRA that is trained: its kind, its size and the layers that get it.",
             inputs=[
                 *widgets(LoRAConfig, LORA),
@@ -72,10 +72,9 @@ class RolloutOptimizerSettings(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutOptimizerSettings",
             display_name="Optimizer Settings",
-            category=sockets.CATEGORY,
             description="The optimizer and its learning rate over the run.",
             inputs=widgets(OptimizerConfig, OPTIMIZER),
             outputs=[sockets.Optimizer.Output(display_name="optimizer")],
@@ -93,10 +92,9 @@ class RolloutTimestepSettings(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutTimestepSettings",
             display_name="Timestep Settings",
-            category=sockets.CATEGORY,
             description="How often each noise level is trained, from the clean picture (0) to pure noise (1).",
             inputs=widgets(TimestepConfig, TIMESTEPS),
             outputs=[sockets.Timesteps.Output(display_name="timesteps")],
@@ -114,10 +112,9 @@ class RolloutLossSettings(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutLossSettings",
             display_name="Loss Settings",
-            category=sockets.CATEGORY,
             description="How an error of the model is counted: the loss, which training makes smaller.",
             inputs=widgets(LossConfig, LOSS),
             outputs=[sockets.LossSettings.Output(display_name="loss")],
@@ -135,10 +132,9 @@ class RolloutReflexFlow(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutReflexFlow",
             display_name="ReflexFlow",
-            category=sockets.CATEGORY,
             description="Two additions to the loss of rolled-out samples, for flow models: frequency compensation "
             "counts the error more where the model falls short because it started from a state of its own, anti-drift "
             "rectification turns it back towards the training picture. Costs one more call of the model per "
@@ -159,10 +155,9 @@ class RolloutScheduledSampling(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutScheduledSampling",
             display_name="Scheduled Sampling",
-            category=sockets.CATEGORY,
             description="Rollout: some samples start noisier, the model as trained so far takes a few denoising "
             "steps itself, and trains on what it reached. So it learns to correct its own errors. Costs up to "
             "max_step_offset more calls of the model per rolled-out sample.",
@@ -190,10 +185,9 @@ class RolloutSettingsFromJSON(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutSettingsFromJSON",
             display_name="Scheduled Sampling from JSON",
-            category=sockets.CATEGORY,
             description="Reads the scheduled_sampling_* keys of a config.json, including ReflexFlow's. A file "
             "without this pack's own keys means what it means in SimpleTuner: target clean, 1000 steps per "
             "trajectory.",
@@ -221,10 +215,9 @@ class RolloutSettingsToJSON(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutSettingsToJSON",
             display_name="Scheduled Sampling to JSON",
-            category=sockets.CATEGORY,
             description="Writes scheduled sampling and ReflexFlow as the scheduled_sampling_* keys of a config.json.",
             inputs=[sockets.ScheduledSampling.Input("scheduled_sampling", tooltip="The settings to write.")],
             outputs=[io.String.Output(display_name="config")],

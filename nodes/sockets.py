@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from ..host import io
 
-CATEGORY = "training/rollout"
-
 Model = io.Custom("ROLLOUT_MODEL")
 """`training.models.source.LoadedModel`: a base model and the adapter it runs under."""
 Dataset = io.Custom("ROLLOUT_DATASET")

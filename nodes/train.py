@@ -25,6 +25,7 @@ from ..training.trainer.config import TrainConfig, cost
 from ..training.trainer.optim import OptimizerConfig
 from ..training.trainer.trainer import StepReport
 from . import sockets
+from .schemas import schema
 from .widgets import NO_LIMIT, same, widget, widgets
 
 TRAIN = same(
@@ -224,14 +225,14 @@ class RolloutTrainLoRA(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutTrainLoRA",
-            display_name="Train LoRA",
-            category=sockets.CATEGORY,
+            display_name="Train LoRA (Rollout)",
             description="Trains a LoRA, with rollouts if scheduled sampling is connected. Cancel at any time: the "
             "run is saved and can be resumed.",
             inputs=setup_inputs(),
             outputs=list(RUN_OUTPUTS),
+            is_output_node=True,  # a graph may end here: the run is on the disk, the sidebar saves its LoRA
         )
 
     @classmethod
@@ -247,10 +248,9 @@ class RolloutInitTraining(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutInitTraining",
             display_name="Init Training",
-            category=sockets.CATEGORY,
             description="Starts a run but does not train yet: connect Train Steps after it, with previews in "
             "between.",
             inputs=setup_inputs(),
@@ -270,10 +270,9 @@ class RolloutTrainSteps(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutTrainSteps",
             display_name="Train Steps",
-            category=sockets.CATEGORY,
             description="Trains on from the state at its input. That state stays: two Train Steps may go on from the "
             "same one, and queueing again starts from it once more. A stage with settings of its own goes on in a new "
             "run folder.",
@@ -307,6 +306,7 @@ class RolloutTrainSteps(io.ComfyNode):
                 ),
             ],
             outputs=list(RUN_OUTPUTS),
+            is_output_node=True,  # a graph may end here: the run is on the disk, the sidebar saves its LoRA
         )
 
     @classmethod
@@ -332,10 +332,9 @@ class RolloutResumeTraining(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutResumeTraining",
             display_name="Resume Training",
-            category=sockets.CATEGORY,
             description="Opens a run folder again; connect Train Steps after it. The resumed run becomes the same as "
             "one that was never stopped.",
             inputs=[
@@ -391,10 +390,9 @@ class RolloutValidate(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutValidate",
-            display_name="Validate",
-            category=sockets.CATEGORY,
+            display_name="Validate (Rollout)",
             description="Mean loss on pictures that are not trained on: always with the same noise and noise levels, "
             "never rolled out. Falls while the LoRA learns what holds for other pictures too, rises when it starts to "
             "memorise.",
@@ -419,10 +417,9 @@ class RolloutSaveLoRA(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="RolloutSaveLoRA",
-            display_name="Save LoRA",
-            category=sockets.CATEGORY,
+            display_name="Save LoRA (Rollout)",
             description="Saves the LoRA where ComfyUI's LoRA loader finds it, with all settings in the file. Never "
             "overwrites: if the name is taken, a number is added.",
             inputs=[

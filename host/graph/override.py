@@ -36,7 +36,8 @@ def override(graph: Graph, catalog: Catalog, setting: str) -> Graph:
 
 def _names(node: Node, catalog: Catalog) -> set[str]:
     spec = catalog.get(node.class_type)
-    return {node.title or (spec.title if spec else ""), node.class_type}
+    title = node.title or (spec.title if spec else "")
+    return {title, title.removesuffix(" (Rollout)"), node.class_type}  # the names of before, too
 
 
 def _find(graph: Graph, catalog: Catalog, name: str, setting: str) -> Node:

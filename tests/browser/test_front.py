@@ -349,7 +349,7 @@ def test_japanese_is_shown(mode, open_page, comfyui, shots):
     titles = page.evaluate(
         "() => ['RolloutTrainLoRA', 'RolloutSaveLoRA', 'RolloutLossPlot'].map((t) => LiteGraph.createNode(t).title)"
     )
-    assert titles == ["LoRA を学習", "LoRA を保存", "損失グラフ"]
+    assert titles == ["LoRA を学習 (Rollout)", "LoRA を保存 (Rollout)", "損失グラフ (Rollout)"]
     names = page.evaluate(
         "id => app.graph.getNodeById(id).inputs.map((i) => i.localized_name ?? i.label)", SAMPLING
     )
@@ -361,6 +361,7 @@ def test_japanese_is_shown(mode, open_page, comfyui, shots):
     assert page.locator(f"{PANEL} button").all_inner_texts() == [
         "今すぐプレビュー",
         "今すぐ保存",
+        "今すぐ完了",
         "停止して保存",
     ]
     pages = [f"/extensions/{PACK_FOLDER}/docs/RolloutTrainLoRA/{language}.md" for language in ("en", "ja")]

@@ -6,8 +6,8 @@ from rollout_trainer.host import io
 from rollout_trainer.nodes import NODES
 
 LATER = {
-    "RolloutTrainLoRA": ("preview_every",),
-    "RolloutInitTraining": ("preview_every",),
+    "RolloutTrainLoRA": ("preview_every", "activation_offload", "memory"),
+    "RolloutInitTraining": ("preview_every", "activation_offload", "memory"),
     "RolloutTrainSteps": ("until_step", "learning_rate"),
     "RolloutEncodeDataset": ("caption_variants", "keep_tags"),
 }
