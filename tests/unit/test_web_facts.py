@@ -15,7 +15,7 @@ from rollout_trainer import nodes
 from rollout_trainer.samplers import SAMPLERS, FlowSchedule, integrate
 from rollout_trainer.training.objective.config import RolloutConfig
 from rollout_trainer.training.objective.rollout import expected_extra_forwards
-from rollout_trainer.training.objective.targets import Solver, Start, solver_difference
+from rollout_trainer.training.objective.targets import Field, Route, Solver, solver_difference
 from rollout_trainer.training.runs.live import DRAWN
 
 WEB = Path(__file__).resolve().parents[2] / "web"
@@ -65,13 +65,26 @@ def test_settings_take_a_new_solver_and_name_it_in_their_error(solver):
         RolloutConfig(sampler="other")
 
 
+class Halving:
+    """A model that finds x0 to be half of x."""
+
+    prediction = "flow"
+    schedule = FlowSchedule(1.0)
+
+    def denoised(self, x, sigma, cond):
+        return 0.5 * x
+
+    def velocity(self, x, sigma, cond):
+        return 0.5 * x / sigma[:, None]
+
+
 def test_a_new_solver_integrates_and_gives_the_solver_error(solver):
     sigmas = FlowSchedule(1.0).sigma(torch.linspace(0.8, 0.2, 4).double())
     x = torch.ones(2, 3, dtype=torch.float64)
     assert integrate(lambda x, sigma, rows: 0.5 * x, x, sigmas, "new", order=1).isfinite().all()
     calls = []
-    start = Start(x, 0.9 * x, torch.tensor([[0.8, 0.4], [0.6, 0.2]], dtype=torch.float64))
-    solver_difference(lambda x, sigma, rows: calls.append(len(x)) or -x, start, Solver("new", 1, "flow"))
+    route = Route(x, 0.9 * x, torch.tensor([[0.8, 0.4], [0.6, 0.2]], dtype=torch.float64))
+    solver_difference(Field(Halving(), {}, calls.append), route, Solver("new", 1, "flow"))
     assert len(calls) == 4  # rk4's own step, not Heun's two calls
 
 
