@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 
 from ..host import current, io
+from ..training.models.diffusers import Weights
 from ..training.models.families import check_diffusers, load_diffusers
 from ..training.models.source import LoadedModel
+from ..training.models.stored import FORMS
 from . import sockets
 from .schemas import schema
 
@@ -40,6 +42,22 @@ class RolloutLoadDiffusers(io.ComfyNode):
                     tooltip="Precision of the base model: bfloat16 halves its memory on a GPU; float32 for the demo "
                     "model and the CPU. The LoRA is always float32.",
                 ),
+                io.Combo.Input(
+                    "weights",
+                    options=["full", *FORMS],
+                    default="full",
+                    optional=True,
+                    tooltip="How the base model's weights are stored: full as loaded; float8 or int8 in half of "
+                    "bfloat16's memory, nf4 in a quarter (needs the package bitsandbytes). They are rounded, so that "
+                    "it is a slightly different model; calculations stay in dtype.",
+                ),
+                io.Boolean.Input(
+                    "swap_weights",
+                    default=False,
+                    optional=True,
+                    tooltip="Keep the base model in the computer's memory and fetch each block as it is used: a large "
+                    "model trains on a small GPU, slower. Needs gradient_checkpointing. Not for SD1.5, SD2 and SDXL.",
+                ),
             ],
             outputs=[sockets.Model.Output(display_name="model")],
         )
@@ -56,11 +74,14 @@ class RolloutLoadDiffusers(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, folder: str, dtype: str) -> io.NodeOutput:
+    def execute(
+        cls, folder: str, dtype: str, weights: Weights = "full", swap_weights: bool = False
+    ) -> io.NodeOutput:
         """Load it to the host's device."""
         host = current()
+        path = host.resolve_path(folder)
         return io.NodeOutput(
-            LoadedModel(load_diffusers(host.resolve_path(folder), host.device(), DTYPES[dtype]))
+            LoadedModel(load_diffusers(path, host.device(), DTYPES[dtype], weights, swap_weights))
         )
 
 

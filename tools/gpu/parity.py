@@ -26,7 +26,7 @@ NEAR = 1e-3
 def run(check: Check, _option: str) -> None:
     """Every case; one that raises is a result, and the others go on."""
     torch.use_deterministic_algorithms(True)
-    cases: tuple[Callable[[Check], None], ...] = (solvers, training_step, resume, precisions, waits)
+    cases: tuple[Callable[[Check], None], ...] = (solvers, training_step, resume, precisions, memory, waits)
     for case in cases:
         try:
             case(check)
@@ -89,6 +89,23 @@ def precisions(check: Check) -> None:
         check.tell(f"{autocast} trains", worst < 0.15, worst=worst, skipped=sum(skipped), scale=scale)
 
 
+def memory(check: Check) -> None:
+    """What makes a model fit trains the same LoRA, and takes less."""
+    usual = lora(trainer(check.device, gradient_checkpointing=True))
+    offloaded = lora(trainer(check.device, gradient_checkpointing=True, activation_offload=True))
+    far = distance(offloaded, usual)
+    check.tell("offloaded activations train the same LoRA", far < NEAR, relative=far)
+    swapped = lora(trainer(check.device, {"swap": True}, gradient_checkpointing=True))
+    far = distance(swapped, usual)
+    check.tell("swapped weights train the same LoRA", far < NEAR, relative=far)
+    for form in ("float8", "int8"):
+        here, there = (
+            lora(trainer(device, {"weights": form}, autocast="off")) for device in ("cpu", check.device)
+        )
+        far = distance(there, here)
+        check.tell(f"{form} weights train the CPU's LoRA", far < NEAR, relative=far)
+
+
 def waits(check: Check) -> None:
     """Where the loop waits for the card between the begin of a step and the reading of its loss."""
     if check.device == "cpu":
@@ -113,20 +130,21 @@ def waits(check: Check) -> None:
 _sources: dict[str, Any] = {}
 
 
-def trainer(device: str, **settings: Any) -> Any:
-    """A trainer of the demo's model with rollouts."""
+def trainer(device: str, loading: dict[str, Any] | None = None, **settings: Any) -> Any:
+    """A trainer of the demo's model with rollouts; `loading`: how the model is loaded."""
     from rollout_trainer.training.lora.adapter import LoRAConfig
     from rollout_trainer.training.models.families import load_diffusers
     from rollout_trainer.training.objective.config import RolloutConfig
     from rollout_trainer.training.trainer.config import TrainConfig
     from rollout_trainer.training.trainer.trainer import Trainer
 
-    if device not in _sources:
-        _sources[device] = load_diffusers(ROOT / "demo" / "model", device)
+    key = f"{device} {loading}"
+    if key not in _sources:
+        _sources[key] = load_diffusers(ROOT / "demo" / "model", device, **loading or {})
     rollout = RolloutConfig(max_step_offset=3, probability=0.7)
     lora_config = LoRAConfig(rank=4, alpha=4.0)
     config = TrainConfig(steps=100, batch_size=4, lora=lora_config, rollout=rollout)
-    return Trainer(copy.copy(_sources[device]), data(), replace(config, **settings))
+    return Trainer(copy.copy(_sources[key]), data(), replace(config, **settings))
 
 
 def data() -> Any:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +29,15 @@ from ..lora.file import NAMES, folded, with_dora_scale
 from ..lora.reading import read_lora
 from .folder import Network, PipelineFolder
 from .source import Denoiser
+from .stored import store
+from .swap import Swap, can_swap
 
 logger = logging.getLogger(__name__)
 
 ATTENTION = r"attn2?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$"
 """Attention projections of SD3 and Flux blocks."""
+Weights = Literal["full", "float8", "int8", "nf4"]
+"""How the matrices of a network's blocks are stored: as they are loaded, or as `models.stored.FORMS`."""
 TokenLimits = Mapping[str, int | None]
 PREVIEW_TILE = 256
 """Side in pixels of the tiles that pictures are decoded in while a run trains, to need less memory than that."""
@@ -117,7 +121,14 @@ class DiffusersModel(ABC):
     default_lora_targets: tuple[str, ...] = (ATTENTION,)
     lora_names: str = "diffusers"
 
-    def __init__(self, folder: PipelineFolder, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        folder: PipelineFolder,
+        device: torch.device,
+        dtype: torch.dtype,
+        weights: Weights = "full",
+        swap: bool = False,
+    ) -> None:
         self.name = folder.path.resolve().name
         self.folder = folder
         self.device = device
@@ -125,7 +136,17 @@ class DiffusersModel(ABC):
         scheduler = folder.config("scheduler")
         self.timesteps = int(scheduler.get("num_train_timesteps", 1000))
         self.prediction, self.schedule = noise_process(scheduler)
-        self.module = folder.network(self.component, dtype).to(device)
+        self.module = folder.network(self.component, dtype)
+        self.weights = weights
+        if weights != "full":
+            store(self.module, weights, device)
+        if swap and not can_swap(self.module):
+            raise ValueError(
+                f"swap_weights must be off for {type(self.module).__name__}, whose blocks are not repeated whole"
+            )
+        self.swap = Swap(self.module, device) if swap else None
+        if not swap:
+            self.module.to(device)
         # Half precision saves nothing here that lasts, and some autoencoders overflow in float16.
         self.vae = folder.network("vae", torch.promote_types(dtype, torch.float32))
         self.texts = {
@@ -139,6 +160,12 @@ class DiffusersModel(ABC):
                 f"model folder {folder.path}: {self.component} must take {expected} channels, "
                 f"got {self.module.config.in_channels}; inpainting and control models are not supported"
             )
+
+    @property
+    def weight_offers(self) -> tuple[str, ...]:
+        """How the network's weights could take less memory than they do: see `plan.memory`."""
+        stored = ("float8", "nf4") if self.weights == "full" else ()
+        return stored + (("swap",) if self.swap is None and can_swap(self.module) else ())
 
     @abstractmethod
     def encode_caption(self, caption: str) -> dict[str, Tensor]:
@@ -158,13 +185,14 @@ class DiffusersModel(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex digest of the folder's weights and settings."""
-        return self.folder.digest()
+        """Hex digest of the folder's weights and settings, and of the form that the weights are stored in."""
+        digest = self.folder.digest()
+        return digest if self.weights == "full" else f"{digest}-{self.weights}"
 
     @property
     def encoder_fingerprint(self) -> str:
         """Hex digest of the folder: its encoders are in it."""
-        return self.fingerprint
+        return self.folder.digest()
 
     @property
     def scale_factor(self) -> int:
@@ -277,8 +305,13 @@ class DiffusersDenoiser(Denoiser):
         """The network is always ready; inside it checkpoints its activations where asked to.
 
         Raises:
-            ValueError: `checkpointing` for a network that cannot do it.
+            ValueError: `checkpointing` for a network that cannot do it, or training without it with swapped weights.
         """
+        if training and self._model.swap is not None and not checkpointing:
+            raise ValueError(
+                "gradient_checkpointing must be on for a model with swap_weights, got off: without it a backward pass "
+                "keeps the weights of all blocks"
+            )
         if not checkpointing:
             yield
             return

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..conditioning import Cond
 from ..forms import expand
-from .diffusers import DiffusersModel, TokenLimits, inner_states
+from .diffusers import DiffusersModel, TokenLimits, Weights, inner_states
 from .folder import PipelineFolder
 
 
@@ -144,15 +144,25 @@ FAMILIES: tuple[type[DiffusersModel], ...] = (StableDiffusion3, Flux, StableDiff
 
 @torch.inference_mode(False)
 def load_diffusers(
-    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    weights: Weights = "full",
+    swap: bool = False,
 ) -> DiffusersModel:
     """Load a pipeline folder, its weights as `dtype`, frozen; the network goes to `device`.
 
+    Args:
+        weights: how the matrices in the network's blocks are stored there.
+        swap: its blocks stay in the computer's memory and are fetched for each use.
+
     Raises:
-        ValueError: the folder is missing, is of no known family, or lacks a part; the message names both.
+        ValueError: the folder is missing, is of no known family, or lacks a part (the message names both); or `swap`
+            for a network of another build.
+        RuntimeError: `weights` needs a package that is not installed.
     """
     pipeline = PipelineFolder.read(Path(folder))
-    return family_of(pipeline)(pipeline, torch.device(device), dtype)
+    return family_of(pipeline)(pipeline, torch.device(device), dtype, weights, swap)
 
 
 def check_diffusers(folder: str | Path) -> None:

@@ -1,0 +1,169 @@
+"""Which card trains which model: the plan's prediction for networks of real size; and that against a real step.
+
+    python benchmarks/memory.py [--models "Flux 12B" ...] [--pixels 512 1024]     the table, from shapes alone
+    python benchmarks/memory.py --measure "Klein 4B" [--pixels 128] [--tokens 32]  a step on this machine's CPU
+
+Batch 1, LoRA of rank 16 on the attention, AdamW, weights in bfloat16 where nothing else is said, the network alone:
+text encoders and the autoencoder lie in the computer's memory while it trains. Every figure of the table is predicted.
+A model of many equal blocks is computed with two of each kind and with three; what is needed grows in proportion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from real_models import MODELS, Model, adapters_of_shapes
+
+from rollout_trainer.training.lora.adapter import LoRAConfig
+from rollout_trainer.training.plan.memory import GIB, SWITCHES, Weights, weights_of
+from rollout_trainer.training.plan.needs import Needs, step_needs
+from rollout_trainer.training.trainer.config import TrainConfig, resolved
+from rollout_trainer.training.trainer.trainer import Trainer, training_mode
+
+CARDS = (8, 12, 16, 24, 32, 48, 80)
+"""Gigabytes, of which `CARD_RESERVE` is left alone."""
+T = TypeVar("T", Needs, Weights)
+
+
+def config_of(model: Model, switches: tuple[str, ...]) -> TrainConfig:
+    """A run of rank 16."""
+    lora = LoRAConfig(rank=16, targets=model.targets)
+    return replace(TrainConfig(lora=lora), **dict.fromkeys(switches, True))  # type: ignore[arg-type]
+
+
+def grown(base: T, more: list[tuple[T, int]]) -> T:
+    """`base` and so many times the difference to each of `more`; of largest things the largest."""
+    kind = type(base)
+    values = {}
+    for name in (f.name for f in fields(kind)):
+        start = getattr(base, name)
+        if name in ("largest", "block"):
+            values[name] = max(start, *(getattr(one, name) for one, _ in more))
+        else:
+            values[name] = start + sum((getattr(one, name) - start) * times for one, times in more)
+    return kind(**values)
+
+
+def at_depth(model: Model, depths: tuple[int, ...] | None, pixels: int) -> tuple[list[Needs], Weights]:
+    """Needs for each of `SWITCHES`, and weights, of a model of so many blocks."""
+    source = model.on_paper(depths)
+    with adapters_of_shapes():
+        needs = [step_needs(source, model.batch(pixels), config_of(model, switches)) for switches in SWITCHES]
+    return needs, weights_of(source.module)
+
+
+def predicted(model: Model, pixels: int) -> tuple[dict[tuple[str, ...], Needs], Weights]:
+    """The same of the whole model."""
+    if not model.depths:
+        needs, weights = at_depth(model, None, pixels)
+        return dict(zip(SWITCHES, needs, strict=True)), weights
+    two = tuple(2 for _ in model.depths)
+    base, base_weights = at_depth(model, two, pixels)
+    thirds = []
+    for i, name in enumerate(model.depths):
+        depths = tuple(3 if i == j else 2 for j in range(len(two)))
+        thirds.append((*at_depth(model, depths, pixels), model.config[name] - 2))
+    needs = [grown(own, [(more[k], times) for more, _, times in thirds]) for k, own in enumerate(base)]
+    return dict(zip(SWITCHES, needs, strict=True)), grown(
+        base_weights, [(w, times) for _, w, times in thirds]
+    )
+
+
+def ways(needs: dict[tuple[str, ...], Needs], weights: Weights) -> Iterator[tuple[str, int]]:
+    """How to train and what it takes, about from the fastest to the slowest."""
+    plain, recomputed, offloaded = (needs[switches] for switches in SWITCHES)
+    yield "as it is", weights.total + plain.peak
+    yield "checkpointing", weights.total + recomputed.peak
+    yield "checkpointing, float8", weights.stored(0.5) + recomputed.peak
+    yield "checkpointing, offload, float8", weights.stored(0.5) + offloaded.peak
+    yield "checkpointing, offload, nf4", weights.stored(0.27) + offloaded.peak
+    yield "checkpointing, offload, swap", weights.swapped + offloaded.peak
+
+
+def table(models: list[str], sizes: list[int]) -> None:
+    """Print a row for each model and size."""
+    names = [name for name, _ in ways(dict.fromkeys(SWITCHES, NOTHING), Weights(0, 0, 0, 0, 0))]
+    print(f"| model | px | {' | '.join(names)} | smallest card |")
+    print("|---|---:|" + "---:|" * len(names) + "---|")
+    for name in models:
+        for pixels in sizes:
+            needs, weights = predicted(MODELS[name], pixels)
+            found = list(ways(needs, weights))
+            cells = [f"{peak / GIB:.1f}" for _, peak in found]
+            print(f"| {name} | {pixels} | {' | '.join(cells)} | {smallest(found)} |", flush=True)
+
+
+NOTHING = Needs(**{f.name: 0 for f in fields(Needs)})
+
+
+def smallest(found: list[tuple[str, int]]) -> str:
+    """The smallest card on which one of the ways fits, and the fastest way that does there."""
+    for card in CARDS:
+        fitting = [way for way, peak in found if peak + GIB <= card * GIB]
+        if fitting:
+            return f"{card} GB: {fitting[0]}"
+    return "none"
+
+
+def measure(model: Model, pixels: int, tokens: int) -> dict[str, Any]:
+    """A real step on the CPU: its highest resident size beyond what the process had, and the plan's figure."""
+    source, data = model.random("cpu"), model.dataset(pixels, tokens=tokens)
+    config = resolved(config_of(model, ("gradient_checkpointing",)), source)
+    weights = weights_of(source.module).total
+    begin = time.perf_counter()
+    needs = step_needs(source, data.batch(torch.arange(1)), config)
+    planning = time.perf_counter() - begin
+    before = resident() - weights
+    Path("/proc/self/clear_refs").write_text("5")  # resets the highest resident size
+    begin = time.perf_counter()
+    with training_mode(), Trainer(source, data, config) as trainer:
+        loss = [trainer.step().loss for _ in range(2)][-1]
+    seconds = (time.perf_counter() - begin) / 2
+    peak = resident("VmHWM") - before
+    plan = weights + needs.peak
+    return {
+        "model": model.name,
+        "parameters": round(sum(p.numel() for p in source.module.parameters()) / 1e9, 2),
+        "pixels": pixels,
+        "predicted_gib": round(plan / GIB, 3),
+        "measured_gib": round(peak / GIB, 3),
+        "ratio": round(peak / plan, 4),
+        "beside_weights_mib": [round(x / (1 << 20), 1) for x in (needs.peak, peak - weights)],
+        "seconds_a_step": round(seconds, 1),
+        "seconds_of_planning": round(planning, 1),
+        "loss_finite": loss == loss,
+    }
+
+
+def resident(which: str = "VmRSS") -> int:
+    """Bytes that the process has in memory, or had at most."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(which + ":")[1].split()[0]) * 1024
+
+
+def main() -> None:
+    """Print what is asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME")
+    parser.add_argument("--pixels", type=int, nargs="+", default=[512, 1024])
+    parser.add_argument("--measure", choices=MODELS, metavar="NAME", help="train this one for two steps")
+    parser.add_argument("--tokens", type=int, default=32, help="of text, for --measure")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.measure:
+        print(json.dumps(measure(MODELS[options.measure], options.pixels[0], options.tokens)))
+        return
+    table(options.models, options.pixels)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Frozen linear layers whose matrices are stored in fewer bits, and made anew for each use.
+
+Nothing but the stored form is kept for the backward pass: a matrix as it is computed with lives as long as one product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .differentiable import blocks
+
+SMALLEST = 1 << 14
+"""Values of a matrix below which storing it in fewer bits saves nothing worth having."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form in which matrices are stored."""
+
+    pack: Callable[[Tensor], tuple[Tensor, Tensor]]
+    """Codes and scales of a matrix [out, in]."""
+    unpack: Callable[[Tensor, Tensor, tuple[int, int], torch.dtype], Tensor]
+    """The matrix again, of this shape and type."""
+
+
+def _row_scale(weight: Tensor, largest: float) -> Tensor:
+    # [out, 1], as bfloat16 can hold it, so that it is the same in every type that is computed in.
+    scale = weight.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / largest
+    return scale.to(torch.bfloat16)
+
+
+def _rows_in_float8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    largest = torch.finfo(torch.float8_e4m3fn).max
+    scale = _row_scale(weight, largest)
+    return (weight.float() / scale).clamp(-largest, largest).to(torch.float8_e4m3fn), scale
+
+
+def _rows_in_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    scale = _row_scale(weight, 127)
+    return (weight.float() / scale).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def _scaled(codes: Tensor, scale: Tensor, _shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    return codes.to(dtype).mul_(scale.to(dtype))
+
+
+def _bitsandbytes() -> Any:
+    try:
+        return import_module("bitsandbytes.functional")
+    except ImportError as err:
+        raise RuntimeError(
+            "weights nf4 needs the package bitsandbytes, which is not installed; run `pip install bitsandbytes` or "
+            "choose float8"
+        ) from err
+
+
+NF4_BLOCK = 64
+"""Values that share a scale."""
+
+
+def _nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
+    codes, state = _bitsandbytes().quantize_4bit(weight.float(), blocksize=NF4_BLOCK, quant_type="nf4")
+    return codes, state.absmax
+
+
+def _from_nf4(codes: Tensor, scale: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    package = _bitsandbytes()
+    state = package.QuantState(
+        absmax=scale, shape=torch.Size(shape), dtype=dtype, blocksize=NF4_BLOCK, quant_type="nf4"
+    )
+    out: Tensor = package.dequantize_4bit(codes, quant_state=state)
+    return out
+
+
+FORMS: dict[str, Form] = {
+    "float8": Form(_rows_in_float8, _scaled),
+    "int8": Form(_rows_in_int8, _scaled),
+    "nf4": Form(_nf4, _from_nf4),
+}
+"""By name: a byte with an exponent, a whole number of one byte, each with a scale per row; four bits (bitsandbytes)."""
+
+
+class StoredLinear(nn.Module):
+    """A frozen linear layer [..., in] -> [..., out] in one of `FORMS`."""
+
+    def __init__(self, layer: nn.Linear, form: str) -> None:
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.form = form
+        self.bias = layer.bias
+        self.made_as = layer.weight.dtype
+        codes, scale = FORMS[form].pack(layer.weight.detach())
+        self.codes: Tensor
+        self.scale: Tensor
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix [out, in], as it was loaded but for rounding."""
+        return self.made(self.made_as)
+
+    def made(self, dtype: torch.dtype) -> Tensor:
+        """The matrix [out, in] in this type."""
+        shape = (self.out_features, self.in_features)
+        return FORMS[self.form].unpack(self.codes, self.scale, shape, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output, in the type that the matrix was loaded in, or autocast's."""
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        out: Tensor = _Product.apply(x.to(dtype), self)  # type: ignore[no-untyped-call]
+        return out
+
+    def extra_repr(self) -> str:
+        """Sizes and form."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, form={self.form}"
+
+
+class _Product(torch.autograd.Function):
+    """A product with a matrix that is made for the forward and again for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: StoredLinear) -> Tensor:
+        ctx.layer = layer
+        with torch.autocast(x.device.type, enabled=False):
+            bias = None if layer.bias is None else layer.bias.to(x.dtype)
+            return F.linear(x, layer.made(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad @ ctx.layer.made(grad.dtype), None
+
+
+def store(network: nn.Module, form: str, device: torch.device | str | None = None) -> None:
+    """Store the matrices of the linear layers in the network's blocks in a form of `FORMS`, one after another.
+
+    Args:
+        device: where they are turned, and stay; None: where they are.
+    """
+    for block in blocks(network):
+        for name, layer in list(block.named_modules()):
+            if type(layer) is not nn.Linear or layer.weight.numel() < SMALLEST:
+                continue
+            parent, _, child = name.rpartition(".")
+            layer.requires_grad_(False)
+            setattr(
+                block.get_submodule(parent),
+                child,
+                StoredLinear(layer.to(device or layer.weight.device), form),
+            )
