@@ -69,7 +69,7 @@ class Bench:
         config = TrainConfig(
             steps=10_000,
             batch_size=batch,
-            lora=LoRAConfig(rank=8, alpha=8.0),
+            lora=LoRAConfig(rank=8, alpha=8.0, preset="attention"),
             optimizer=OptimizerConfig(lr=1e-5),
             rollout=rollout,
         )

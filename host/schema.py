@@ -57,6 +57,7 @@ class Input:
         self.optional = optional
         self.tooltip = tooltip
         self.lazy = lazy
+        self.extra_dict: dict[str, Any] = {}
 
 
 class WidgetInput(Input):

@@ -14,6 +14,7 @@ from .pictures import (
     RolloutPreview,
     RolloutSample,
 )
+from .recipe import RolloutRecipe
 from .sampler import RolloutSampler, RolloutSigmas
 from .settings import (
     RolloutLoRASettings,
@@ -39,6 +40,7 @@ NODES: list[type[io.ComfyNode]] = [
     RolloutLoadLoRA,
     RolloutDatasetFromFolder,
     RolloutEncodeDataset,
+    RolloutRecipe,
     RolloutLoRASettings,
     RolloutOptimizerSettings,
     RolloutTimestepSettings,

@@ -15,7 +15,7 @@ PLACES: Mapping[str, tuple[str, ...]] = {
     "data": ("DatasetFromFolder", "EncodeDataset", "DatasetFromLatents"),
     "settings": (
         *("LoRASettings", "OptimizerSettings", "TimestepSettings", "LossSettings", "ScheduledSampling"),
-        *("ReflexFlow", "SettingsFromJSON", "SettingsToJSON"),
+        *("ReflexFlow", "SettingsFromJSON", "SettingsToJSON", "Recipe"),
     ),
     "train": ("TrainLoRA", "InitTraining", "TrainSteps", "ResumeTraining", "Validate", "SaveLoRA"),
     "pictures": ("Sample", "Preview", "ExposureBias", "LossPlot", "CompareImages"),
@@ -37,6 +37,14 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     ),
     "EncodeDataset": ("cache latents", "vae encode dataset", "resolution buckets", "bucket"),
     "DatasetFromLatents": ("make training dataset", "latents dataset"),
+    "Recipe": (
+        "preset",
+        "recommended settings",
+        "defaults",
+        "flux settings",
+        "wan settings",
+        "sdxl settings",
+    ),
     "LoRASettings": ("rank", "alpha", "network dim", "dora", "loha", "lokr", "lycoris"),
     "OptimizerSettings": ("adamw", "prodigy", "adafactor", "learning rate", "scheduler"),
     "TimestepSettings": ("noise levels", "logit normal", "timestep sampling", "min timestep"),

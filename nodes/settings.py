@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ..host import current, io
-from ..training.lora.adapter import LoRAConfig
+from ..training.lora.adapter import LoRAConfig, Preset
 from ..training.objective.config import ReflexFlowConfig, RolloutConfig
 from ..training.objective.losses import LossConfig
 from ..training.objective.timesteps import TimestepConfig
 from ..training.trainer.optim import OptimizerConfig
 from . import sockets
 from .schemas import schema
-from .widgets import config_of, same, tooltip, widgets
+from .widgets import added, config_of, same, tooltip, widget, widgets
 
 LORA = same("kind", "rank", "alpha", "dropout")
 OPTIMIZER = {
@@ -30,6 +30,8 @@ OPTIMIZER = {
     **same("weight_decay", "beta1", "beta2", "grad_clip"),
 }
 TIMESTEPS = same("distribution", "mean", "std", "shift", "low", "high")
+LEVELS = same("sigma_low", "sigma_high")
+"""Widgets of the same node that were added later."""
 LOSS = {"loss": "kind", **same("huber_delta", "min_snr_gamma")}
 REFLEXFLOW = same("enabled", "alpha", "beta1", "beta2", "fc_norm")
 ROLLOUT = same(
@@ -55,15 +57,16 @@ class RolloutLoRASettings(io.ComfyNode):
                 io.String.Input(
                     "targets", default="", multiline=True, tooltip=tooltip(LoRAConfig, "targets")
                 ),
+                added(widget(LoRAConfig, "preset", optional=True), before="attention"),
             ],
             outputs=[sockets.LoRA.Output(display_name="lora")],
         )
 
     @classmethod
-    def execute(cls, targets: str, **values: Any) -> io.NodeOutput:
-        """Build the config."""
+    def execute(cls, targets: str, preset: Preset = "attention", **values: Any) -> io.NodeOutput:
+        """Build the config; without a preset, what a graph had before there was one."""
         patterns = tuple(line.strip() for line in targets.splitlines() if line.strip())
-        return io.NodeOutput(config_of(LoRAConfig, LORA, values, targets=patterns))
+        return io.NodeOutput(config_of(LoRAConfig, LORA, values, targets=patterns, preset=preset))
 
 
 class RolloutOptimizerSettings(io.ComfyNode):
@@ -96,14 +99,17 @@ class RolloutTimestepSettings(io.ComfyNode):
             node_id="RolloutTimestepSettings",
             display_name="Timestep Settings",
             description="How often each noise level is trained, from the clean picture (0) to pure noise (1).",
-            inputs=widgets(TimestepConfig, TIMESTEPS),
+            inputs=[
+                *widgets(TimestepConfig, TIMESTEPS),
+                *widgets(TimestepConfig, LEVELS, {id: {"optional": True} for id in LEVELS}),
+            ],
             outputs=[sockets.Timesteps.Output(display_name="timesteps")],
         )
 
     @classmethod
     def execute(cls, **values: Any) -> io.NodeOutput:
         """Build the config."""
-        return io.NodeOutput(config_of(TimestepConfig, TIMESTEPS, values))
+        return io.NodeOutput(config_of(TimestepConfig, TIMESTEPS | LEVELS, values))
 
 
 class RolloutLossSettings(io.ComfyNode):

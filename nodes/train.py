@@ -109,7 +109,7 @@ def new_run(
 
     `own` are the widgets that are fields of `TrainConfig`.
     """
-    own_lora = model.adapter.config if model.adapter is not None else LoRAConfig()
+    own_lora = model.adapter.config if model.adapter is not None else LoRAConfig(preset="attention")
     config = TrainConfig(
         lora=lora or own_lora,
         optimizer=optimizer or OptimizerConfig(),

@@ -12,6 +12,10 @@ from ..training.checks import declared
 NO_LIMIT = 1_000_000_000
 """Highest value of a widget whose setting has none: without one the front end would take 2048."""
 
+BEFORE = "saved_before"
+"""Under this name an input says what a workflow means that was saved before the widget was added, where that is not its
+default; our front end and the standalone host heed it."""
+
 C = TypeVar("C")
 
 
@@ -60,6 +64,12 @@ def widget(kind: type, field: str, id: str = "", **own: Any) -> io.Input:
     if said.round is not None:
         given["round"] = said.round
     return io.Float.Input(id or field, **given | own)
+
+
+def added(item: io.Input, before: Any) -> io.Input:
+    """A widget that was added to its node later: `before` is what a workflow means that was saved without it."""
+    item.extra_dict = {BEFORE: before}
+    return item
 
 
 def tooltip(kind: type, field: str) -> str:

@@ -48,6 +48,7 @@ interface HostNode {
   computeSize(): [number, number];
   setSize(size: [number, number]): void;
   setDirtyCanvas(foreground: boolean, background: boolean): void;
+  addWidget?(type: string, name: string, value: unknown, callback: () => void): HostWidget;
   addDOMWidget(name: string, type: string, element: HTMLElement, options: HostDOMOptions): HostWidget;
   onConnectionsChange?: HostHook;
   onConfigure?: HostHook;

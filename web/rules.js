@@ -9,7 +9,7 @@ import { SOLVERS } from "./facts.js";
  *   max_step_offset?: number, probability?: number, ramp_steps?: number, prob_start?: number, prob_end?: number,
  *   sampler?: string, strategy?: string, target?: string, reuse?: number, distribution?: string, loss?: string,
  *   schedule?: string, optimizer?: string, enabled?: string, caption_variants?: number, save_every?: number,
- *   until_step?: number,
+ *   until_step?: number, targets?: string,
  * }} Values
  */
 /** @typedef {{ [widget: string]: string }} Reasons key of the reason why a widget has no effect */
@@ -41,8 +41,9 @@ const RULES = {
   RolloutExposureBias: order,
   RolloutTimestepSettings: ({ distribution }) => ({
     ...when(distribution === "uniform" || distribution === "shifted", ["mean", "std"], "onlyLogitNormal"),
-    ...when(distribution === "uniform" || distribution === "logit_normal", ["shift"], "onlyShifted"),
+    ...when(distribution !== undefined && distribution !== "shifted", ["shift"], "onlyShifted"),
   }),
+  RolloutLoRASettings: (v) => when(Boolean(v.targets?.trim()), ["preset"], "targetsNamed"),
   RolloutLossSettings: (v) => when(v.loss === "mse", ["huber_delta"], "onlyHuber"),
   RolloutOptimizerSettings: (v) => ({
     ...when(v.schedule === "constant", ["final_rate"], "noFinalRate"),

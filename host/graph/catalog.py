@@ -43,6 +43,12 @@ class InputSpec:
     branches: Mapping[str, tuple[InputSpec, ...]] = field(default_factory=dict)
     """Further inputs that appear when the value is the key (the host's dynamic combos)."""
     tooltip: str = ""
+    before: Any = None
+    """What a workflow means that was saved before this widget was added, where that is not its default."""
+
+
+SAVED_BEFORE = "saved_before"
+"""Setting of an input that says so."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,7 @@ def _input_spec(item: Input) -> InputSpec:
         max=getattr(item, "max", None),
         options=tuple(options) if options and getattr(item, "upload", None) is None else None,
         control=_has_control(item.id, item.io_type, control),
+        before=item.extra_dict.get(SAVED_BEFORE),
     )
 
 
@@ -178,6 +185,7 @@ def _foreign_input(name: str, definition: Sequence[Any], required: bool) -> Inpu
         if dynamic
         else {},
         tooltip=settings.get("tooltip") or "",
+        before=settings.get(SAVED_BEFORE),
     )
 
 

@@ -259,7 +259,7 @@ def widget_values(spec: NodeSpec, raw: Raw) -> dict[str, Any]:
     Values are saved by position; newer front ends add them by name, which is used where both agree (scripts may
     have added widgets). A seed is followed by the value of its control widget, which belongs to the editor and is
     skipped: headless, a seed is what the file says. Widgets that were added since the file was saved have the
-    value that a new widget has.
+    value that a new widget has, or the one that keeps the file's meaning.
     """
     saved = raw.get("widgets_values") or []
     named = raw.get("widgets_values_named") or {}
@@ -305,7 +305,9 @@ def _take_all(inputs: Sequence[InputSpec], values: _ByName | _ByPosition) -> Ite
 
 
 def _initial(spec: InputSpec) -> Any:
-    """The value that the front end gives a new widget."""
+    """The value of a widget that a file does not know: what it meant then, or what the front end gives a new widget."""
+    if spec.before is not None:
+        return spec.before
     if spec.default is not None:
         return spec.default
     if spec.options is not None:

@@ -47,6 +47,7 @@ from rollout_trainer.training.data.latents import dataset_from_latents  # noqa: 
 from rollout_trainer.training.files import read_file  # noqa: E402
 from rollout_trainer.training.forms import add_noise  # noqa: E402
 from rollout_trainer.training.lora.adapter import LoRAConfig, is_linear, target_modules  # noqa: E402
+from rollout_trainer.training.lora.presets import preset_targets  # noqa: E402
 from rollout_trainer.training.models.hosted import HostModel  # noqa: E402
 from rollout_trainer.training.objective.config import RolloutConfig  # noqa: E402
 from rollout_trainer.training.runs.run import Run, start, train, validate  # noqa: E402
@@ -196,7 +197,7 @@ def facts(source: HostModel) -> Row:
     """What the pack takes the family for."""
     module = source.network.module
     linear = [name for name, m in module.named_modules() if is_linear(m)]
-    chosen = target_modules(module, source.default_lora_targets)
+    chosen = target_modules(module, preset_targets("attention+mlp", module, source.default_lora_targets))
     shift = getattr(source.schedule, "shift", None)
     return {
         "name": source.name,

@@ -142,7 +142,7 @@ def trainer(device: str, loading: dict[str, Any] | None = None, **settings: Any)
     if key not in _sources:
         _sources[key] = load_diffusers(ROOT / "demo" / "model", device, **loading or {})
     rollout = RolloutConfig(max_step_offset=3, probability=0.7)
-    lora_config = LoRAConfig(rank=4, alpha=4.0)
+    lora_config = LoRAConfig(rank=4, alpha=4.0, preset="attention")
     config = TrainConfig(steps=100, batch_size=4, lora=lora_config, rollout=rollout)
     return Trainer(copy.copy(_sources[key]), data(), replace(config, **settings))
 

@@ -30,6 +30,7 @@ from ..checks import check_settings, setting
 from .forward import fuse
 
 AdapterKind = Literal["lora", "dora", "loha", "lokr"]
+Preset = Literal["attention+mlp", "attention", "all", "custom"]
 _NAME = "default"  # peft's name for the one adapter we keep on a module
 SCALED_FACTORS = (".lora_B.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a")
 """The factor of an adapter that carries alpha / rank (LoKr: whichever of its two is there)."""
@@ -76,7 +77,13 @@ class LoRAConfig:
     targets: tuple[str, ...] = setting(
         (),
         "Layers that get the LoRA: regular expressions that are looked for in the names of layers, one per line. "
-        "Empty: the usual layers of the model family (attention projections).",
+        "Empty: those of the preset.",
+    )
+    preset: Preset = setting(
+        "attention+mlp",
+        "Which layers get the LoRA. attention+mlp: attention and MLP of all blocks, as most trainers do; attention: "
+        "fewer, for a light touch and a smaller file; all: every linear layer; custom: those that targets names.",
+        choices=get_args(Preset),
     )
     factor: int = setting(
         -1,

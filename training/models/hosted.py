@@ -35,6 +35,10 @@ ATTENTION = (
     r"single_blocks\.\d+\.linear[12]$",  # attention and MLP in one, of Flux and HunyuanVideo
 )
 """Attention projections by the names that families give them; those that a network has are its default targets."""
+SIDES = dict.fromkeys(
+    ("SDXL", "QwenImage", "Krea2", "Anima", "AuraFlow", "PixArt", "HunyuanDiT", "JoyImage", "MageFlow"), 1024
+)
+"""Sides in pixels that families were made for, where their latents do not tell, by the names of ComfyUI's classes."""
 SMALLEST_SIGMA = 1e-4
 """Below it, x and the estimate of x0 are too near to tell the velocity in float32."""
 
@@ -147,8 +151,12 @@ class HostModel:
 
     @property
     def default_resolution(self) -> int:
-        """Side in pixels of a square picture: 512 for video models and latents of four channels, else 1024."""
-        return 512 if self.network.frames or self.network.latent_channels == 4 else 1024
+        """Side in pixels of a square picture: of a family in `SIDES` that one, else by the kind of its latents.
+
+        512 for video models and latents of four channels, else 1024.
+        """
+        other = 512 if self.network.frames or self.network.latent_channels == 4 else 1024
+        return SIDES.get(self.name, other)
 
     @property
     def size_multiple(self) -> int:

@@ -71,7 +71,7 @@ class ModelSource(Protocol):
 
     @property
     def default_lora_targets(self) -> tuple[str, ...]:
-        """Regular expressions, searched in module names, for the layers that get adapters by default."""
+        """Regular expressions, searched in module names, for the family's attention projections."""
         ...
 
     @property

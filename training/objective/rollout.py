@@ -30,13 +30,16 @@ class RolloutPlan:
     """[R] float64, where it is trained: the timestep sampler's draw, kept as it is."""
 
 
-def draw_plan(config: RolloutConfig, step: int, u: Tensor, generator: torch.Generator) -> RolloutPlan | None:
+def draw_plan(
+    config: RolloutConfig, step: int, u: Tensor, generator: torch.Generator, highest: float = 1.0
+) -> RolloutPlan | None:
     """Decide who rolls out, and for how many steps; None (and no random number drawn) when nobody can.
 
     Args:
         step: optimiser step, from 0; places the ramp.
         u: [B] float64 on the CPU, each sample's own target.
         generator: the stream of the rollout, on the CPU.
+        highest: u above which no row may start.
     """
     probability = config.probability_at(step)
     if probability == 0:
@@ -45,15 +48,13 @@ def draw_plan(config: RolloutConfig, step: int, u: Tensor, generator: torch.Gene
     weights = torch.tensor(config.length_weights(), dtype=torch.float64)
     steps = torch.multinomial(weights, len(u), replacement=True, generator=generator)
     n = config.steps_per_trajectory
-    room = (
-        ((1 - u) * n + 1e-9).floor().long()
-    )  # steps between the target and pure noise; 1e-9 forgives rounding
+    room = ((highest - u) * n + 1e-9).floor().long()  # steps above the target; 1e-9 forgives rounding
     steps = torch.where(chosen, steps.minimum(room), 0)
     rows = steps.nonzero().squeeze(1)
     if len(rows) == 0:
         return None
     steps, u_target = steps[rows], u[rows]
-    return RolloutPlan(rows, steps, (u_target + steps / n).clamp(max=1), u_target)
+    return RolloutPlan(rows, steps, (u_target + steps / n).clamp(max=highest), u_target)
 
 
 def roll_out(

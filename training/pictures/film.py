@@ -79,20 +79,28 @@ class Camera:
         source: the base, for its cheap decoder.
         data: a picture of it is filmed.
         config: solver and step size; the longest rollout that it allows is the film's length.
+        within: the part of the trajectory that the model is for.
     """
 
     def __init__(
-        self, denoiser: Denoiser, source: ModelSource, data: LatentDataset, config: RolloutConfig
+        self,
+        denoiser: Denoiser,
+        source: ModelSource,
+        data: LatentDataset,
+        config: RolloutConfig,
+        within: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        self._denoiser, self._source, self._config = denoiser, source, config
+        self._denoiser, self._source, self._config, self._within = denoiser, source, config, within
         self._sample = data.batch(torch.tensor([PICTURE]))
         self._clean: Tensor | None = None  # [T + 1, 1, H, W, 3]: the same in every film
 
     def take(self, step: int) -> Film:
         """The picture, rolled out as the run does after `step` optimiser steps."""
         config, sample = self._config, self._sample.to(self._source.device)
-        u_target = min(TARGET, 1 - 1 / config.steps_per_trajectory)
-        steps = config.max_step_offset or LENGTH
+        (low, high), n = self._within, config.steps_per_trajectory
+        u_target = max(min(low + (high - low) * TARGET, high - 1 / n), 0.0)
+        room = int((high - u_target) * n + 1e-9)  # 1e-9 forgives rounding
+        steps = min(config.max_step_offset or LENGTH, max(room, 1))
         states = frames_on(self._denoiser, sample.x0, sample.cond, u_target, steps, config, SEED)
         shown = equally_spaced(len(states.sigmas), FRAMES)
         sigmas = states.sigmas[shown]

@@ -10,6 +10,7 @@ import torch
 
 from ..checks import check_settings, setting
 from ..lora.adapter import LoRAConfig
+from ..lora.presets import preset_targets
 from ..models.source import ModelSource
 from ..objective.config import RolloutConfig
 from ..objective.losses import LossConfig
@@ -166,10 +167,12 @@ def check_validation(config: TrainConfig, given: bool) -> None:
 
 
 def resolved(config: TrainConfig, source: ModelSource) -> TrainConfig:
-    """The settings with the model family's own defaults filled in."""
+    """`config` with the layers that its preset means in this model."""
     if config.lora.targets:
         return config
-    return replace(config, lora=replace(config.lora, targets=source.default_lora_targets))
+    module, attention = source.denoiser().module, source.default_lora_targets
+    targets = preset_targets(config.lora.preset, module, attention)
+    return replace(config, lora=replace(config.lora, targets=targets))
 
 
 def streams(seed: int) -> dict[str, torch.Generator]:

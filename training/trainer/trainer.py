@@ -35,7 +35,7 @@ from ..objective.states import (
     training_goal,
 )
 from ..objective.targets import TARGETS
-from ..objective.timesteps import draw_u
+from ..objective.timesteps import draw_u, u_range
 from ..pictures.film import Camera, Film
 from .best import Best
 from .config import TrainConfig, resolved, streams
@@ -113,7 +113,8 @@ class Trainer:
         self.data = data
         self.device = source.device
         self.denoiser = source.denoiser(_DTYPES[config.autocast])
-        self.camera = Camera(self.denoiser, source, data, config.rollout)
+        self.levels = u_range(config.timesteps, self.denoiser.schedule)
+        self.camera = Camera(self.denoiser, source, data, config.rollout, self.levels)
         self.prediction = source.prediction
         self.target = TARGETS[config.rollout.target]
         rollouts = config.rollout.max_step_offset > 0
@@ -186,10 +187,10 @@ class Trainer:
         """One forward and backward pass over one batch."""
         config, generators = self.config, self.generators
         batch = self.order.next(generators["captions"])
-        u = draw_u(config.timesteps, len(batch.x0), generators["timesteps"])
+        u = draw_u(config.timesteps, len(batch.x0), generators["timesteps"], self.denoiser.schedule)
         inputs = self.noised(batch, u)
         self.order.look_ahead(generators["captions"])
-        plan = draw_plan(config.rollout, self.rollout_step, u, generators["rollout"])
+        plan = draw_plan(config.rollout, self.rollout_step, u, generators["rollout"], self.levels[1])
         rolled: RolledRows | None = None
         if plan is not None:
             states = self.pool.draw(self.done, len(plan.rows), inputs, generators["reuse"])
@@ -317,6 +318,7 @@ class Trainer:
                 self.config.batch_size,
                 self.device,
                 self.config.loss,
+                self.levels,
             )
 
     def note_validation(self, data: LatentDataset) -> bool:

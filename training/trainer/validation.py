@@ -45,14 +45,17 @@ def validation_loss(
     batch_size: int,
     device: torch.device,
     loss: LossConfig,
+    within: tuple[float, float] = (0.0, 1.0),
 ) -> float:
     """Mean loss over pictures and noise levels, without min-SNR weights or any term of ReflexFlow.
 
     Args:
         predict: ``predict(x, sigma, cond) -> model output`` with the adapter on and its dropout off.
+        within: the part of the trajectory that the model is for.
     """
     generator = torch.Generator().manual_seed(SEED)
-    levels = schedule.sigma((torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS)
+    places = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS
+    levels = schedule.sigma(within[0] + (within[1] - within[0]) * places)
     losses = []
     for batch in batches(data, batch_size):
         batch = batch.to(device)

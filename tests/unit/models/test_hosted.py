@@ -194,6 +194,22 @@ def test_a_saved_lora_is_read_back_as_the_same_adapter(tmp_path):
     assert torch.allclose(*outputs, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "channels", "frames", "side"),
+    [
+        ("SDXL", 4, False, 1024),
+        ("BaseModel", 4, False, 512),
+        ("QwenImage", 16, True, 1024),
+        ("WAN21", 16, True, 512),
+        ("Flux", 16, False, 1024),
+    ],
+)
+def test_the_default_side_is_the_familys_own(name, channels, frames, side):
+    network = Network()
+    network.name, network.latent_channels, network.frames = name, channels, frames
+    assert HostModel(network).default_resolution == side
+
+
 def test_latent_shapes():
     source = HostModel(Network())
     assert source.latent_shape(64, 128) == (4, 8, 16)

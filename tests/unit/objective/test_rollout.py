@@ -160,7 +160,7 @@ def test_row_evaluations_equal_the_formula(sampler, target, order, batch, offset
     config = RolloutConfig(
         max_step_offset=offset, probability=0.8, sampler=sampler, order=order, target=target
     )
-    u = draw_u(TimestepConfig(), batch, seeded(seed))
+    u = draw_u(TimestepConfig(), batch, seeded(seed), FlowSchedule())
     plan = draw_plan(config, 0, u, seeded(seed))
     if plan is None:
         return

@@ -1,0 +1,58 @@
+"""Settings to begin with: one choice that stands for the settings nodes."""
+
+from __future__ import annotations
+
+from ..host import io
+from ..training.models.hosted import HostModel
+from ..training.models.source import LoadedModel
+from ..training.trainer.recipes import RECIPES, recipe_for
+from . import sockets
+from .schemas import schema
+
+
+class RolloutRecipe(io.ComfyNode):
+    """Settings that suit a family of models and a kind of data."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return schema(
+            node_id="RolloutRecipe",
+            display_name="Recipe",
+            description="Settings to begin with, for your model and your kind of data, as trainers use them. Connect "
+            "what you need of it to the training node; the button turns it into ordinary settings nodes to change.",
+            inputs=[
+                sockets.Model.Input("model", tooltip="The model that will be trained."),
+                io.Combo.Input(
+                    "recipe",
+                    options=list(RECIPES),
+                    default=next(iter(RECIPES)),
+                    tooltip="Your model, and what its LoRA is to learn: style (a look), subject (a person, thing or "
+                    "character), edit (pairs of pictures), video (movement in clips).",
+                ),
+            ],
+            outputs=[
+                sockets.LoRA.Output(display_name="lora"),
+                sockets.Optimizer.Output(display_name="optimizer"),
+                sockets.Timesteps.Output(display_name="timesteps"),
+                sockets.LossSettings.Output(display_name="loss"),
+                io.Int.Output(display_name="resolution"),
+                io.String.Output(display_name="summary"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: LoadedModel, recipe: str) -> io.NodeOutput:
+        """Look it up and say what it sets."""
+        source = model.source
+        own = recipe_for(recipe, source.name if isinstance(source, HostModel) else type(source).__name__)
+        summary = own.summary(source.schedule)
+        return io.NodeOutput(
+            own.lora,
+            own.optimizer,
+            own.timesteps,
+            own.loss,
+            own.side,
+            summary,
+            ui={"text": (summary,)},
+        )
