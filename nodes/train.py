@@ -323,7 +323,7 @@ class RolloutTrainSteps(io.ComfyNode):
             steps = until_step - run.step
             if steps <= 0:
                 return outputs(run)
-        return train_watched(resuming(branch(run, scheduled_sampling, learning_rate or None)), steps)
+        return train_watched(resuming(branch(run, scheduled_sampling, learning_rate or None, steps)), steps)
 
 
 class RolloutResumeTraining(io.ComfyNode):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
+import secrets
+import shutil
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,15 +22,24 @@ from torch import Tensor
 
 SAMPLE = 1024
 """Values of each tensor that a fingerprint looks at, evenly spread: the whole of a large model takes minutes."""
-_PARTIAL = ".partial"
+SEAL = "rollout_trainer_digest"
+"""Where in its header a LoRA file has the digest of `sealed`."""
+_PARTIAL = re.compile(r".+\.(\d+)-[0-9a-f]{8}\.partial")
+"""Names of files that are being written: whose process, and a number of its own."""
 
 
-def replace_file(path: Path, content: bytes, partial: Path) -> None:
-    """Write `content` to `partial`, in the folder of `path`, and give it that name once it is on the disk.
+def partial_path(path: Path) -> Path:
+    """Where `path` is written before it gets its name: no other process or thread writes there."""
+    return path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write `content` beside `path`, and give it that name once it is on the disk.
 
     Raises:
-        OSError: the place cannot be written; `path` is as it was and nothing is left of `partial`.
+        OSError: the place cannot be written; `path` is as it was and nothing is left beside it.
     """
+    partial = partial_path(path)
     try:
         with partial.open("wb") as file:
             file.write(content)
@@ -36,6 +50,57 @@ def replace_file(path: Path, content: bytes, partial: Path) -> None:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+def claim_name(made: Path, names: Iterable[Path]) -> Path:
+    """Give the whole file `made` the first of `names` that nobody has, and return that.
+
+    Raises:
+        OSError: the place cannot be written; FileExistsError: all names are taken.
+    """
+    for path in names:
+        try:
+            os.link(made, path)  # fails where the name is taken, whoever takes it at this moment
+        except FileExistsError:
+            continue
+        except OSError:  # a file system without links: take the name, then fill it
+            try:
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                continue
+            made.replace(path)
+            return path
+        made.unlink()
+        return path
+    raise FileExistsError(f"all names like {made} are taken")
+
+
+def sweep_partials(folder: Path, old: bool = False) -> None:
+    """Take away the unfinished files that processes which are gone left directly in `folder`.
+
+    Args:
+        old: those too that earlier versions left, which do not name their process; where all files are ours.
+    """
+    with suppress(OSError):
+        for path in folder.glob("*.partial"):
+            match = _PARTIAL.fullmatch(path.name)
+            if (old and not match) or (match and not _is_alive(int(match[1]), path)):
+                path.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int, path: Path) -> bool:
+    """Whether the process may still be writing `path`."""
+    if os.name == "nt":  # where asking a process by signal 0 would end it
+        return time.time() - path.stat().st_mtime < 24 * 3600
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OverflowError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]], sample: int | None = SAMPLE) -> str:
@@ -54,14 +119,27 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a LoRA file, and its header.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: it cannot be read, or is not as `sealed` described it.
     """
     try:
         with safe_open(path, framework="pt") as file:
             header: dict[str, str] = file.metadata() or {}
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
-    except (OSError, SafetensorError) as err:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as err:
         raise ValueError(f"LoRA file {path} must be a readable safetensors file, got: {err}") from err
+    if SEAL in header and sealed(tensors, header)[SEAL] != header[SEAL]:
+        raise ValueError(
+            f"LoRA file {path} must be as it was saved, but its content is not that of its digest; it is damaged, or "
+            "another tool changed it and kept the digest: use the original"
+        )
+    return tensors, header
+
+
+def sealed(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> dict[str, str]:
+    """`header` with a digest of all of it and of all tensors, to the last bit."""
+    own = {name: value for name, value in header.items() if name != SEAL}
+    text = json.dumps([sorted(own.items()), digest(tensors.items(), sample=None)])
+    return own | {SEAL: hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -71,9 +149,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         OSError: the folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata))
-    # Two processes may fill one cache: each has a partial file of its own.
-    replace_file(path, content, path.with_name(f"{path.name}.{os.getpid()}.tmp"))
+    whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    replace_file(path, save(whole, dict(metadata)))
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -83,11 +160,28 @@ def write_atomically(path: Path, content: bytes) -> None:
         RuntimeError: the place cannot be written.
     """
     try:
-        replace_file(path, content, path.with_name(path.name + _PARTIAL))
+        replace_file(path, content)
     except OSError as err:
         raise RuntimeError(
-            f"{path} must be writable, got {err.strerror}; free space or choose another folder"
+            f"{path} must be writable, got {err.strerror or err}{_need(path, err, len(content))}; free space or choose "
+            "another folder"
         ) from err
+
+
+def is_full(err: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is a disk without space."""
+    codes = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+    return err is not None and (getattr(err, "errno", None) in codes or is_full(err.__cause__))
+
+
+def _need(path: Path, err: OSError, size: int) -> str:
+    """What a full disk lacks, for the message."""
+    if not is_full(err):
+        return ""
+    with suppress(OSError):
+        free = shutil.disk_usage(path.parent).free
+        return f" ({size / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free)"
+    return f" ({size / 1e6:.1f} MB needed)"
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..checks import from_plain, to_plain
-from ..files import write_tensors
+from ..files import claim_name, partial_path, sealed, sweep_partials, write_tensors
 from ..lora.file import MAGNITUDE, NAMES, folded
 from ..trainer.config import TrainConfig
 from ..trainer.state import History
@@ -40,16 +40,17 @@ def save_lora_of_state(run: RunFolder, step: int, folder: str | Path, name: str)
     """
     described = run.config()
     config = from_plain(TrainConfig, described["config"])
-    names = NAMES.get(described["model"].get("lora_names", ""))
+    renamed = NAMES.get(described["model"].get("lora_names", ""))
     tensors = folded(saved_adapter(run, step, config))
-    if names is None or any(key.endswith(MAGNITUDE) for key in tensors):
-        why = "its folder does not say how its layers are named" if names is None else "it is a DoRA"
+    if renamed is None or any(key.endswith(MAGNITUDE) for key in tensors):
+        why = "its folder does not say how its layers are named" if renamed is None else "it is a DoRA"
         raise ValueError(
             f"{run.path.name} must be saved with its model, {why}; use Resume Training and Save LoRA in a workflow"
         )
     history = History.from_tensors(run.load(step, "history").group("history"))
     about = _metadata(described, config, step, history, described.get("parents", []))
-    return _write(folder, name, lambda path: write_tensors(path, names(tensors), about))
+    own = renamed(tensors)
+    return _write(folder, name, lambda path: write_tensors(path, own, sealed(own, about)))
 
 
 def _write(folder: str | Path, name: str, write: Callable[[Path], None]) -> Path:
@@ -62,20 +63,25 @@ def _write(folder: str | Path, name: str, write: Callable[[Path], None]) -> Path
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        path = free_path(target)
-        write(path)
+        sweep_partials(target.parent)
+        made = partial_path(target)
+        try:
+            write(made)
+            return claim_name(made, names(target))
+        finally:
+            made.unlink(missing_ok=True)
     except OSError as err:
-        raise RuntimeError(f"the LoRA folder {folder} must be writable, got {err.strerror}") from err
-    return path
+        raise RuntimeError(
+            f"{target.with_name(f'{target.name}.safetensors')} must be writable, got {err.strerror or err}; free space "
+            "or choose another folder"
+        ) from err
 
 
-def free_path(target: Path) -> Path:
-    """``target.safetensors``, or the first numbered name after it that is not taken."""
-    number, path = 1, target.with_name(f"{target.name}.safetensors")
-    while path.exists():
-        number += 1
-        path = target.with_name(f"{target.name}-{number}.safetensors")
-    return path
+def names(target: Path) -> Iterator[Path]:
+    """``target.safetensors``, and the numbered names after it."""
+    yield target.with_name(f"{target.name}.safetensors")
+    for number in range(2, 1_000_000):
+        yield target.with_name(f"{target.name}-{number}.safetensors")
 
 
 def metadata(run: Run) -> dict[str, str]:

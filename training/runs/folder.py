@@ -9,7 +9,9 @@ killed at any moment leaves whole states behind and nothing else that counts.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import re
 import secrets
 import shutil
@@ -24,10 +26,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
-from ..files import write_atomically, write_json
+from ..files import digest, is_full, sweep_partials, write_atomically, write_json
 from ..pictures.film import is_whole
 from ..trainer.state import RunState
+from .lock import RunLock
 
 VERSION = 1
 DELETED = ".deleted-"
@@ -35,11 +39,15 @@ DELETED = ".deleted-"
 _CONFIG, _PANEL, _FILMS = "config.json", "panel.json", "film"
 _FILM = re.compile(r"step-(\d{8,})")
 _STATE = re.compile(r"state-(\d{8,})\.safetensors")
-_UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError)
+_UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError)
 """What reading a file that is no state, or only a part of one, may raise."""
-_held: list[Path] = []
+_LOCK = ".lock"
+"""In the folder of a run while a process trains it: no other process may."""
+_held: dict[Path, list[RunLock]] = {}
 _guard = Lock()
 """Of `_held`: a run is not deleted while it is being opened, nor opened while it is being deleted."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,8 @@ class RunFolder:
                 path = root / f"{name}-{number:04d}"
                 with suppress(FileExistsError):
                     path.mkdir()
-                    write_json(path / _CONFIG, {"version": VERSION, **config})
+                    content = {"version": VERSION, **config}
+                    write_json(path / _CONFIG, content | {"digest": _digest_of_config(content)})
                     return cls(path)
         except OSError as err:
             raise RuntimeError(
@@ -94,11 +103,16 @@ class RunFolder:
         """
         try:
             config: dict[str, Any] = json.loads((self.path / _CONFIG).read_text())
-            version = config["version"]
-        except (OSError, KeyError, TypeError, ValueError) as err:
+            version, seal = config["version"], config.pop("digest", None)
+        except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as err:
             raise RuntimeError(
                 f"{self.path} must be a run folder with a config.json; choose another folder"
             ) from err
+        if seal is not None and seal != _digest_of_config(config):
+            raise RuntimeError(
+                f"{self.path / _CONFIG} must be as it was saved, but is not that of its digest; restore it, or start a "
+                "new run"
+            )
         if version != VERSION:
             raise RuntimeError(f"{self.path} must be a run of version {VERSION}, got {version}")
         return config
@@ -151,20 +165,37 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Inside, no `remove` of this process takes the run away."""
+        """Inside, nobody takes the run away, and no other process trains it.
+
+        What processes that were killed left half-written in it is gone then.
+
+        Raises:
+            RuntimeError: another process trains it.
+        """
         path = self.path.resolve()
         with _guard:
-            _held.append(path)
+            locks = _held.setdefault(path, [])
+            try:
+                locks.append(locks[0] if locks else RunLock.take(path / _LOCK, self.path.name))
+            finally:
+                if not locks:
+                    del _held[path]
+            if len(locks) == 1:
+                for folder in (path, *(path / _FILMS).glob("step-*")):
+                    sweep_partials(folder, old=True)
         try:
             yield
         finally:
             with _guard:
-                _held.remove(path)
+                lock = locks.pop()
+                if not locks:
+                    del _held[path]
+                    lock.release()
 
     @property
     def is_held(self) -> bool:
-        """Whether somebody is inside `held`: the run is being trained."""
-        return self.path.resolve() in _held
+        """Whether somebody, in whatever process, is inside `held`: the run is being trained."""
+        return self.path.resolve() in _held or RunLock.is_taken(self.path / _LOCK)
 
     def remove(self) -> None:
         """Delete the run: at once for whoever looks for it, then file by file; links are removed, not followed.
@@ -204,8 +235,17 @@ class RunFolder:
         values = {**state.values, "version": VERSION, "step": state.step, "pinned": pinned}
         tensors = {k: v.detach().cpu().contiguous() for k, v in state.tensors.items()}
         path = self.state_path(state.step)
-        write_atomically(path, save(tensors, metadata={"state": json.dumps(values)}))
-        write_json(self.values_path(state.step), values)
+        content = save(tensors, metadata=_described(values, tensors))
+        try:
+            write_atomically(path, content)
+        except RuntimeError as err:
+            if not pinned or not is_full(err):
+                raise
+            self._write_making_room(path, content, err)
+        try:
+            write_json(self.values_path(state.step), values)
+        except (RuntimeError, ValueError) as err:  # it is for people; the state itself is saved
+            logger.warning("%s", err)
         if keep:
             self._prune(keep)
         return path
@@ -218,6 +258,35 @@ class RunFolder:
         """
         if step not in self.steps() or not self._is_pinned(step):
             self.save(self.load(step), pinned=True)
+
+    def _write_making_room(self, path: Path, content: bytes, err: RuntimeError) -> None:
+        """Write a state that must not be lost to a disk that is full: films and states on the way give their room.
+
+        The newest of those states stays, in case that this one cannot be written at all.
+        """
+        gone = []
+        for name, spare in self._spare():
+            shutil.rmtree(spare, ignore_errors=True) if spare.is_dir() else spare.unlink(missing_ok=True)
+            gone.append(name)
+            try:
+                write_atomically(path, content)
+            except RuntimeError as again:
+                if not is_full(again):
+                    raise
+                err = again
+            else:
+                logger.warning("the disk is full: deleted %s to save %s", ", ".join(gone), path.name)
+                return
+        raise err
+
+    def _spare(self) -> Iterator[tuple[str, Path]]:
+        """What may be deleted for a state that must be saved, the least missed first: name, file or folder."""
+        for step in self.film_steps():
+            yield f"the film of step {step}", self.film_folder(step)
+        free = [step for step in self.steps() if not self._is_pinned(step)]
+        named = {self._best_of(step) for step in self.steps()}
+        for step in [step for step in free[:-1] if step not in named]:
+            yield f"the state of step {step}", self.state_path(step)
 
     @torch.inference_mode(False)  # tensors that can be trained on, whatever mode the host is in
     def load(self, step: int, group: str = "") -> RunState:
@@ -232,19 +301,27 @@ class RunFolder:
         path = self.state_path(step)
         try:
             with safe_open(path, framework="pt") as file:
-                values = json.loads(file.metadata()["state"])
-                names = [name for name in file.keys() if not group or name.startswith(f"{group}.")]  # noqa: SIM118
+                values, digests = _checked(file.metadata())
+                there = set(file.keys())
+                if digests is not None and there != digests.keys():
+                    raise ValueError("its tensors are not those it was saved with; it is damaged")
+                names = sorted(name for name in there if not group or name.startswith(f"{group}."))
                 tensors = {name: file.get_tensor(name) for name in names}
+            for name, tensor in tensors.items():
+                if digests is not None and digests[name] != digest([(name, tensor)], sample=None):
+                    raise ValueError(f"{name} is not as it was saved; it is damaged")
+            step = int(values["step"])
         except FileNotFoundError as err:
             have = ", ".join(map(str, self.steps())) or "none"
             raise RuntimeError(
                 f"step {step} must have a saved state in {self.path}; saved steps: {have}"
             ) from err
         except _UNREADABLE as err:
+            why = f"no {err}" if isinstance(err, KeyError) else err
             raise RuntimeError(
-                f"{path} must be a readable state, got {err}; resume from another step"
+                f"{path} must be a readable state, got {why}; resume from another step"
             ) from err
-        return RunState(values["step"], tensors, values)
+        return RunState(step, tensors, values)
 
     def _prune(self, keep: int) -> None:
         """Remove states but the newest `keep`, those that are pinned, and the best moments that these name."""
@@ -274,7 +351,38 @@ class RunFolder:
             return True
 
 
+def _digest_of_config(config: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _described(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The header of a state: its plain values, a digest of each tensor, and one of all that."""
+    digests = {name: digest([(name, tensor)], sample=None) for name, tensor in tensors.items()}
+    header = {"state": json.dumps(values), "digests": json.dumps(digests)}
+    return header | {"digest": _digest_of(header)}
+
+
+def _digest_of(header: Mapping[str, str]) -> str:
+    return hashlib.sha256(f"{header['state']}\0{header['digests']}".encode()).hexdigest()[:16]
+
+
+def _checked(header: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str] | None]:
+    """The plain values of a state's header, and its tensors' digests; None: it was saved before there were any.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if "digest" not in header and "digests" not in header:
+        return json.loads(header["state"]), None
+    if header.get("digest") != _digest_of(header):
+        raise ValueError("a header that is not as it was saved; it is damaged")
+    return json.loads(header["state"]), json.loads(header["digests"])
+
+
 def sweep(root: Path) -> None:
-    """Take away what deletions that were interrupted left in the runs folder."""
+    """Take away what deletions and saves that were interrupted left in the runs folder."""
     for path in root.glob(f"{DELETED}*"):
         shutil.rmtree(path, ignore_errors=True)
+    for path in (p.parent for p in root.glob(f"*/{_CONFIG}")):
+        for folder in (path, *(path / _FILMS).glob("step-*")):
+            sweep_partials(folder)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..checks import from_plain, to_plain
+from ..checks import from_plain, one_line, to_plain
 from ..data.dataset import LatentDataset
 from ..data.holdout import hold_out
 from ..lora.adapter import AdapterState
@@ -19,6 +20,7 @@ from ..trainer.config import TrainConfig, check_validation, resolved
 from ..trainer.meter import Stopwatch
 from ..trainer.state import History, RunState
 from ..trainer.trainer import StepReport, Trainer, training_mode
+from .doubts import LOOKED_AT, before_the_first_step, of_the_history, of_the_weights
 from .folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -132,20 +134,25 @@ class Stage:
         """
         config, trainer = self.run.config, self.trainer
         film = self._first_film()
-        clock, before = Stopwatch(), 0.0
+        doubts = Doubts(trainer, steps)
+        clock, before, saved_at = Stopwatch(), 0.0, time.monotonic()
         for n in range(1, steps + 1):
             if trainer.ended:
                 logger.info("%s", self._why_ended())
                 break
             with rewound(trainer):
                 report = trainer.step()
+            doubts.look(n)
             improved = self._validate()
             elapsed = clock.seconds()
             trainer.seconds, before = trainer.seconds + elapsed - before, elapsed
             requested = asked()
-            asked_to_save = "save" in requested
-            save_now = n < steps and (asked_to_save or improved or due(config.save_every, trainer.done))
-            saved = save_now and self._save_midway(pinned=asked_to_save)
+            late = 0 < 60 * config.save_minutes <= time.monotonic() - saved_at
+            wanted = late or "save" in requested or improved or due(config.save_every, trainer.done)
+            save_now = n < steps and wanted
+            saved = save_now and self._save_midway(pinned="save" in requested)
+            if save_now:
+                saved_at = time.monotonic()
             if "preview" in requested or due(config.preview_every, trainer.done):
                 with clock.paused():
                     film = self._film()
@@ -200,10 +207,39 @@ class Stage:
         trainer = self.trainer
         try:
             self.run.folder.save(trainer.state(), pinned=pinned, keep=self.run.config.keep)
-        except RuntimeError as err:
-            logger.warning("step %d not saved, training goes on: %s", trainer.done, err)
+        except Exception as err:  # a full disk, a state that cannot be written: training on is worth more
+            logger.warning("step %d not saved, training goes on: %s", trainer.done, one_line(err))
             return False
         return True
+
+
+class Doubts:
+    """Says in the log, once each, that a stage does not seem to learn."""
+
+    def __init__(self, trainer: Trainer, steps: int) -> None:
+        self.trainer = trainer
+        self.steps = steps
+        self.begin = len(trainer.history)
+        self.weights = [p.detach().clone() for p in trainer.parameters]
+        self.said: set[str] = set()
+        for text in before_the_first_step(trainer.config, trainer.done, steps):
+            logger.warning("%s", text)
+
+    def look(self, n: int) -> None:
+        """Look after the stage's n-th step."""
+        if n in (LOOKED_AT, self.steps):
+            text = of_the_weights(self.weights, self.trainer.parameters, n)
+            if text is not None:
+                self.say("still", text)
+        if n % LOOKED_AT == 0 or n == self.steps:
+            for kind, text in of_the_history(self.trainer.history, self.begin).items():
+                self.say(kind, text)
+
+    def say(self, kind: str, text: str) -> None:
+        """One line in the log, once."""
+        if kind not in self.said:
+            self.said.add(kind)
+            logger.warning("step %d: %s", self.trainer.done, text)
 
 
 @contextmanager
@@ -266,7 +302,14 @@ def resuming(run: Run) -> Iterator[Stage]:
             "loss on those pictures"
         )
     with training_mode(), run.folder.held(), Trainer(run.source, run.data, run.config) as trainer:
-        trainer.load(run.state)
+        state = run.state
+        try:
+            trainer.load(state)
+        except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError) as err:
+            raise RuntimeError(
+                f"{run.folder.state_path(run.step)} must be a whole state of this run, got {one_line(err)}; resume "
+                "from another step"
+            ) from err
         yield Stage(run, trainer)
 
 
@@ -320,15 +363,21 @@ def reopen(
     path = Path(path)
     folder = RunFolder(path)
     described = folder.config()
+    try:
+        made_with = {what: described[what]["fingerprint"] for what in ("model", "data")}
+        config = from_plain(TrainConfig, described["config"])
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as err:
+        raise RuntimeError(
+            f"{path} must have the settings of a run, got {one_line(err)}; it is damaged"
+        ) from err
     for what, own in (("model", source.fingerprint), ("data", data.fingerprint)):
-        if described[what]["fingerprint"] != own:
+        if made_with[what] != own:
             raise ValueError(
                 f"{what} must be the one that {path.name} was trained with; load that, or start a new run"
             )
     steps = folder.steps()
     if not steps:
         raise RuntimeError(f"{path} must hold a saved state, it has none; start a new run")
-    config = from_plain(TrainConfig, described["config"])
     data, validation = parted(data, config, validation)
     return Run(folder, steps[-1] if step < 0 else step, source, data, config, validation)
 

@@ -19,19 +19,23 @@ from .folder import RunFolder
 from .run import Run
 
 
-def branch(run: Run, rollout: RolloutConfig | None = None, learning_rate: float | None = None) -> Run:
+def branch(
+    run: Run, rollout: RolloutConfig | None = None, learning_rate: float | None = None, steps: int = 0
+) -> Run:
     """A handle on the state of `run`, to train on from with other settings; `run` itself if they are its own.
 
     The same branch of the same state is made once: asked for again, its folder is found again.
 
     Args:
         rollout: its steps (``start_step``, ``ramp_steps``) count from here; None keeps the run's own.
-        learning_rate: the peak rate; None keeps the run's own.
+        learning_rate: the peak rate, with a schedule of its own over the stage; None keeps the run's own, schedule
+            included.
+        steps: of the stage, over which that schedule runs; 0: up to the run's planned steps.
 
     Raises:
         RuntimeError: the place cannot be written.
     """
-    config = _changed(run, rollout, learning_rate)
+    config = _changed(run, rollout, learning_rate, steps)
     if config == run.config:
         return run
     state = run.state
@@ -43,11 +47,12 @@ def branch(run: Run, rollout: RolloutConfig | None = None, learning_rate: float 
     return replace(run, folder=folder, config=config)
 
 
-def _changed(run: Run, rollout: RolloutConfig | None, learning_rate: float | None) -> TrainConfig:
+def _changed(run: Run, rollout: RolloutConfig | None, learning_rate: float | None, steps: int) -> TrainConfig:
     """The settings of the stage; the run's own where nothing differs."""
     config = run.config
-    if learning_rate is not None:
-        config = replace(config, optimizer=replace(config.optimizer, lr=learning_rate))
+    if learning_rate is not None and (learning_rate != config.optimizer.lr or run.step >= config.lr_ends):
+        own = replace(config.optimizer, lr=learning_rate)
+        config = replace(config, optimizer=own, lr_from=run.step, lr_steps=steps)
     if rollout is not None and rollout != config.rollout:
         config = replace(config, rollout=rollout, rollout_from=run.step)
     return config

@@ -125,6 +125,21 @@ class TrainConfig:
         "state.",
         low=0,
     )
+    save_minutes: float = setting(
+        10.0,
+        "Minutes after which a state is saved whatever save_every says, so that a crash loses no more; 0 is off.",
+        low=0,
+    )
+    lr_from: int = setting(
+        0,
+        "Training step where the learning rate's schedule starts: that of the first stage with a rate of its own.",
+        low=0,
+    )
+    lr_steps: int = setting(
+        0,
+        "Training steps over which that schedule runs; 0 is up to the planned steps.",
+        low=0,
+    )
     rollout_from: int = setting(
         0,
         "Training step from which the steps of the rollout settings count: where the first stage with them started.",
@@ -138,6 +153,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    @property
+    def lr_ends(self) -> int:
+        """The optimiser step at which the learning rate's schedule has ended."""
+        return self.lr_from + self.lr_steps if self.lr_steps else self.steps
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of optimiser step `step` (from 0)."""
+        return self.optimizer.lr_at(step - self.lr_from, self.lr_ends - self.lr_from)
 
 
 def check_validation(config: TrainConfig, given: bool) -> None:

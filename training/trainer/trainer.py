@@ -166,7 +166,7 @@ class Trainer:
         self.pool.forget(self.done)
         self.mark()
         config = self.config.optimizer
-        lr = config.lr_at(self.done, self.config.steps)
+        lr = self.config.lr_at(self.done)
         set_lr(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
         try:

@@ -140,7 +140,8 @@ def test_leftovers_and_strangers_are_no_states(folder):
     folder.save(a_state(2, 2.0), keep=1)  # over its own leftover
     assert folder.steps() == [2]
     assert folder.load(2).values["loss"] == 2.0
-    assert "state-00000002.safetensors.partial" not in names(folder)
+    with folder.held():
+        assert "state-00000002.safetensors.partial" not in names(folder)
     assert "state-best.safetensors" in names(folder)
 
 
@@ -251,7 +252,8 @@ def test_what_was_there_stays_until_the_new_content_is_whole(tmp_path, monkeypat
 
     def check(_: int) -> None:
         assert path.read_bytes() == b"old"
-        assert (tmp_path / "file.partial").read_bytes() == b"new"
+        (partial,) = tmp_path.glob(f"file.{os.getpid()}-*.partial")
+        assert partial.read_bytes() == b"new"
 
     monkeypatch.setattr(os, "fsync", check)
     write_atomically(path, b"new")

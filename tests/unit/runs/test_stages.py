@@ -51,7 +51,8 @@ def test_another_rate_is_the_rate_of_its_steps(begin, toy_source, make_data, mak
     changes = EVERYTHING | {"optimizer": OptimizerConfig(lr=1e-2, schedule="cosine")}
     first = begin(6, **changes)
     lower = branch(first, learning_rate=2e-3)
-    config = replace(first.config, optimizer=replace(first.config.optimizer, lr=2e-3))
+    own = replace(first.config.optimizer, lr=2e-3)
+    config = replace(first.config, optimizer=own, lr_from=6)
     with training_mode(), Trainer(toy_source, make_data(), config) as trainer:
         trainer.load(first.state)
         for _ in range(4):
@@ -59,7 +60,7 @@ def test_another_rate_is_the_rate_of_its_steps(begin, toy_source, make_data, mak
         expected = trainer.state()
     assert same(train(lower, 4).state, expected)
     rates = train(lower, 1).history.columns["lr"]
-    assert rates[6] == pytest.approx(OptimizerConfig(lr=2e-3, schedule="cosine").lr_at(6, 100))
+    assert rates[6] == pytest.approx(OptimizerConfig(lr=2e-3, schedule="cosine").lr_at(0, 94))
     assert rates[5] == pytest.approx(changes["optimizer"].lr_at(5, 100))
 
 
