@@ -89,6 +89,7 @@ def setup_inputs() -> list[io.Input]:
             "and accumulation where they would not fit, as little as it can.",
         ),
         *widgets(TrainConfig, HOLD_OUT, {id: {"optional": True} for id in HOLD_OUT}),
+        widget(TrainConfig, "save_minutes", optional=True),
     ]
 
 

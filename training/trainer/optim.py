@@ -33,7 +33,8 @@ class OptimizerConfig:
     )
     lr: float = setting(
         1e-4,
-        "Highest learning rate of the run. 1e-4 suits most LoRAs of large models; tiny models take 1e-3 and more.",
+        "Highest learning rate of the run. 1e-4 suits most LoRAs of large models; tiny models take 1e-3 and more. "
+        "With prodigy set 1.",
         low=1e-10,
         high=100,
         step=1e-6,
