@@ -10,8 +10,22 @@ from rollout_trainer.nodes import NODES
 from rollout_trainer.nodes.settings import RolloutLoRASettings
 
 LATER = {
-    "RolloutTrainLoRA": ("preview_every", "activation_offload", "memory", "hold_out", "patience", "save_minutes"),
-    "RolloutInitTraining": ("preview_every", "activation_offload", "memory", "hold_out", "patience", "save_minutes"),
+    "RolloutTrainLoRA": (
+        "preview_every",
+        "activation_offload",
+        "memory",
+        "hold_out",
+        "patience",
+        "save_minutes",
+    ),
+    "RolloutInitTraining": (
+        "preview_every",
+        "activation_offload",
+        "memory",
+        "hold_out",
+        "patience",
+        "save_minutes",
+    ),
     "RolloutTrainSteps": ("until_step", "learning_rate"),
     "RolloutLoRASettings": ("preset",),
     "RolloutTimestepSettings": ("sigma_low", "sigma_high"),
