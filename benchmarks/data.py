@@ -193,7 +193,7 @@ def measure(folder: Path, steps: int) -> dict[str, float]:
     data = load(folder, source)
     loaded = time.perf_counter()
     with training_mode(), Trainer(source, data, config()) as trainer:
-        trainer.next_inputs()
+        trainer.order.next()
         started, spent = time.perf_counter(), time.process_time()
         peak = memory("VmHWM")
         trainer.step()

@@ -5,7 +5,12 @@ from __future__ import annotations
 from ..host import ComfyExtension, current, io, serve
 from ..training.runs.browse import Runs
 from .comfy import RolloutApplyLoRA, RolloutDatasetFromLatents, RolloutFromComfyModel
-from .data import RolloutDatasetFromFolder, RolloutEncodeDataset
+from .data import (
+    RolloutDatasetFromFolder,
+    RolloutDatasetFromImages,
+    RolloutEncodeDataset,
+    RolloutMixDatasets,
+)
 from .model import RolloutLoadDiffusers, RolloutLoadLoRA
 from .pictures import (
     RolloutCompareImages,
@@ -65,6 +70,8 @@ NODES: list[type[io.ComfyNode]] = [
     RolloutFromComfyModel,
     RolloutDatasetFromLatents,
     RolloutApplyLoRA,
+    RolloutDatasetFromImages,
+    RolloutMixDatasets,
 ]
 
 

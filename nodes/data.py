@@ -5,13 +5,20 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
-from ..host import current, io
+from torch import Tensor
+
+from ..host import current, io, ui
 from ..host.interface import Progress as Bar
 from ..training.data.cache import TensorCache
-from ..training.data.encoding import encode
+from ..training.data.dataset import LatentDataset
+from ..training.data.encoding import encode, samples_shown
 from ..training.data.folders import DataProgress, check_image_folder, folder_stamp, read_image_folder
+from ..training.data.given import dataset_from_images
 from ..training.data.images import ImageDataset
+from ..training.data.mixture import Added, mixed
+from ..training.data.sheet import contact_sheet
 from ..training.models.source import LoadedModel
 from . import sockets
 from .schemas import schema
@@ -203,7 +210,11 @@ class RolloutEncodeDataset(io.ComfyNode):
                     "trigger word.",
                 ),
             ],
-            outputs=[sockets.Data.Output(display_name="data"), io.String.Output(display_name="summary")],
+            outputs=[
+                sockets.Data.Output(display_name="data"),
+                io.String.Output(display_name="summary"),
+                io.Image.Output(display_name="contact_sheet"),
+            ],
         )
 
     @classmethod
@@ -224,6 +235,10 @@ class RolloutEncodeDataset(io.ComfyNode):
         keep_tags: int = 1,
     ) -> io.NodeOutput:
         """Encode what is not in the cache."""
+        some = samples_shown(
+            dataset, model.source, resolution or None, bucket_step=bucket_step, max_aspect=max_aspect
+        )
+        sheet = contact_sheet(some)
         data = encode(
             dataset,
             model.source,
@@ -237,4 +252,133 @@ class RolloutEncodeDataset(io.ComfyNode):
             keep_tags=keep_tags,
         )
         summary = data.summary()
-        return io.NodeOutput(data, summary, ui={"text": (summary,)})
+        seen: dict[str, Any] = {"text": (summary,)}
+        if current().name == "comfyui":  # a terminal shows no pictures
+            seen |= ui.PreviewImage(sheet, cls=cls).as_dict()
+        return io.NodeOutput(data, summary, sheet, ui=seen)
+
+
+class RolloutDatasetFromImages(io.ComfyNode):
+    """IMAGE and STRING as a dataset."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return schema(
+            node_id="RolloutDatasetFromImages",
+            display_name="Dataset from Images",
+            description="Makes a dataset of pictures and captions that other nodes give, as lists or batches: "
+            "ComfyUI's own dataset nodes, for example. Encode Dataset turns it into what a model reads.",
+            is_input_list=True,
+            inputs=[
+                io.Image.Input("images", tooltip="The pictures, of any sizes."),
+                io.String.Input(
+                    "texts",
+                    default="",
+                    tooltip="Their captions: one for all, or one for each in the same order.",
+                ),
+                io.String.Input(
+                    "trigger_word",
+                    default="",
+                    tooltip="Put in front of every caption that does not contain it as a word.",
+                ),
+                io.Int.Input(
+                    "repeats",
+                    default=1,
+                    min=1,
+                    max=10000,
+                    tooltip="How often each picture comes in an epoch.",
+                ),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="Where each picture is trained, white yes and black no: one for all, or one for each.",
+                ),
+            ],
+            outputs=[
+                sockets.Dataset.Output(display_name="dataset"),
+                io.String.Output(display_name="summary"),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: list[Tensor],
+        texts: list[str],
+        trigger_word: list[str],
+        repeats: list[int],
+        masks: list[Tensor] | None = None,
+    ) -> io.NodeOutput:
+        """Keep the pictures as files."""
+        dataset = dataset_from_images(
+            [picture for batch in images for picture in batch],
+            texts,
+            None if masks is None else [mask for batch in masks for mask in batch],
+            current().cache_dir() / "pictures",
+            trigger_word[0].strip(),
+            repeats[0],
+        )
+        summary = dataset.summary()
+        return io.NodeOutput(dataset, summary, ui={"text": (summary,)})
+
+
+class RolloutMixDatasets(io.ComfyNode):
+    """Several datasets in one training."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return schema(
+            node_id="RolloutMixDatasets",
+            display_name="Mix Datasets",
+            description="Adds a dataset to another: a second subject, or pictures that keep the model from "
+            "forgetting. Each keeps its own folder, repeats, mirror images and resolution. For more than two, chain "
+            "these nodes.",
+            inputs=[
+                sockets.Data.Input("data", tooltip="A dataset, or several that are mixed already."),
+                sockets.Data.Input("added", tooltip="The dataset that is added."),
+                io.Float.Input(
+                    "share",
+                    default=0.5,
+                    min=0.01,
+                    max=0.99,
+                    step=0.01,
+                    tooltip="Part of the batches that come from the added dataset: 0.5 is half of them.",
+                ),
+                io.Float.Input(
+                    "caption_dropout",
+                    default=-1.0,
+                    min=-1.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Chance that a sample of the added dataset is trained without its caption; -1 takes the "
+                    "training's own.",
+                ),
+                io.Float.Input(
+                    "loss_weight",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.05,
+                    tooltip="What the loss of the added dataset is multiplied with: below 1 it pulls less, as is "
+                    "usual for regularisation pictures.",
+                ),
+            ],
+            outputs=[sockets.Data.Output(display_name="data"), io.String.Output(display_name="summary")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        data: LatentDataset,
+        added: LatentDataset,
+        share: float,
+        caption_dropout: float,
+        loss_weight: float,
+    ) -> io.NodeOutput:
+        """Put them together."""
+        dropout = None if caption_dropout < 0 else caption_dropout
+        out = mixed(data, added, Added(share, dropout, loss_weight))
+        summary = out.summary()
+        return io.NodeOutput(out, summary, ui={"text": (summary,)})

@@ -12,7 +12,7 @@ CATEGORY = "training/rollout"
 
 PLACES: Mapping[str, tuple[str, ...]] = {
     "models": ("LoadDiffusers", "LoadLoRA", "FromComfyModel", "ApplyLoRA"),
-    "data": ("DatasetFromFolder", "EncodeDataset", "DatasetFromLatents"),
+    "data": ("DatasetFromFolder", "EncodeDataset", "DatasetFromLatents", "DatasetFromImages", "MixDatasets"),
     "settings": (
         *("LoRASettings", "OptimizerSettings", "TimestepSettings", "LossSettings", "ScheduledSampling"),
         *("ReflexFlow", "SettingsFromJSON", "SettingsToJSON", "Recipe"),
@@ -45,6 +45,8 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
         "wan settings",
         "sdxl settings",
     ),
+    "DatasetFromImages": ("image list dataset", "images to train on", "load image text"),
+    "MixDatasets": ("regularisation", "regularization", "several datasets", "combine datasets", "reg images"),
     "LoRASettings": ("rank", "alpha", "network dim", "dora", "loha", "lokr", "lycoris"),
     "OptimizerSettings": ("adamw", "prodigy", "adafactor", "learning rate", "scheduler"),
     "TimestepSettings": ("noise levels", "logit normal", "timestep sampling", "min timestep"),

@@ -171,6 +171,22 @@ class StoredBucket:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One of the datasets that a mixed dataset was made of."""
+
+    buckets: int
+    """How many buckets are its own; those of the parts follow each other."""
+    share: float
+    """Of the batches, in (0, 1]; the shares of all parts add up to 1."""
+    empty_cond: Cond
+    """As `LatentDataset.empty_cond`."""
+    caption_dropout: float | None = None
+    """Its own chance that a caption is left out; None: the run's."""
+    loss_weight: float = 1.0
+    """What its loss is multiplied with."""
+
+
+@dataclass(frozen=True)
 class Batch:
     """B samples of one bucket."""
 
@@ -181,12 +197,14 @@ class Batch:
     """[B, 1, h, w] or None"""
     ids: Tensor
     """LongTensor [B]: numbers of the samples in the dataset; on the CPU."""
+    part: Part | None = None
+    """Of a mixed dataset, the part that the samples are of."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`."""
         cond = {name: value.to(device) for name, value in self.cond.items()}
         mask = None if self.mask is None else self.mask.to(device)
-        return Batch(self.x0.to(device), cond, mask, self.ids)
+        return replace(self, x0=self.x0.to(device), cond=cond, mask=mask)
 
 
 @dataclass(frozen=True)
@@ -200,11 +218,12 @@ class Draw:
     """LongTensor [B]: the same, numbered in the bucket."""
     texts: Tensor
     """LongTensor [B]: their captions, numbered as the bucket numbers them."""
+    part: Part | None = None
 
     def read(self) -> Batch:
         """The batch."""
         x0, cond, mask = self.bucket.read(self.rows, self.texts)
-        return Batch(x0, cond, mask, self.ids)
+        return Batch(x0, cond, mask, self.ids, self.part)
 
     def same(self, other: Draw) -> bool:
         """Whether both are of one dataset and will give the same batch."""
@@ -226,6 +245,8 @@ class LatentDataset:
     """Hex digest of pictures, captions, masks, sizes and model: a run resumes on the same data only."""
     notes: tuple[str, ...] = field(default=(), compare=False)
     """What a user should know of it, a line each."""
+    parts: tuple[Part, ...] = ()
+    """Of a mixed dataset."""
 
     def __len__(self) -> int:
         return sum(len(bucket) for bucket in self.buckets)
@@ -250,12 +271,14 @@ class LatentDataset:
             ValueError: they are not all of one bucket.
         """
         rows = ids
-        for bucket in self.buckets:
+        owners: list[Part | None] = [part for part in self.parts for _ in range(part.buckets)]
+        owners = owners or [None] * len(self.buckets)
+        for bucket, part in zip(self.buckets, owners, strict=True):
             if bool(((rows >= 0) & (rows < len(bucket))).all()):
                 variant = torch.zeros_like(rows)
                 if captions is not None and bucket.variants > 1:
                     variant = torch.randint(bucket.variants, rows.shape, generator=captions)
-                return Draw(bucket, ids, rows, bucket.texts(rows, variant))
+                return Draw(bucket, ids, rows, bucket.texts(rows, variant), part)
             rows = rows - len(bucket)
         raise ValueError(f"ids must be of samples of one bucket, got {ids.tolist()}")
 
@@ -269,9 +292,14 @@ class LatentDataset:
         return replace(self, buckets=buckets)
 
     def summary(self) -> str:
-        """A line for each bucket, and the notes."""
+        """A line for each bucket, behind one for each part of a mixed dataset, and the notes."""
+        firsts: dict[int, Part] = {}
+        for part in self.parts:
+            firsts[sum(p.buckets for p in firsts.values())] = part
         lines = []
-        for bucket in self.buckets:
+        for i, bucket in enumerate(self.buckets):
+            if i in firsts:
+                lines.append(f"{firsts[i].share:.0%} of the batches, loss weight {firsts[i].loss_weight:g}:")
             shape = "x".join(str(n) for n in bucket.shape)
             lines.append(f"{len(bucket)} latents {shape}, {int(bucket.repeats.sum())} samples an epoch")
         return "\n".join([*lines, *self.notes])

@@ -21,6 +21,7 @@ from .dataset import Captions, LatentDataset, StoredBucket, mold
 from .folders import DataProgress
 from .images import ImageDataset as ImageDataset
 from .images import ImageItem, bucket_sizes, fitted, fitted_mask, look_at_mask, nearest_bucket
+from .sheet import Shown, spread
 
 CACHE_VERSION = 1
 """Part of every cache key: raised when the same file and settings would give other tensors."""
@@ -91,6 +92,32 @@ def encode(
         return encoder.dataset(lambda: tell(encoder.done, total))
     finally:
         encoder.cache.close_index()
+
+
+def samples_shown(
+    dataset: ImageDataset,
+    model: ModelSource,
+    resolution: int | None = None,
+    *,
+    bucket_step: int = 64,
+    max_aspect: float = 2.0,
+    most: int = 24,
+) -> list[Shown]:
+    """Some pictures as `encode` fits them, in equal distances through the dataset, for a contact sheet."""
+    sizes = _sizes(model, resolution or model.default_resolution, bucket_step, max_aspect)
+    out = []
+    for i in spread(len(dataset.items), most):
+        item = dataset.items[i]
+        size = nearest_bucket(item.width, item.height, sizes)
+        pixels, mask = fitted(item, _read(item.path), *size)
+        if item.mask is not None:
+            mask = fitted_mask(item, _read(item.mask), *size)
+        elif not dataset.alpha_masks:
+            mask = None
+        often = "" if item.repeats == 1 else f", {item.repeats} times"
+        name = item.path.name if len(item.path.name) < 24 else f"...{item.path.name[-20:]}"
+        out.append(Shown((pixels,), mask, f"{name}  {size[0]}x{size[1]}{often}", item.caption))
+    return out
 
 
 def _sizes(model: ModelSource, resolution: int, step: int, max_aspect: float) -> list[tuple[int, int]]:
@@ -233,7 +260,8 @@ class _Reads:
         """
         if not self._data:
             self._data = _read(self.item.path)
-            if self.item.digest and hashlib.sha256(self._data).hexdigest() != self.item.digest:
+            named = self.item.path.stem == self.item.digest  # a file that we named after its pixels
+            if self.item.digest and not named and hashlib.sha256(self._data).hexdigest() != self.item.digest:
                 raise ValueError(
                     f"picture {self.item.path}: it has changed since its folder was read; queue again"
                 )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from .dataset import LatentDataset
+from .dataset import LatentDataset, Part
 from .encoding import MIRRORED
 
 
@@ -45,8 +45,20 @@ def by_digest(names: Iterable[str]) -> list[str]:
 def _part(data: LatentDataset, names: set[str]) -> LatentDataset:
     """The samples of these names, in their order; buckets without any are left out."""
     rows = [_rows(bucket.names, names) for bucket in data.buckets]
-    parts = tuple(bucket.part(own) for bucket, own in zip(data.buckets, rows, strict=True) if len(own))
-    return replace(data, buckets=parts)
+    buckets = tuple(bucket.part(own) for bucket, own in zip(data.buckets, rows, strict=True) if len(own))
+    return replace(data, buckets=buckets, parts=_parts(data.parts, rows))
+
+
+def _parts(parts: Sequence[Part], rows: Sequence[Tensor]) -> tuple[Part, ...]:
+    """The parts of a mixed dataset of which buckets are left, their shares adding up to 1 again."""
+    left, first = [], 0
+    for part in parts:
+        count = sum(len(own) > 0 for own in rows[first : first + part.buckets])
+        first += part.buckets
+        if count:
+            left.append(replace(part, buckets=count))
+    whole = sum(part.share for part in left)
+    return tuple(left if whole == 1 else [replace(part, share=part.share / whole) for part in left])
 
 
 def _picture(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..data.mixture import seen
 from ..objective.losses import TERMS
 from ..trainer.state import History
 from .run import Run
@@ -57,6 +58,7 @@ def describe(run: Run, facts: dict[str, Any]) -> str:
             else "no best moment: no validation loss was a finite number"
         )
     lines += [f"went on from step {parent['step']} of {parent['run']}" for parent in facts["parents"][-1:]]
+    lines += seen(run.data, run.config.steps * run.config.batch_size * run.config.accumulation)
     losses = [v for v in facts["loss"]["total"] if v is not None]
     if losses:
         n = min(len(losses), 20)

@@ -206,15 +206,19 @@ class Trainer:
                 output = self.predict("train", inputs.x, inputs.sigma, inputs.cond)
             with self.meter.time("train"):
                 loss = self.loss(inputs, output, rolled)
-                self.scaler.scale(loss.total / config.accumulation).backward()
+                weight = 1.0 if batch.part is None else batch.part.loss_weight
+                self.scaler.scale(weight * loss.total / config.accumulation).backward()
         return loss, self.rollout_facts(plan)
 
     def noised(self, batch: Batch, u: Tensor) -> Inputs:
         """A batch as teacher-forced inputs at the targets ``u_t`` [B], some of its captions dropped."""
         generators = self.generators
         noise = torch.randn(batch.x0.shape, generator=generators["noise"], dtype=batch.x0.dtype)
-        chance, captions = self.config.caption_dropout, generators["captions"]
-        cond = drop_captions(batch.cond, self.data.empty_cond, chance, captions)
+        chance, empty = self.config.caption_dropout, self.data.empty_cond
+        if batch.part is not None:
+            own = batch.part.caption_dropout
+            chance, empty = chance if own is None else own, batch.part.empty_cond
+        cond = drop_captions(batch.cond, empty, chance, generators["captions"])
         batch = replace(batch, cond=cond).to(self.device)
         sigma = self.denoiser.schedule.sigma(u).to(batch.x0)
         return teacher_forced(self.prediction, batch.x0, noise.to(self.device), sigma, batch.cond, batch.mask)
