@@ -22,6 +22,9 @@ with rollouts of one length distribution roll out the same samples equally far.
 | solver_error | 0.5, 0 to 3, target `solver_error` | N |
 | quickstart | as `residual`, with ReflexFlow (beta1 0.1): what workflows/quickstart.json has | N |
 | quickstart, shorter | as `quickstart` | as long as N plain steps cost |
+| mixflow | none; every sample up to 0.2 of the way noisier than told (not run yet) | N |
+| guided | as `residual`, own steps at CFG 2 (not run yet) | N |
+| guided, shorter | as `guided` (not run yet) | as long as N plain steps cost |
 
 Cost is counted in forward evaluations, of which a training row takes two (`TRAIN_COST`); the processor time is told.
 The learning rate falls over an arm's own number of steps. `clean, gentle` runs last, if there is time.
@@ -110,7 +113,7 @@ class Arm:
 
 def step_cost(rollout: RolloutConfig) -> float:
     """Expected forward evaluations per sample of an optimiser step."""
-    active = rollout.max_step_offset > 0 and rollout.reflexflow.active("flow")
+    active = rollout.rolls_out and rollout.reflexflow.active("flow")
     return TRAIN_COST + expected_extra_forwards(rollout, active)
 
 
@@ -123,6 +126,9 @@ ARMS = {
     "quickstart": Arm(QUICKSTART),
     "quickstart, shorter": Arm(QUICKSTART, budget=PLAIN),
     "clean, gentle": Arm(replace(RESIDUAL, target="clean", max_step_offset=1, probability=0.25)),
+    "mixflow": Arm(replace(PLAIN, target="mixflow", probability=1.0)),
+    "guided": Arm(replace(RESIDUAL, guidance=CFG)),
+    "guided, shorter": Arm(replace(RESIDUAL, guidance=CFG), budget=PLAIN),
 }
 
 
@@ -468,12 +474,13 @@ class Comparison:
     against_at: str = "end"
 
 
-EQUAL_STEPS = ("residual", "quickstart", "clean", "clean, gentle", "solver_error")
+EQUAL_STEPS = ("residual", "quickstart", "clean", "clean, gentle", "solver_error", "mixflow", "guided")
 COMPARISONS = (
     *(Comparison(f"{arm} - plain", arm, "plain") for arm in EQUAL_STEPS),
     Comparison("quickstart - plain, longer", "quickstart", "plain, longer"),
     Comparison("residual - plain, longer", "residual", "plain, longer"),
     Comparison("quickstart, shorter - plain", "quickstart, shorter", "plain"),
+    Comparison("guided, shorter - plain", "guided, shorter", "plain"),
     Comparison("plain, stopped - plain", "plain", "plain", "stopped"),
     Comparison("quickstart - plain, stopped", "quickstart", "plain", "end", "stopped"),
     *(Comparison(f"{arm} - plain, both stopped", arm, "plain", "stopped", "stopped") for arm in EQUAL_STEPS),

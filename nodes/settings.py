@@ -38,6 +38,8 @@ ROLLOUT = same(
     *("max_step_offset", "probability", "ramp_steps", "prob_start", "prob_end", "start_step", "ramp_shape"),
     *("sampler", "order", "strategy", "steps_per_trajectory", "target", "reuse"),
 )
+METHODS = same("gamma", "guidance")
+"""Of the rollout too, but younger than its socket: such widgets come last."""
 ROLLOUT_ON: dict[str, dict[str, Any]] = {"max_step_offset": {"default": 5}, "probability": {"default": 0.5}}
 """A config does nothing by default; the node is put into a graph to roll out."""
 
@@ -174,6 +176,7 @@ class RolloutScheduledSampling(io.ComfyNode):
                     optional=True,
                     tooltip="ReflexFlow settings; without them ReflexFlow is off.",
                 ),
+                *widgets(RolloutConfig, METHODS, {id: {"optional": True} for id in METHODS}),
             ],
             outputs=[sockets.ScheduledSampling.Output(display_name="scheduled_sampling")],
         )
@@ -182,7 +185,7 @@ class RolloutScheduledSampling(io.ComfyNode):
     def execute(cls, reflexflow: ReflexFlowConfig | None = None, **values: Any) -> io.NodeOutput:
         """Build the config."""
         reflexflow = reflexflow or ReflexFlowConfig(enabled="off")
-        return io.NodeOutput(config_of(RolloutConfig, ROLLOUT, values, reflexflow=reflexflow))
+        return io.NodeOutput(config_of(RolloutConfig, ROLLOUT | METHODS, values, reflexflow=reflexflow))
 
 
 class RolloutSettingsFromJSON(io.ComfyNode):

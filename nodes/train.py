@@ -175,7 +175,8 @@ def watched(stage: Stage, steps: int, told: str = "") -> tuple[Run, Live]:
         live.add(done)
         text = f"loss {done.loss:.4f}, {done.steps_per_second:.1f} steps/s"
         if done.probability:
-            text += f", rollouts {done.probability:.0%}"
+            what = "slowed" if run.config.rollout.slowed else "rollouts"
+            text += f", {what} {done.probability:.0%}"
         picture = None if done.film is None else done.film.frames[-1]
         progress.update(done.step - run.step, text, picture, live.facts)
 

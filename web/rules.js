@@ -9,13 +9,14 @@ import { SOLVERS } from "./facts.js";
  *   max_step_offset?: number, probability?: number, ramp_steps?: number, prob_start?: number, prob_end?: number,
  *   sampler?: string, strategy?: string, target?: string, reuse?: number, distribution?: string, loss?: string,
  *   schedule?: string, optimizer?: string, enabled?: string, caption_variants?: number, save_every?: number,
- *   until_step?: number, targets?: string,
+ *   until_step?: number, targets?: string, gamma?: number, guidance?: number,
  * }} Values
  */
 /** @typedef {{ [widget: string]: string }} Reasons key of the reason why a widget has no effect */
 
 const SETTINGS_WITHOUT_ROLLOUTS = ["probability", "ramp_steps", "prob_start", "prob_end", "start_step", "ramp_shape"];
-const SETTINGS_OF_ROLLOUTS = ["sampler", "order", "strategy", "steps_per_trajectory", "target", "reuse"];
+const SETTINGS_OF_ROLLOUTS = ["sampler", "order", "strategy", "steps_per_trajectory", "target", "reuse", "gamma", "guidance"];
+const SETTINGS_OF_STEPS = ["max_step_offset", "sampler", "order", "strategy", "steps_per_trajectory", "guidance"];
 
 /** @param {string | undefined} sampler */
 const solver = (sampler) => SOLVERS[sampler ?? ""];
@@ -23,17 +24,25 @@ const solver = (sampler) => SOLVERS[sampler ?? ""];
 /** @param {Values} values */
 const order = ({ sampler }) => when(solver(sampler)?.hasOrder === false, ["order"], "noOrder");
 
+/** @param {Values} values */
+const ramp = (v) => ({
+  ...when(v.ramp_steps === 0, ["prob_start", "prob_end", "ramp_shape"], "noRamp"),
+  ...when(isPositive(v.ramp_steps), ["probability"], "noProbability"),
+});
+
 /**
  * By node: from the widgets' values to the widgets without effect, each with the key of its reason.
  * @type {{ [node: string]: ((values: Values) => Reasons) | undefined }}
  */
 const RULES = {
   RolloutScheduledSampling: (v) => {
+    if (v.target === "mixflow") return { ...when(true, SETTINGS_OF_STEPS, "noStepsMixflow"), ...ramp(v) };
     if (v.max_step_offset === 0) return when(true, [...SETTINGS_WITHOUT_ROLLOUTS, ...SETTINGS_OF_ROLLOUTS], "rolloutsOff");
     return {
       ...(v.target === "solver_error" ? when(true, ["order"], "noOrderTarget") : order(v)),
-      ...when(v.ramp_steps === 0, ["prob_start", "prob_end", "ramp_shape"], "noRamp"),
-      ...when(isPositive(v.ramp_steps), ["probability"], "noProbability"),
+      ...ramp(v),
+      ...when(v.target !== undefined, ["gamma"], "onlyMixflow"),
+      ...when(v.target !== undefined && v.target !== "residual", ["guidance"], "onlyResidual"),
     };
   },
   RolloutSample: order,
@@ -97,13 +106,14 @@ export function expectedExtraForwards(v, reflexflow) {
   const probability = ramp > 0 ? Math.max(first, last) : ramp === 0 ? (v.probability ?? NaN) : NaN;
   const calls = solver(v.sampler)?.callsPerStep ?? NaN;
   const weights = lengthWeights(v.max_step_offset, v.strategy);
-  if (v.max_step_offset === 0) return 0;
+  if (v.max_step_offset === 0 || v.target === "mixflow") return 0;
   if (!weights || !v.target) return NaN;
   const total = weights.reduce((sum, w) => sum + w, 0);
   const rolled = 1 - weights[0] / total;
   const length = weights.reduce((sum, w, k) => sum + k * w, 0) / total / rolled;
   const own = v.target === "solver_error" ? Math.max(2, calls) : length * calls;
-  return (probability * rolled * (own + (reflexflow ? 1 : 0))) / reuse;
+  const halves = (v.guidance ?? 1) > 1 ? 2 : 1;
+  return (probability * rolled * (halves * own + (reflexflow ? 1 : 0))) / reuse;
 }
 
 /**

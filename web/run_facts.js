@@ -29,6 +29,7 @@ import { SOLVERS } from "./facts.js";
 /**
  * @typedef {object} Rollout
  * @property {number} max_step_offset
+ * @property {number} [gamma]
  * @property {number} probability
  * @property {number} ramp_steps
  * @property {number} prob_start
@@ -116,6 +117,7 @@ export function settingRows(settings, word) {
     ["runsSeed", `${settings.seed}`],
     ["runsRollouts", rollouts(rollout, word)],
   ];
+  if (rollout.target === "mixflow") return [...rows, ["runsTarget", `mixflow ${rollout.gamma}`]];
   if (rollout.max_step_offset === 0) return rows;
   const solver = SOLVERS[rollout.sampler]?.hasOrder ? `${rollout.sampler} ${rollout.order}` : rollout.sampler;
   return [
@@ -141,7 +143,7 @@ function hasSettings(settings) {
  * @param {Word} word
  */
 function rollouts(rollout, word) {
-  if (rollout.max_step_offset === 0) return word("runsOff");
+  if (rollout.max_step_offset === 0 || rollout.target === "mixflow") return word("runsOff");
   const percent = (/** @type {number} */ share) => Math.round(share * 100);
   const ramp = `${percent(rollout.prob_start)} → ${percent(rollout.prob_end)}`;
   const chance = rollout.ramp_steps > 0 ? ramp : percent(rollout.probability);

@@ -9,12 +9,13 @@ const NODE = "RolloutScheduledSampling";
 const DEFAULTS = {
   max_step_offset: 5, probability: 0.5, ramp_steps: 0, prob_start: 0, prob_end: 0.5, start_step: 0, ramp_shape: "linear",
   sampler: "unipc", order: 2, strategy: "uniform", steps_per_trajectory: 50, target: "residual", reuse: 1,
+  gamma: 0.2, guidance: 1,
 };
 const greyed = (changes) => Object.keys(withoutEffect(NODE, { ...DEFAULTS, ...changes })).sort();
 
 test("a ramp and a probability exclude each other", () => {
-  assert.deepEqual(greyed({}), ["prob_end", "prob_start", "ramp_shape"]);
-  assert.deepEqual(greyed({ ramp_steps: 100 }), ["probability"]);
+  assert.deepEqual(greyed({}), ["gamma", "prob_end", "prob_start", "ramp_shape"]);
+  assert.deepEqual(greyed({ ramp_steps: 100 }), ["gamma", "probability"]);
 });
 
 test("euler and rk4 have no order to choose", () => {
@@ -29,8 +30,17 @@ test("without rollouts everything but their length is greyed", () => {
   assert.deepEqual(found, Object.keys(DEFAULTS).filter((name) => name !== "max_step_offset").sort());
 });
 
+test("mixflow takes no steps and costs nothing; guidance is residual's and costs twice", () => {
+  const mixflow = { ...DEFAULTS, target: "mixflow", ramp_steps: 10 };
+  const steps = ["guidance", "max_step_offset", "order", "sampler", "steps_per_trajectory", "strategy"];
+  assert.deepEqual(Object.keys(withoutEffect(NODE, mixflow)).sort(), [...steps, "probability"].sort());
+  assert.equal(expectedExtraForwards(mixflow, true), 0);
+  assert.ok(greyed({ target: "clean" }).includes("guidance"));
+  assert.equal(expectedExtraForwards({ ...DEFAULTS, guidance: 2 }, false), 2 * expectedExtraForwards(DEFAULTS, false));
+});
+
 test("what a wire brings greys nothing", () => {
-  assert.deepEqual(greyed({ ramp_steps: undefined, sampler: undefined }), []);
+  assert.deepEqual(greyed({ ramp_steps: undefined, sampler: undefined, target: undefined }), []);
   assert.ok(Number.isNaN(expectedExtraForwards({ ...DEFAULTS, probability: undefined }, false)));
   assert.ok(Number.isNaN(expectedExtraForwards({ ...DEFAULTS, sampler: undefined }, false)));
   assert.ok(Number.isNaN(expectedExtraForwards({ ...DEFAULTS, ramp_steps: undefined }, false)));

@@ -155,15 +155,34 @@ class RolloutConfig:
         "residual",
         "What the model is asked for at the state it reached. residual (the best choice) leaves a correct model as it "
         "is. clean is SimpleTuner's and makes results flatter. Experimental: solver_error corrects the solver's own "
-        "error, corrective points straight at the training picture.",
+        "error, corrective points straight at the training picture. mixflow rolls nothing out and costs nothing: it "
+        "trains on pictures noisier than the model is told, see gamma; for models that are used with guidance (CFG).",
         choices=TARGETS,
     )
     reuse: int = setting(
         1,
         "Number of training steps that use the states of one rollout: its extra cost falls towards 1 / reuse. 1 rolls "
-        "out anew in each step; 2 to 4 are sensible. Must be 1 with the target solver_error.",
+        "out anew in each step; 2 to 4 are sensible. Must be 1 with the targets solver_error and "
+        "mixflow.",
         low=1,
         high=1000,
+    )
+    gamma: float = setting(
+        0.2,
+        "For the target mixflow alone: how much noisier than told a picture is at most, as a share of the way that is "
+        "left to pure noise. 0.2 was measured, 0 is off. Set probability to 1; max_step_offset, sampler and lengths "
+        "are not used.",
+        low=0,
+        high=1,
+        step=0.05,
+    )
+    guidance: float = setting(
+        1.0,
+        "Guidance (CFG) of the rollout's own steps, for the target residual: 2 to 5, what you sample with, makes the "
+        "states of training those of use and doubles the cost of rollouts. 1 is off.",
+        low=1,
+        high=30,
+        step=0.1,
     )
     reflexflow: ReflexFlowConfig = field(default_factory=ReflexFlowConfig)
 
@@ -174,14 +193,38 @@ class RolloutConfig:
                 f"max_step_offset must be at most steps_per_trajectory ({self.steps_per_trajectory}), "
                 f"got {self.max_step_offset}; a rollout cannot be longer than the trajectory"
             )
-        if self.reuse > 1 and self.target == "solver_error":
+        if self.reuse > 1 and self.target in ("solver_error", "mixflow"):
             raise ValueError(
-                f"reuse must be 1 with the target solver_error, got {self.reuse}; it makes no path to reuse"
+                f"reuse must be 1 with the target {self.target}, got {self.reuse}; it makes no path to reuse"
+            )
+        if self.guidance > 1 and self.target != "residual":
+            raise ValueError(
+                f"guidance must be 1 with the target {self.target}, got {self.guidance:g}; only residual stays right "
+                "at guided states"
+            )
+        if self.slowed and self.reflexflow.enabled == "on":
+            raise ValueError(
+                "reflexflow must be auto or off with the target mixflow, got on; it rolls nothing out"
             )
 
+    @property
+    def slowed(self) -> bool:
+        """Whether the target takes no rolled states but noisier interpolants (`targets.slowed_interpolant`)."""
+        return TARGETS[self.target].slowed
+
+    @property
+    def rolls_out(self) -> bool:
+        """Whether there are rollouts, at some probability."""
+        return self.max_step_offset > 0 and not self.slowed
+
+    @property
+    def idle(self) -> bool:
+        """Whether every sample is trained as usual, whatever the probability."""
+        return self.gamma == 0 if self.slowed else self.max_step_offset == 0
+
     def probability_at(self, step: int) -> float:
-        """Chance that a sample is rolled out at optimiser step `step` (from 0)."""
-        if self.max_step_offset == 0:
+        """Chance that a sample is rolled out, or slowed, at optimiser step `step` (from 0)."""
+        if self.idle:
             return 0.0
         if self.ramp_steps == 0:
             return self.probability if step >= self.start_step else 0.0
@@ -193,7 +236,7 @@ class RolloutConfig:
     @property
     def peak_probability(self) -> float:
         """The highest probability that any step of a long run has."""
-        if self.max_step_offset == 0:
+        if self.idle:
             return 0.0
         return max(self.prob_start, self.prob_end) if self.ramp_steps else self.probability
 
@@ -247,7 +290,7 @@ class RolloutConfig:
 
     def off(self) -> RolloutConfig:
         """The same settings with scheduled sampling turned off."""
-        return replace(self, max_step_offset=0)
+        return replace(self, gamma=0.0) if self.slowed else replace(self, max_step_offset=0)
 
 
 def _switch(value: Any) -> Switch:

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from ...samplers import trajectory
-from ..conditioning import select
+from ..conditioning import Cond, select
 from ..forms import add_noise
 from .config import RolloutConfig
-from .states import Inputs, RolledStates, Trail
+from .states import Inputs, RolledStates, Trail, without_captions
 from .targets import TARGETS, Field, Model, Route, Solver, Target
 
 
 @dataclass(frozen=True)
 class RolloutPlan:
-    """The rows of a batch that will be rolled out, R of them, each for at least one step. On the CPU."""
+    """The rows of a batch that will be rolled out, R of them, each for at least one step, or slowed. On the CPU."""
 
     rows: Tensor
     """LongTensor [R] indices into the batch."""
@@ -45,6 +45,8 @@ def draw_plan(
     if probability == 0:
         return None
     chosen = torch.rand(len(u), generator=generator, dtype=torch.float64) < probability
+    if config.slowed:
+        return slowed_plan(chosen, u, config.gamma, generator)
     weights = torch.tensor(config.length_weights(), dtype=torch.float64)
     steps = torch.multinomial(weights, len(u), replacement=True, generator=generator)
     n = config.steps_per_trajectory
@@ -57,6 +59,23 @@ def draw_plan(
     return RolloutPlan(rows, steps, (u_target + steps / n).clamp(max=highest), u_target)
 
 
+def slowed_plan(chosen: Tensor, u: Tensor, gamma: float, generator: torch.Generator) -> RolloutPlan | None:
+    """Place the chosen rows at ``m = u + U gamma (1 - u)``, noisier than they are told; U uniform in [0, 1).
+
+    Slowed interpolation mixture, 2512.19311.
+
+    Args:
+        chosen: [B] who.
+        u: [B] float64, what each row is told.
+    """
+    away = torch.rand(len(u), generator=generator, dtype=torch.float64) * gamma * (1 - u)
+    rows = (chosen & (away > 0)).nonzero().squeeze(1)
+    if len(rows) == 0:
+        return None
+    u_target = u[rows]
+    return RolloutPlan(rows, torch.ones_like(rows), (u_target + away[rows]).clamp(max=1), u_target)
+
+
 def roll_out(
     plan: RolloutPlan,
     config: RolloutConfig,
@@ -64,6 +83,7 @@ def roll_out(
     model: Model,
     inputs: Inputs,
     count: Callable[[int], None],
+    empty: Cond | None = None,
 ) -> tuple[RolledStates, Trail]:
     """The planned rows, brought from their source to their target by the model's own steps.
 
@@ -72,6 +92,7 @@ def roll_out(
         model: without gradient.
         inputs: the whole batch, teacher-forced, at the plan's targets.
         count: told the rows of every model call.
+        empty: named tensors [1, ...], the empty caption's; needed where `config.guidance` is above 1.
 
     Returns:
         The rows at their targets, in the plan's order; and all states worth training on: those or, where
@@ -85,7 +106,9 @@ def roll_out(
     route = Route(source, inputs.x[rows], sigmas)
     solver = Solver(config.sampler, config.order, schedule.process)
     path: list[Tensor] | None = [] if config.reuse > 1 else None
-    x_hat, v_source = target.construct(Field(model, cond, count), route, solver, path)
+    free = None if config.guidance == 1 else without_captions(cond, empty or {})
+    field = Field(model, cond, count, config.guidance, free)
+    x_hat, v_source = target.construct(field, route, solver, path)
     states = RolledStates(x_hat, inputs.sigma[rows], v_source, x0, noise, cond, mask)
     return states, along(states, sigmas, plan.steps, path)
 
@@ -112,7 +135,8 @@ def row_evaluations(config: RolloutConfig, steps: Tensor, reflexflow: bool) -> i
     """No-grad model evaluations that rows rolled over `steps: LongTensor [R]` cost."""
     target = TARGETS[config.target]
     own = sum(int(target.row_evaluations(config.sampler, k)) for k in steps.tolist())
-    return own + (len(steps) if reflexflow else 0)
+    halves = 1 if config.guidance == 1 else 2
+    return halves * own + (len(steps) if reflexflow else 0)
 
 
 def expected_extra_forwards(
@@ -125,13 +149,16 @@ def expected_extra_forwards(
     Args:
         probability: chance of a rollout; None takes the highest of the run.
     """
+    if config.slowed:
+        return 0.0
     p = config.peak_probability if probability is None else probability
     weights = config.length_weights()
     rolled = 1 - weights[0] / sum(weights)  # a drawn length of 0 costs nothing
     per_rolled = TARGETS[config.target].row_evaluations(
         config.sampler, config.mean_length / rolled if rolled else 0
     )
-    return p * rolled * (per_rolled + (1 if reflexflow else 0)) / config.reuse
+    halves = 1 if config.guidance == 1 else 2
+    return p * rolled * (halves * per_rolled + (1 if reflexflow else 0)) / config.reuse
 
 
 def step_time_factor(extra: float, checkpointing: bool) -> float:

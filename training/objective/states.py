@@ -53,6 +53,15 @@ def drop_captions(cond: Cond, empty: Cond, probability: float, generator: torch.
     return {name: dropped(name, c) if role(name) == "text" else c for name, c in cond.items()}
 
 
+def without_captions(cond: Cond, empty: Cond) -> Cond:
+    """`cond`, the text of every row replaced by the empty caption's; controls stay.
+
+    Args:
+        empty: named tensors [1, ...], with at least the text of `cond`.
+    """
+    return {name: empty[name].to(c).expand_as(c) if role(name) == "text" else c for name, c in cond.items()}
+
+
 @dataclass(frozen=True)
 class RolledStates:
     """R rolled states with everything that training on them needs; they may come from different rollouts."""

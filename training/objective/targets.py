@@ -3,7 +3,8 @@
 Everything is stated for the velocity ``v = dx/dsigma``, which flow, epsilon and v models share
 (`forms.to_velocity`). ``u`` is the true velocity of the clean interpolant (``noise - x0`` for flow,
 ``noise`` for VE), ``sg`` stops the gradient. A row starts at ``x_s``, the clean interpolant at its source
-sigma s, and is trained at its target sigma t < s.
+sigma s, and is trained at its target sigma t < s. `mixflow` alone rolls nothing out: its rows are trained where they
+start, and told t.
 
 To try a new idea: write one function, register it in `TARGETS`, add one test.
 docs/theory.md has the theory: which targets keep an exact model exact, and which do not.
@@ -48,12 +49,32 @@ class Field:
         model: without gradient.
         cond: named tensors [R, ...].
         count: told the rows of every model call.
+        guidance: scale of classifier-free guidance (2207.12598) of the steps; 1 is none.
+        free: named tensors [R, ...], the conditioning without captions that guidance leads away from.
     """
 
-    def __init__(self, model: Model, cond: Cond, count: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        cond: Cond,
+        count: Callable[[int], None],
+        guidance: float = 1.0,
+        free: Cond | None = None,
+    ) -> None:
         self.model, self.cond, self.count = model, cond, count
+        self.guidance, self.free = guidance, free
         self.size = len(next(iter(cond.values()), ()))
         self._first: list[Tensor] = []
+
+    def guided(self, x: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:
+        """The guided estimate of x0, both halves in one call; what is kept of the first is the captions' half."""
+        assert self.free is not None
+        cond, free = select(self.cond, rows), select(self.free, rows)
+        both = {name: torch.cat([value, free[name]]) for name, value in cond.items()}
+        self.count(2 * len(rows))
+        v, v_free = self.model.velocity(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
+        self._first = self._first or [v]
+        return x - expand(sigma, x) * torch.lerp(v_free, v, self.guidance)
 
     @property
     def velocity_source(self) -> Tensor:
@@ -73,6 +94,8 @@ class Field:
 
     def denoised(self, x: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:
         """The estimate of x0 there; the first call goes by the velocity, so that both come from one model call."""
+        if self.guidance != 1:
+            return self.guided(x, sigma, rows)
         if self._first:
             return self.model.denoised(x, sigma, self.at(rows))
         self._first.append(self.model.velocity(x, sigma, self.at(rows)))
@@ -164,6 +187,13 @@ def solver_difference(
     return route.x_target + (x_coarse - x_fine), v
 
 
+def slowed_interpolant(
+    field: Field, route: Route, solver: Solver, path: list[Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """The clean interpolant at the source, where the model is told the target's sigma; no model call (2512.19311)."""
+    return route.x_source, torch.zeros_like(route.x_source)
+
+
 # --- what is asked there ------------------------------------------------------------------------
 
 
@@ -206,8 +236,15 @@ class Target:
     weight: Callable[[Rolled], Tensor] | None = None
     """Weight of the loss per row, [R]; None is 1."""
 
+    @property
+    def slowed(self) -> bool:
+        """Whether rows stay at their sources, and are not rolled out."""
+        return self.construct is slowed_interpolant
+
     def row_evaluations(self, sampler: str, steps: float) -> float:
         """No-grad model evaluations that make the input of one row rolled over `steps` steps."""
+        if self.slowed:
+            return 0
         if self.construct is solver_difference:
             return max(2, SAMPLERS[sampler].calls_per_step)
         return steps * SAMPLERS[sampler].calls_per_step
@@ -218,4 +255,5 @@ TARGETS: dict[str, Target] = {
     "solver_error": Target(towards_data, construct=solver_difference, weight=low_noise_weight),
     "clean": Target(clean),
     "corrective": Target(towards_data, weight=low_noise_weight),
+    "mixflow": Target(clean, construct=slowed_interpolant),
 }

@@ -117,8 +117,12 @@ class Trainer:
         self.camera = Camera(self.denoiser, source, data, config.rollout, self.levels)
         self.prediction = source.prediction
         self.target = TARGETS[config.rollout.target]
-        rollouts = config.rollout.max_step_offset > 0
-        self.reflexflow = rollouts and config.rollout.reflexflow.active(self.prediction)
+        if config.rollout.guidance > 1 and config.rollout.rolls_out and not data.empty_cond:
+            raise ValueError(
+                f"guidance must be 1 for data without an empty caption, got {config.rollout.guidance:g}; wire the "
+                "conditioning of an empty text to the dataset"
+            )
+        self.reflexflow = config.rollout.rolls_out and config.rollout.reflexflow.active(self.prediction)
         self.generators = streams(config.seed)
         self.order = BatchOrder(data, config.batch_size, self.generators["order"])
         self.meter = Meter(self.device)
@@ -197,7 +201,9 @@ class Trainer:
             if states is None:
                 with torch.no_grad(), self.meter.time("rollout"):
                     count = partial(self.meter.count, "rollout")
-                    states, trail = roll_out(plan, config.rollout, self.target, self.denoiser, inputs, count)
+                    states, trail = roll_out(
+                        plan, config.rollout, self.target, self.denoiser, inputs, count, self.data.empty_cond
+                    )
                 self.pool.add(self.done, trail)
             rolled = RolledRows(plan.rows.to(self.device), states, self.clean_output(states))
             inputs = put(inputs, rolled)
@@ -250,7 +256,9 @@ class Trainer:
         """Rows that were rolled, their mean length in steps, and the age of their states in optimiser steps."""
         if plan is None:
             return {"rolled": 0.0}
-        facts = {"rolled": float(len(plan.rows)), "length": float(plan.steps.double().mean())}
+        facts = {"rolled": float(len(plan.rows))}
+        if not self.config.rollout.slowed:
+            facts["length"] = float(plan.steps.double().mean())
         if self.config.rollout.reuse > 1:
             facts["staleness"] = float(self.done - self.pool.born)
         return facts

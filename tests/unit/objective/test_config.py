@@ -73,6 +73,12 @@ def test_plain_round_trip_is_exact(config):
         ({"scheduled_sampling_reflexflow": "yes"}, "reflexflow must be true, false or null"),
         ({"scheduled_sampling_reflexflow_gamma": 1}, "reflexflow_gamma"),
         ({"scheduled_sampling_reuse": 2, "scheduled_sampling_target": "solver_error"}, "reuse must be 1"),
+        ({"scheduled_sampling_reuse": 2, "scheduled_sampling_target": "mixflow"}, "reuse must be 1"),
+        ({"scheduled_sampling_guidance": 2}, "guidance must be 1 with the target clean"),
+        (
+            {"scheduled_sampling_target": "mixflow", "scheduled_sampling_reflexflow": True},
+            "reflexflow must be auto or off with the target mixflow",
+        ),
     ],
 )
 def test_bad_json_is_one_clear_line(config, words):

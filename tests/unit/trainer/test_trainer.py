@@ -4,6 +4,7 @@ import logging
 import math
 import random
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -68,8 +69,14 @@ def plain_training(source, data, config, steps):
         RolloutConfig(max_step_offset=5, probability=0.0),
         RolloutConfig(max_step_offset=5, ramp_steps=10, prob_start=0.0, prob_end=1.0, start_step=1000),
         RolloutConfig(max_step_offset=5, probability=1.0, start_step=1000, reuse=4),
+        RolloutConfig(target="mixflow"),
+        RolloutConfig(target="mixflow", probability=1.0, gamma=0.0),
+        RolloutConfig(max_step_offset=5, guidance=3.0),
     ],
-    ids=["default", "no offset", "no chance", "before the ramp", "before the start"],
+    ids=[
+        *("default", "no offset", "no chance", "before the ramp", "before the start"),
+        *("mixflow, no chance", "mixflow, no gamma", "guided, no chance"),
+    ],
 )
 def test_off_is_the_baseline_bit_for_bit(off, make_source, make_data, make_config, tmp_path):
     source, data = make_source("flow"), make_data()
@@ -151,6 +158,36 @@ def test_counted_calls_are_the_calls(sampler, toy_source, make_data, make_config
     assert meter["calls"]["clean"] == int((rolled > 0).sum())
 
 
+def test_mixflow_calls_the_model_for_nothing_but_training(toy_source, make_data, make_config, tmp_path):
+    """With the node's ReflexFlow at auto as well, and whatever max_step_offset says."""
+    for offset in (0, 4):
+        rollout = RolloutConfig(target="mixflow", probability=0.7, max_step_offset=offset)
+        state = trained(toy_source, make_data(), make_config(rollout=rollout), 10, tmp_path).state
+        assert state.values["meter"]["rows"] == {"train": 40, "rollout": 0, "clean": 0, "validation": 0}
+        assert 15 < state.group("history")["rolled"].sum() < 40
+        offset or toy_source.calls.clear()
+    assert toy_source.calls == [4] * 10
+
+
+def test_guided_rollouts_cost_twice_the_forwards(toy_source, make_data, make_config, tmp_path):
+    """Exactly, of the same plan; at guidance 1 nothing changes; and without an empty caption they are refused."""
+    rows, adapters = {}, {}
+    for guidance in (1.0, 3.0):
+        rollout = RolloutConfig(
+            max_step_offset=4, probability=0.7, steps_per_trajectory=20, guidance=guidance,
+            reflexflow=ReflexFlowConfig("off"),
+        )  # fmt: skip
+        run = trained(
+            toy_source, make_data(), make_config(rollout=rollout, caption_dropout=0.2), 10, tmp_path
+        )
+        rows[guidance], adapters[guidance] = run.state.values["meter"]["rows"], run.adapter.tensors
+    assert rows[3.0]["rollout"] == 2 * rows[1.0]["rollout"] > 0
+    assert any(not torch.equal(adapters[1.0][k], adapters[3.0][k]) for k in adapters[1.0])
+    without = replace(make_data(), empty_cond={})
+    with pytest.raises(ValueError, match="guidance must be 1 for data without an empty caption, got 3"):
+        start(tmp_path, "t", toy_source, without, make_config(rollout=rollout))
+
+
 def test_reuse_rolls_out_in_one_of_r_steps(toy_source, make_data, make_config, tmp_path):
     rows = {}
     for reuse in (1, 4):
@@ -182,7 +219,7 @@ def test_reflexflow_is_off_for_epsilon_and_can_be_forced_by_nobody(
 
 
 @pytest.mark.parametrize("prediction", ["flow", "epsilon", "v"])
-@pytest.mark.parametrize("target", ["residual", "solver_error", "clean", "corrective"])
+@pytest.mark.parametrize("target", ["residual", "solver_error", "clean", "corrective", "mixflow"])
 def test_every_target_trains_every_kind_of_model(
     prediction, target, make_source, make_data, make_config, tmp_path
 ):
