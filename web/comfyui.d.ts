@@ -9,6 +9,7 @@ interface HostWidget {
   disabled?: boolean;
   tooltip?: string;
   serialize?: boolean;
+  element?: HTMLElement;
   options?: { getOptionLabel?: (value: string | null) => string };
   callback?: (value: unknown) => void;
 }
@@ -36,6 +37,7 @@ interface HostNode {
   comfyClass?: string;
   pos: [number, number];
   size: [number, number];
+  graph?: HostGraph | null;
   mode?: number;
   flags?: { collapsed?: boolean };
   widgets?: HostWidget[];
@@ -65,6 +67,7 @@ interface HostGraph {
 interface HostCanvas {
   graph: HostGraph;
   canvas: HTMLCanvasElement;
+  default_connection_color_byType?: Record<string, string>;
   ds: { scale: number; offset: [number, number]; visible_area: [number, number, number, number] };
   emitBeforeChange(): void;
   emitAfterChange(): void;
@@ -112,7 +115,7 @@ interface HostEvents {
   executed: {
     node: string;
     display_node?: string;
-    output?: { rollout_trainer?: Omit<import("./panel.js").Facts, "state">[] };
+    output?: { rollout_trainer?: Omit<import("./panel.js").Facts, "state">[]; text?: unknown };
   };
   execution_success: { prompt_id: string };
   execution_error: { prompt_id: string; node_id: string; node_type?: string; exception_message?: string };
@@ -127,7 +130,10 @@ interface HostApi {
   removeEventListener<K extends keyof HostEvents>(name: K, listener: (event: CustomEvent<HostEvents[K]>) => void): void;
 }
 
-declare const LiteGraph: { createNode(type: string): HostNode };
+declare const LiteGraph: {
+  createNode(type: string): HostNode;
+  LGraphCanvas?: { link_type_colors?: Record<string, string> };
+};
 
 declare module "*/scripts/app.js" {
   export const app: {

@@ -20,3 +20,11 @@ export function ending({ state, step, last_step, error }, word) {
 export function sentence(error) {
   return (error.trim().split(/\n\s*\n/)[0] ?? "").replace(/\s*\n\s*/g, " ");
 }
+
+/**
+ * What a node tells of what it did, from what it returns for the page.
+ * @param {unknown} text
+ */
+export function told(text) {
+  return Array.isArray(text) ? text.filter((line) => typeof line === "string").join("\n").trim() : "";
+}

@@ -85,7 +85,7 @@ function usesCheckpointing() {
  */
 function usesReflexFlow(node) {
   const slot = node.findInputSlot?.("reflexflow") ?? -1;
-  const origin = slot < 0 ? null : node.getInputNode?.(slot);
+  const origin = slot < 0 || !node.graph ? null : node.getInputNode(slot); // of a node in no graph front end 1.58 throws
   if (!origin) return false;
   return origin.comfyClass !== "RolloutReflexFlow" || valuesOf(origin).enabled !== "off";
 }

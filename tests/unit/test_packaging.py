@@ -237,3 +237,10 @@ def test_the_registrys_archive_holds_the_pack_and_its_demo_and_little_else():
     }
     demo = in_["demo/model"] + in_["demo/data"]
     assert in_.total() - demo < 3_000_000  # 2.0 MB in 2026-11, 0.8 of them workflows with their thumbnails
+
+
+def test_a_missing_package_ends_in_one_line_with_the_command():
+    line = rollout_trainer.missing(ModuleNotFoundError("No module named 'peft'", name="peft"))
+    assert "needs the Python package peft" in line
+    assert f'"{sys.executable}" -m pip install -r "{ROOT / "requirements.txt"}"' in line
+    assert "\n" not in line

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
-import { ending, sentence } from "../../web/ending.js";
+import { ending, sentence, told } from "../../web/ending.js";
 
 const { rolloutTrainer } = JSON.parse(readFileSync(new URL("../../locales/en/main.json", import.meta.url)));
 const word = (key) => rolloutTrainer[key] ?? key;
@@ -25,4 +25,10 @@ test("a panel says how its training ended, and nothing while it runs or where it
 test("of an error its own sentence is told, without what the host adds", () => {
   assert.equal(sentence("\nrank must be at least 1, got 0\n"), "rank must be at least 1, got 0");
   assert.equal(sentence(""), "");
+});
+
+test("what a node did is told as it says it, and nothing else is", () => {
+  assert.equal(told(["saved /a/b.safetensors"]), "saved /a/b.safetensors");
+  assert.equal(told(["24 pictures", "skipped p2.png"]), "24 pictures\nskipped p2.png");
+  for (const other of [undefined, null, "text", [1], []]) assert.equal(told(other), "");
 });

@@ -65,7 +65,7 @@ class Summary:
     planned: int | None
     """Steps that the run is planned for."""
     loss: float | None
-    """Of the last step before the newest state."""
+    """Mean of the last steps before the newest state."""
     size: int
     """Bytes on the disk."""
     modified: float
@@ -255,10 +255,11 @@ def everything(path: Path) -> Iterator[os.stat_result]:
 
 
 def saved_loss(path: Path) -> float | None:
-    """The loss in the JSON beside a state, None if it has none."""
+    """The mean of the last losses in the JSON beside a state, of older ones the last; None if it has none."""
     try:
-        loss = look(json.loads(path.read_text()), "loss")
-        return float(loss) if is_number(loss) else None
+        values = json.loads(path.read_text())
+        losses = [loss for name in ("mean_loss", "loss") if is_number(loss := look(values, name))]
+        return float(losses[0]) if losses else None
     except _BROKEN:
         return None
 

@@ -147,10 +147,21 @@ class RunFolder:
     def keep_panel(self, facts: Mapping[str, Any]) -> None:
         """Keep what the run's panel shows, whole or not at all.
 
+        What the nodes of earlier stages in the same workflow showed last stays, below ``stages``.
+
         Raises:
             RuntimeError: the place cannot be written.
         """
-        write_atomically(self.panel_path, json.dumps(facts).encode())
+        stages: dict[str, Any] = {}
+        with suppress(OSError, ValueError, AttributeError, KeyError, TypeError):
+            before = self.panel()
+            if before.get("workflow") == facts.get("workflow"):
+                stages = before.pop("stages", {})
+                stages[before["node"]] = before
+        stages = {node: own for node, own in stages.items() if node != facts.get("node")}
+        write_atomically(
+            self.panel_path, json.dumps({**facts, **({"stages": stages} if stages else {})}).encode()
+        )
 
     def panel(self) -> dict[str, Any]:
         """What the run's panel showed last.

@@ -17,31 +17,33 @@ class Panels:
     """Finds the kept facts of a workflow; looks into a folder's again only after they have changed."""
 
     def __init__(self) -> None:
-        self._places: dict[str, tuple[int, str, str]] = {}
-        """By folder: time of the last change in ns, workflow, node."""
+        self._places: dict[str, tuple[int, str, tuple[str, ...]]] = {}
+        """By folder: time of the last change in ns, workflow, nodes."""
 
     def of(self, root: Path, workflow: str) -> dict[str, dict[str, Any]]:
         """The newest facts of each node of `workflow` in the runs folder `root`, by node."""
         newest: dict[str, tuple[int, str]] = {}
         for folder, changed in kept(root):
-            own, node = self._place(folder, changed)
-            if own == workflow:
+            own, nodes = self._place(folder, changed)
+            for node in nodes if own == workflow else ():
                 newest[node] = max(newest.get(node, (0, "")), (changed, folder))
         found = {}
         for node, (_, folder) in newest.items():
             with suppress(*_UNREADABLE):  # deleted since
-                found[node] = RunFolder(Path(folder)).panel()
+                facts = RunFolder(Path(folder)).panel()
+                stages = facts.pop("stages", {})
+                found[node] = facts if facts["node"] == node else stages[node]
         return found
 
-    def _place(self, folder: str, changed: int) -> tuple[str, str]:
-        """Workflow and node of a folder's facts, "" for both if they are not readable."""
+    def _place(self, folder: str, changed: int) -> tuple[str, tuple[str, ...]]:
+        """Workflow and nodes of a folder's facts; "" and none if they are not readable."""
         known = self._places.get(folder)
         if known is None or known[0] != changed:
             try:
                 facts = RunFolder(Path(folder)).panel()
-                known = changed, str(facts["workflow"]), str(facts["node"])
+                known = changed, str(facts["workflow"]), (str(facts["node"]), *facts.get("stages", {}))
             except _UNREADABLE:
-                known = changed, "", ""
+                known = changed, "", ()
             self._places[folder] = known
         return known[1:]
 

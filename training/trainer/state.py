@@ -41,6 +41,11 @@ class History:
         column = self.columns.get(name)
         return column[-1] if column else math.nan
 
+    def recent(self, name: str, steps: int = 50) -> float:
+        """Mean of what was measured in the last `steps` steps, which one step's noise does not move; NaN if nothing."""
+        measured = [value for value in self.columns.get(name, [])[-steps:] if math.isfinite(value)]
+        return sum(measured) / len(measured) if measured else math.nan
+
     def newest(self) -> dict[str, float]:
         """The newest step's row."""
         return {name: column[-1] for name, column in self.columns.items()}

@@ -404,6 +404,7 @@ class Trainer:
             "nonfinite_in_a_row": self.nonfinite_in_a_row,
             "seconds": self.seconds,
             "loss": finite_or_none(self.history.last("total")),
+            "mean_loss": finite_or_none(self.history.recent("total")),
         }
         if self.config.patience:
             values["best"] = self.best.plain()

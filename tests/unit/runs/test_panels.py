@@ -41,6 +41,21 @@ def test_the_newest_facts_of_each_node_are_found(tmp_path):
     assert kept.of(tmp_path / "nowhere", "w") == {}
 
 
+def test_the_facts_of_every_stage_that_trained_in_a_folder_are_found(tmp_path):
+    folder = RunFolder.create(tmp_path, "a", {})
+    for node, step in (("9", 4), ("10", 8), ("10", 9), ("11", 12)):
+        folder.keep_panel({"workflow": "w", "node": node, "state": "done", "step": step})
+    found = panels.Panels().of(tmp_path, "w")
+    assert {node: facts["step"] for node, facts in found.items()} == {"9": 4, "10": 9, "11": 12}
+    assert all("stages" not in facts for facts in found.values())
+    assert folder.panel()["step"] == 12
+    folder.keep_panel({"workflow": "other", "node": "9", "state": "done", "step": 1})
+    assert panels.Panels().of(tmp_path, "w") == {}
+    folder.panel_path.write_text("[")
+    folder.keep_panel({"workflow": "w", "node": "9", "state": "done", "step": 2})
+    assert panels.Panels().of(tmp_path, "w")["9"]["step"] == 2
+
+
 def test_a_thousand_runs_cost_no_second_and_are_read_once(tmp_path, monkeypatch):
     curve = {name: [0.12345] * 300 for name in ("step", "base", "fc", "adr", "validation")}
     for i in range(1000):
