@@ -32,6 +32,36 @@ def require_comfyui() -> None:
         )
 
 
+def hosted_inputs() -> list[io.Input]:
+    """What a MODEL of ComfyUI needs beside it, on nodes that take one."""
+    return [
+        io.Clip.Input("clip", optional=True, tooltip="If model is a MODEL of ComfyUI: encodes the captions."),
+        io.Vae.Input(
+            "vae", optional=True, tooltip="If model is a MODEL of ComfyUI: encodes pictures and decodes them."
+        ),
+    ]
+
+
+def as_model(given: Any, clip: Any = None, vae: Any = None) -> LoadedModel:
+    """A model to train or to draw with, of what a socket took: one of ours as it is, a MODEL of ComfyUI made one.
+
+    Args:
+        clip, vae: of a MODEL; needed for captions and pictures alone.
+
+    Raises:
+        ValueError: they were given for a model that brings its own.
+    """
+    if not isinstance(given, LoadedModel):
+        require_comfyui()
+        return LoadedModel(HostModel(models.ComfyModel(given, clip, vae, 0.0)))
+    if clip is not None or vae is not None:
+        raise ValueError(
+            f"clip and vae must not be connected for {given.source.name}, which brings its own; they are for a MODEL "
+            "of ComfyUI. Take their wires away"
+        )
+    return given
+
+
 class RolloutFromComfyModel(io.ComfyNode):
     """A MODEL of any loader, to train."""
 

@@ -21,7 +21,15 @@ from ..training.data.mixture import Added, mixed
 from ..training.data.sheet import contact_sheet
 from ..training.models.source import LoadedModel
 from . import sockets
+from .comfy import as_model, hosted_inputs
 from .schemas import schema
+
+
+def as_data(given: LatentDataset | ImageDataset, model: LoadedModel) -> LatentDataset:
+    """Data to train on, of what a socket took: encoded as it is; pictures as Encode Dataset encodes them by default."""
+    if isinstance(given, LatentDataset):
+        return given
+    return encode(given, model.source, None, current().cache_dir(), shown())
 
 
 class RolloutDatasetFromFolder(io.ComfyNode):
@@ -156,8 +164,10 @@ class RolloutEncodeDataset(io.ComfyNode):
             description="Turns pictures into latents and captions into conditioning, the form in which the model "
             "reads them. Results are kept on disk: the same pictures and the same model need it only once.",
             inputs=[
-                sockets.Model.Input(
-                    "model", tooltip="The model that will be trained; its VAE and text encoders are used."
+                sockets.AnyModel.Input(
+                    "model",
+                    tooltip="The model that will be trained; its VAE and text encoders are used. A MODEL of "
+                    "ComfyUI needs clip and vae beside it.",
                 ),
                 sockets.Dataset.Input("dataset", tooltip="The pictures."),
                 io.Int.Input(
@@ -209,6 +219,7 @@ class RolloutEncodeDataset(io.ComfyNode):
                     tooltip="With caption_variants above 1: this many tags at the front stay there, for example a "
                     "trigger word.",
                 ),
+                *hosted_inputs(),
             ],
             outputs=[
                 sockets.Data.Output(display_name="data"),
@@ -225,7 +236,7 @@ class RolloutEncodeDataset(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: LoadedModel,
+        model: Any,
         dataset: ImageDataset,
         resolution: int,
         bucket_step: int,
@@ -233,15 +244,18 @@ class RolloutEncodeDataset(io.ComfyNode):
         mirror: bool,
         caption_variants: int = 1,
         keep_tags: int = 1,
+        clip: Any = None,
+        vae: Any = None,
     ) -> io.NodeOutput:
         """Encode what is not in the cache."""
+        source = as_model(model, clip, vae).source
         some = samples_shown(
-            dataset, model.source, resolution or None, bucket_step=bucket_step, max_aspect=max_aspect
+            dataset, source, resolution or None, bucket_step=bucket_step, max_aspect=max_aspect
         )
         sheet = contact_sheet(some)
         data = encode(
             dataset,
-            model.source,
+            source,
             resolution or None,
             current().cache_dir(),
             shown(),

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ..host import current, io
 from ..training.data.dataset import LatentDataset
-from ..training.models.source import LoadedModel
 from ..training.objective.config import RolloutConfig
 from ..training.pictures import plots, preview
 from ..training.pictures.exposure import exposure_bias
 from ..training.pictures.sampling import sample
 from ..training.runs.run import Run
 from . import sockets
+from .comfy import as_model
 from .sampler import solver_inputs
 from .schemas import schema
 
@@ -38,7 +38,7 @@ class RolloutSample(io.ComfyNode):
             description="Draws a picture for each prompt, with the solvers that rollouts use in training. The first "
             "picture starts from the noise of seed, the next from that of seed + 1, and so on.",
             inputs=[
-                sockets.Model.Input(
+                sockets.AnyModel.Input(
                     "model", tooltip="The base model, or the model output of a training node."
                 ),
                 io.String.Input(
@@ -96,7 +96,7 @@ class RolloutSample(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: LoadedModel,
+        model: Any,
         prompts: str,
         negative: str,
         width: int,
@@ -111,7 +111,7 @@ class RolloutSample(io.ComfyNode):
         bar = current().progress(steps)
         lines = [line.strip() for line in prompts.splitlines() if line.strip()]
         pixels = sample(
-            model,
+            as_model(model),
             lines,
             negative.strip(),
             height or None,
@@ -139,7 +139,7 @@ class RolloutPreview(io.ComfyNode):
             "picture of the data with just as much noise, and the model's guess of the finished picture. Also draws "
             "the distance of the first two (drift), beside the drift that a perfect model has.",
             inputs=[
-                sockets.Model.Input(
+                sockets.AnyModel.Input(
                     "model", tooltip="The base model, or the model output of a training node."
                 ),
                 sockets.Data.Input("data", tooltip="Where the samples come from."),
@@ -188,7 +188,7 @@ class RolloutPreview(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: LoadedModel,
+        model: Any,
         data: LatentDataset,
         scheduled_sampling: RolloutConfig,
         samples: int,
@@ -197,6 +197,7 @@ class RolloutPreview(io.ComfyNode):
         seed: int,
     ) -> io.NodeOutput:
         """Roll out, decode, draw."""
+        model = as_model(model)
         bucket = data.buckets[0]
         n = min(samples, len(bucket))
         batch = data.batch(torch.arange(n))
@@ -246,7 +247,7 @@ class RolloutExposureBias(io.ComfyNode):
             "on its way with noised pictures of the data: as two groups, not one by one. Dashed lines are what a "
             "perfect model would show. Connect a second model to compare, for example with and without a LoRA.",
             inputs=[
-                sockets.Model.Input("model", tooltip="The model to measure."),
+                sockets.AnyModel.Input("model", tooltip="The model to measure."),
                 sockets.Data.Input(
                     "data", tooltip="Pictures and captions; better those that were not trained on."
                 ),
@@ -270,7 +271,7 @@ class RolloutExposureBias(io.ComfyNode):
                     control_after_generate=False,
                     tooltip="Seed of the noise.",
                 ),
-                sockets.Model.Input("other", optional=True, tooltip="A second model to compare with."),
+                sockets.AnyModel.Input("other", optional=True, tooltip="A second model to compare with."),
             ],
             outputs=[io.Image.Output(display_name="plot"), io.String.Output(display_name="report")],
         )
@@ -278,17 +279,17 @@ class RolloutExposureBias(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: LoadedModel,
+        model: Any,
         data: LatentDataset,
         samples: int,
         steps: int,
         sampler: str,
         order: int,
         seed: int,
-        other: LoadedModel | None = None,
+        other: Any = None,
     ) -> io.NodeOutput:
         """Measure and draw."""
-        models = {"model": model} if other is None else {"model": model, "other": other}
+        models = {"model": as_model(model)} | ({} if other is None else {"other": as_model(other)})
         reports = {
             name: exposure_bias(m, data, samples, steps, sampler, order, seed).summary()
             for name, m in models.items()

@@ -6,10 +6,14 @@ from ..host import io
 
 Model = io.Custom("ROLLOUT_MODEL")
 """`training.models.source.LoadedModel`: a base model and the adapter it runs under."""
+AnyModel = io.Custom("ROLLOUT_MODEL,MODEL")
+"""The same, or a MODEL of ComfyUI, which `comfy.as_model` makes one of."""
 Dataset = io.Custom("ROLLOUT_DATASET")
 """`training.data.dataset.ImageDataset`: pictures and captions, not encoded."""
 Data = io.Custom("ROLLOUT_DATA")
 """`training.data.dataset.LatentDataset`: latents and conditioning, ready to train on."""
+AnyData = io.Custom("ROLLOUT_DATA,ROLLOUT_DATASET")
+"""The same, or pictures, which `data.as_data` encodes."""
 LoRA = io.Custom("ROLLOUT_LORA")
 """`training.lora.adapter.LoRAConfig`."""
 Optimizer = io.Custom("ROLLOUT_OPTIMIZER")

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..host import Cancelled, current, io
 from ..training.data.dataset import LatentDataset
+from ..training.data.images import ImageDataset
 from ..training.lora.adapter import LoRAConfig
-from ..training.models.source import LoadedModel
 from ..training.objective.config import RolloutConfig
 from ..training.objective.losses import LossConfig
 from ..training.objective.rollout import step_time_factor
@@ -25,6 +25,8 @@ from ..training.trainer.config import TrainConfig, cost
 from ..training.trainer.optim import OptimizerConfig
 from ..training.trainer.trainer import StepReport
 from . import sockets
+from .comfy import as_model, hosted_inputs
+from .data import as_data
 from .schemas import schema
 from .widgets import NO_LIMIT, same, widget, widgets
 
@@ -40,11 +42,15 @@ HOLD_OUT = same("hold_out", "patience")
 def setup_inputs() -> list[io.Input]:
     """What starting a run takes; `RolloutTrainLoRA` and `RolloutInitTraining` share it."""
     return [
-        sockets.Model.Input(
+        sockets.AnyModel.Input(
             "model",
-            tooltip="The base model; it stays as it is. If it has a LoRA on it, that LoRA is trained further.",
+            tooltip="The base model; it stays as it is. If it has a LoRA on it, that LoRA is trained further. A MODEL "
+            "of ComfyUI will do, with clip and vae beside it if data are pictures.",
         ),
-        sockets.Data.Input("data", tooltip="What to train on."),
+        sockets.AnyData.Input(
+            "data",
+            tooltip="What to train on: encoded data, or the pictures of Dataset from Folder as they are.",
+        ),
         # Unless told not to, the front end randomises a seed after each queue, which would train anew.
         *widgets(TrainConfig, TRAIN, {"seed": {"control_after_generate": False}}),
         io.String.Input(
@@ -73,7 +79,7 @@ def setup_inputs() -> list[io.Input]:
             optional=True,
             tooltip="Rollout settings. Without them: the usual training, no rollouts.",
         ),
-        sockets.Data.Input(
+        sockets.AnyData.Input(
             "validation",
             optional=True,
             tooltip="Pictures that are not trained on: the loss on them is measured, see validate_every.",
@@ -90,26 +96,32 @@ def setup_inputs() -> list[io.Input]:
         ),
         *widgets(TrainConfig, HOLD_OUT, {id: {"optional": True} for id in HOLD_OUT}),
         widget(TrainConfig, "save_minutes", optional=True),
+        *hosted_inputs(),
     ]
 
 
 def new_run(
-    model: LoadedModel,
-    data: LatentDataset,
+    model: Any,
+    data: LatentDataset | ImageDataset,
     run_name: str,
     lora: LoRAConfig | None = None,
     optimizer: OptimizerConfig | None = None,
     timesteps: TimestepConfig | None = None,
     loss: LossConfig | None = None,
     scheduled_sampling: RolloutConfig | None = None,
-    validation: LatentDataset | None = None,
+    validation: LatentDataset | ImageDataset | None = None,
     memory: str = "manual",
+    clip: Any = None,
+    vae: Any = None,
     **own: Any,
 ) -> tuple[dict[str, Any], str]:
     """The arguments of `start` and `starting`, and what to say of the memory that the run will need.
 
     `own` are the widgets that are fields of `TrainConfig`.
     """
+    model = as_model(model, clip, vae)
+    data = as_data(data, model)
+    validation = None if validation is None else as_data(validation, model)
     own_lora = model.adapter.config if model.adapter is not None else LoRAConfig(preset="attention")
     config = TrainConfig(
         lora=lora or own_lora,
@@ -340,8 +352,8 @@ class RolloutResumeTraining(io.ComfyNode):
             description="Opens a run folder again; connect Train Steps after it. The resumed run becomes the same as "
             "one that was never stopped.",
             inputs=[
-                sockets.Model.Input("model", tooltip="The base model that the run was made with."),
-                sockets.Data.Input("data", tooltip="The data that the run was made with."),
+                sockets.AnyModel.Input("model", tooltip="The base model that the run was made with."),
+                sockets.AnyData.Input("data", tooltip="The data that the run was made with."),
                 io.String.Input(
                     "folder",
                     default="",
@@ -354,12 +366,13 @@ class RolloutResumeTraining(io.ComfyNode):
                     max=NO_LIMIT,
                     tooltip="Which saved state, by its step; -1 is the last one.",
                 ),
-                sockets.Data.Input(
+                sockets.AnyData.Input(
                     "validation",
                     optional=True,
                     tooltip="The validation pictures that the run was made with, if it had any of its own: the loss "
                     "on them is measured as before. Pictures that the run held out itself need nothing here.",
                 ),
+                *hosted_inputs(),
             ],
             outputs=list(RUN_OUTPUTS),
         )
@@ -376,14 +389,19 @@ class RolloutResumeTraining(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: LoadedModel,
-        data: LatentDataset,
+        model: Any,
+        data: LatentDataset | ImageDataset,
         folder: str,
         step: int,
-        validation: LatentDataset | None = None,
+        validation: LatentDataset | ImageDataset | None = None,
+        clip: Any = None,
+        vae: Any = None,
     ) -> io.NodeOutput:
         """Open it."""
-        return outputs(reopen(current().resolve_path(folder), model.source, data, step, validation))
+        base = as_model(model, clip, vae)
+        held_out = None if validation is None else as_data(validation, base)
+        path = current().resolve_path(folder)
+        return outputs(reopen(path, base.source, as_data(data, base), step, held_out))
 
 
 class RolloutValidate(io.ComfyNode):

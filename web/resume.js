@@ -32,7 +32,7 @@ export function addResume(canvas, create, { name, folder, step, until, hosted },
     const opened = put(graph, create("RolloutResumeTraining"), [start, y], { folder, step });
     const stage = put(graph, create(STAGE), [start + opened.size[0] + GAP, y], { until_step: until });
     opened.connect(0, stage, "run");
-    for (const input of ["model", "data"]) {
+    for (const input of ["model", "data", "validation", "clip", "vae"]) {
       const from = trainer && origin(graph, trainer, input);
       from?.node.connect(from.slot, opened, input);
     }

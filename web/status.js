@@ -14,8 +14,10 @@ const SILENT = ["RolloutTrainLoRA", "RolloutTrainSteps", "RolloutInitTraining", 
 /** By the type of a socket; `MODEL` and what is like it have the colours that the host gives its own. */
 const COLOURS = {
   ROLLOUT_MODEL: "#b39ddb",
+  "ROLLOUT_MODEL,MODEL": "#b39ddb",
   ROLLOUT_DATASET: "#64b5f6",
   ROLLOUT_DATA: "#ff6e6e",
+  "ROLLOUT_DATA,ROLLOUT_DATASET": "#ff6e6e",
   ROLLOUT_RUN: "#ffb74d",
   ROLLOUT_LORA: "#81c784",
   ROLLOUT_OPTIMIZER: "#a1887f",

@@ -13,6 +13,8 @@ from pathlib import Path
 import pathspec
 import pytest
 
+import rollout_trainer
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:

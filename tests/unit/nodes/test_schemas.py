@@ -89,6 +89,7 @@ def test_an_input_is_what_it_was(place):
     assert now.get("max", 0) >= was.get("max", 0)
     options = was.pop("options", []), now.pop("options", [])
     assert options[1][: len(options[0])] == options[0]
+    assert was.pop("type") in now.pop("type").split(",")  # it may take more
     assert {k: v for k, v in now.items() if k not in RANGE} == {
         k: v for k, v in was.items() if k not in RANGE
     }
