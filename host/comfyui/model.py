@@ -56,6 +56,7 @@ class ComfyModel:
     """
 
     def __init__(self, model: Any, clip: Any = None, vae: Any = None, guidance: float = 0.0) -> None:
+        check_kind(model)
         self.patcher = model
         self.clip = clip
         self.vae = vae
@@ -327,6 +328,27 @@ def with_lora(model: Any, tensors: Mapping[str, Tensor], strength: float) -> Any
         )
     patched, _ = sd.load_lora_for_models(model, None, dict(tensors), strength, 0)
     return patched
+
+
+def check_kind(model: Any) -> None:
+    """Refuse what is no model of pictures or video, or has noise levels that no schedule describes.
+
+    Raises:
+        ValueError: it is such a model.
+    """
+    name = type(model.model).__name__
+    if model.model.model_config.unet_config.get("audio_model"):
+        raise ValueError(f"model must make pictures or video, got {name}, which makes sound; choose another")
+    if model.model.model_config.unet_config.get("use_temporal_attention"):
+        raise ValueError(
+            f"model must take each picture or clip by itself, got {name}, which takes a batch for the frames of one "
+            "clip; choose another"
+        )
+    cascade = getattr(model_sampling, "StableCascadeSampling", None)
+    if cascade is not None and isinstance(model.get_model_object("model_sampling"), cascade):
+        raise ValueError(
+            f"model must have noise levels of a common kind, got {name} (Stable Cascade); choose another"
+        )
 
 
 def prediction_of(sampling: Any) -> Prediction:

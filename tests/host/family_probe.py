@@ -158,6 +158,7 @@ def probe(name: str) -> Row:
     if len(runs) == 2:
         a, b = (run.adapter.tensors for run in runs.values())
         row["checkpointing_differs"] = max(float((a[k] - b[k]).abs().max()) for k in a)
+        row["way"] = STEPS * LR  # the most that a weight moves
     row["bits"] = bits(model) == before
     if runs:
         row |= loaded(model, source, data, next(iter(runs.values())), captions, latent)
