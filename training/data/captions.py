@@ -83,7 +83,7 @@ def described(value: Any) -> str | None:
 
 
 def table(name: str, data: bytes) -> Iterator[tuple[str, str | None, str]]:
-    """Yield (file, caption, "") for each row of a table of captions, and (place, None, fault) for each faulty row.
+    """The rows of a table of captions: (file, caption, "") of each, (place, None, fault) of each faulty one.
 
     Raises:
         ValueError: the file is no such table.

@@ -99,6 +99,8 @@ def read_lora(
     others, and ours for another form of the network, as an adapter of scale 1 that acts as the file does.
 
     Args:
+        path: the safetensors file.
+        module: the network that the adapter goes on.
         known: names by which the host means its layers; they decide where they differ from the usual ones.
         weight: gives the frozen weight of a layer; None: its own. DoRA needs it.
         convert: what the host makes of a file before it looks at names.
