@@ -176,6 +176,25 @@ def _check_dora_dropout(config: LoRAConfig, layers: Mapping[str, nn.Module]) -> 
             )
 
 
+USUAL = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""What weights must be stored in for adapters that compute with the weight itself."""
+
+
+def _check_stored(config: LoRAConfig, layers: Mapping[str, nn.Module]) -> None:
+    """Refuse kinds that compute with the base's weights where these are not numbers that one can compute with."""
+    if config.kind == "lora":
+        return
+    for name, layer in layers.items():
+        weight = layer.weight
+        plain = type(weight) in (Tensor, nn.Parameter) and weight.dtype in USUAL
+        if not plain:
+            stored = weight.dtype if type(weight) in (Tensor, nn.Parameter) else type(weight).__name__
+            raise ValueError(
+                f"kind must be lora on a model with quantised weights, got {config.kind} on {name} ({stored}); choose "
+                "lora, or load the model in bf16"
+            )
+
+
 class Adapter:
     """An adapter on a module, float32 and trainable, the base frozen.
 
@@ -186,7 +205,8 @@ class Adapter:
         device: where the adapter computes; None: where its layers lie, which differs when a host offloads them.
 
     Raises:
-        ValueError: the targets match nothing, or dora with dropout on half-precision convolutions.
+        ValueError: the targets match nothing, dora with dropout on half-precision convolutions, or another kind than
+            lora on quantised weights.
         RuntimeError: the module carries an adapter already.
     """
 
@@ -200,6 +220,7 @@ class Adapter:
         names = target_modules(module, config.targets)
         self._wrapped = {name: module.get_submodule(name) for name in names}
         _check_dora_dropout(config, self._wrapped)
+        _check_stored(config, self._wrapped)
         self._training = {m: m.training for layer in self._wrapped.values() for m in layer.modules()}
         self._trainable = [p for p in module.parameters() if p.requires_grad]
         self._attributes = set(vars(module))  # peft adds its own to the network

@@ -440,7 +440,7 @@ def _lokr(file: _File, module: nn.Module, keys: KeyMap) -> AdapterState:
         tensors |= {
             f"{name}.{part}": value.contiguous() for part, value in {"lokr_w1": parts["w1"], **w2}.items()
         }
-    config = LoRAConfig("lokr", rank, float(rank), 0.0, _exactly(factors), factor)
+    config = LoRAConfig("lokr", rank, float(rank), 0.0, _exactly(factors), factor=factor)
     return AdapterState(config, tensors)
 
 

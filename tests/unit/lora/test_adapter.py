@@ -292,6 +292,28 @@ def test_a_broken_pattern_is_told_apart(module):
     assert_same_anatomy(anatomy(module), before)
 
 
+class Packed(torch.Tensor):
+    """Weights of a layout of their own, as those of quantised files."""
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "lora"])
+@pytest.mark.parametrize("stored", ["float8", "packed"])
+def test_kinds_that_compute_with_the_weight_refuse_quantised_ones_in_one_line(kind, stored):
+    module = network(torch.float32).requires_grad_(False)
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            weight = layer.weight.data
+            packed = weight.to(torch.float8_e4m3fn) if stored == "float8" else weight.as_subclass(Packed)
+            layer.weight = nn.Parameter(packed, requires_grad=False)
+    before = anatomy(module)
+    with pytest.raises(
+        ValueError, match=f"kind must be lora on a model with quantised weights, got {kind}"
+    ) as caught:
+        Adapter(module, LoRAConfig(kind, rank=2, targets=LINEAR))
+    assert "\n" not in str(caught.value)
+    assert_same_anatomy(anatomy(module), before)
+
+
 # --- weights in and out -------------------------------------------------------------------------
 
 
