@@ -25,6 +25,7 @@ from .host.graph.normal import Graph, GraphError
 from .host.graph.override import override
 from .host.graph.reading import parse, read_file
 from .host.graph.validate import destination_problems, problems, structure_problems
+from .host.lines import one_line
 from .host.remote import HostError, Installation, find_installation, started
 from .host.standalone.core_nodes import CORE_NODES
 from .host.standalone.host import StandaloneHost, installed, interruptible
@@ -45,15 +46,18 @@ def main(arguments: Sequence[str] | None = None, nodes: NodeClasses = None) -> i
         return {"run": _run, "validate": _validate, "nodes": _nodes}[options.command](options, nodes)
     except GraphError as err:
         for problem in err.problems:
-            print(f"error: {problem}", file=sys.stderr)
+            print(f"error: {one_line(problem)}", file=sys.stderr)
         return BAD_INPUT
     except (NodeError, HostError) as err:
-        print(f"error: {err}", file=sys.stderr)
+        print(f"error: {one_line(err)}", file=sys.stderr)
         if options.verbose:
             traceback.print_exception(err)
         return FAILED
     except ImportError as err:
         print(f"error: cannot import the pack ({err}); install its requirements.txt", file=sys.stderr)
+        return FAILED
+    except (MemoryError, RecursionError) as err:
+        print(f"error: {options.command} must fit into memory, got {type(err).__name__}", file=sys.stderr)
         return FAILED
     except BrokenPipeError:  # whoever reads (`| head`) has seen enough; leave nothing to flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

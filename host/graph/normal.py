@@ -7,15 +7,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..lines import one_line
 from .catalog import Catalog
 
 
 class GraphError(ValueError):
-    """A workflow that cannot be used. `problems` has one line for each thing that is wrong."""
+    """A workflow that cannot be used. `problems` has one printable line for each thing that is wrong."""
 
     def __init__(self, *problems: str) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
+        self.problems = tuple(one_line(problem) for problem in problems)
+        super().__init__("\n".join(self.problems))
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def own_title(title: Any, class_type: str, catalog: Catalog) -> str:
 def _read_value(value: Any) -> Any:
     if isinstance(value, dict) and "__value__" in value:
         return value["__value__"]
-    if isinstance(value, list) and len(value) == 2 and isinstance(value[1], int):
+    if isinstance(value, list) and len(value) == 2 and type(value[1]) is int:
         return Link(str(value[0]), value[1])
     return value
 

@@ -23,6 +23,9 @@ MIN_FREE_BYTES = 500 * 2**20
 """Free disk that a run asks for: states, LoRA, latents and pictures of a small model. A node that needs more
 says so in its `validate_inputs`."""
 
+LARGEST = 10**300
+"""Size of a number that a widget can hold: a greater whole number is no float."""
+
 FOREIGN_NODE = "give --comfyui DIR, an installation that has it, to run nodes of other packs"
 
 
@@ -142,6 +145,8 @@ def _broken_rule(spec: InputSpec, value: Any, graph: Graph, catalog: Catalog) ->
 def value_rule(spec: InputSpec, value: Any) -> str:
     """The rule that `value` breaks as a constant of `spec` ("must be at least 1"), or nothing."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and isinstance(value, int) and abs(value) > LARGEST:
+        return f"must be at most {LARGEST:.0e}"
     if spec.type == "INT" and not (number and float(value).is_integer()):
         return "must be a whole number"
     if spec.type == "FLOAT" and not (number and math.isfinite(value)):
@@ -216,10 +221,12 @@ def destination_problems(out: Path) -> list[str]:
 def near(name: str, known: Iterable[str]) -> str:
     """A hint at names like `name`, to be put into a message: " (like steps?)", or nothing."""
     by_lower = {item.lower(): item for item in known}
-    found = difflib.get_close_matches(name.lower(), by_lower, n=2, cutoff=0.7)
+    found = difflib.get_close_matches(str(name)[:80].lower(), by_lower, n=2, cutoff=0.7)
     return f" (like {' or '.join(by_lower[item] for item in found)}?)" if found else ""
 
 
 def _show(value: Any) -> str:
+    if isinstance(value, int) and abs(value) > LARGEST:  # too many digits for Python to print
+        return f"a number of {value.bit_length()} bits"
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -6,9 +6,13 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from types import FrameType
 from typing import Any
 
@@ -21,6 +25,11 @@ from ..interface import Ask, Cancelled, Ending, MakeFacts, PanelKeeper, Progress
 from ..paths import PACK, first_existing
 from ..report import merge
 from ..terminal import TerminalBar
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+"""What asks a run to stop."""
+PATIENCE = 5.0
+"""Seconds that a process has to end by itself after a second signal."""
 
 
 class StandaloneHost:
@@ -112,7 +121,8 @@ class StandaloneHost:
         if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
             raise ValueError(f"images must be [N, H, W, 1 | 3 | 4], got {list(images.shape)}")
         target = (self.out / prefix).absolute()
-        if not Path(os.path.normpath(target)).is_relative_to(self.out):
+        inside = Path(os.path.normpath(target))
+        if inside == self.out or not inside.is_relative_to(self.out):
             raise ValueError(f"filename_prefix must stay in the output folder, got {prefix!r}")
         target.parent.mkdir(parents=True, exist_ok=True)
         first, metadata = _next_number(target), _png_metadata(node)
@@ -178,19 +188,62 @@ def installed(host: StandaloneHost) -> Iterator[StandaloneHost]:
 
 @contextmanager
 def interruptible(host: StandaloneHost) -> Iterator[None]:
-    """Turn the first Ctrl-C or SIGTERM into `host.cancel()`; a second one stops at once, by KeyboardInterrupt."""
+    """Turn the first Ctrl-C, SIGTERM or SIGHUP (a terminal that is closed) into `host.cancel()`.
+
+    A second one stops at once, by KeyboardInterrupt; if that is not answered either, as in a call that hangs, the
+    process ends some seconds later all the same: what was saved is complete at any moment.
+    """
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:
+        if number == getattr(signal, "SIGHUP", None):
+            _forget_the_terminal()
         if host.cancel_requested():
             raise KeyboardInterrupt
         host.cancel()
 
-    previous = {number: signal.signal(number, on_interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    previous = {number: signal.signal(number, on_interrupt) for number in numbers}
+    with _always_ended(numbers):
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _always_ended(numbers: Sequence[int]) -> Iterator[None]:
+    """Inside, a second signal ends the process though Python never gets to run its handler."""
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
+    before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+
+    def watch() -> None:
+        told = 0
+        with suppress(OSError):
+            while got := reading.recv(1):
+                told += got[0] in numbers
+                if told > 1:
+                    time.sleep(2 * PATIENCE)
+                    os._exit(130)
+
+    Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        signal.set_wakeup_fd(before)
+        with suppress(OSError):
+            reading.shutdown(socket.SHUT_RDWR)
+        reading.close()
+        writing.close()
+
+
+def _forget_the_terminal() -> None:
+    """The terminal is gone: writing to it would fail, and a message must not cost the state that is saved next."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            if stream.isatty():
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def best_device() -> str:

@@ -14,6 +14,7 @@ import torch
 from ..graph.catalog import Catalog, NodeSpec
 from ..graph.normal import Graph, Node
 from ..graph.validate import constants, execution_order
+from ..lines import one_line
 from ..schema import Hidden, HiddenHolder, NodeOutput, UIOutput
 from .host import StandaloneHost, installed
 
@@ -22,7 +23,7 @@ class NodeError(RuntimeError):
     """A node failed; the cause is the exception it raised."""
 
     def __init__(self, node: Node, cause: BaseException) -> None:
-        super().__init__(f"{node.label}: {cause or type(cause).__name__}")
+        super().__init__(one_line(f"{node.label}: {one_line(cause)}"))
 
 
 Announce = Callable[[int, int, str], None]

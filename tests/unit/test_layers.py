@@ -38,14 +38,15 @@ ROOMS: dict[str, dict[str, set[str]]] = {
     },
     "host": {
         "interface": set(),
+        "lines": set(),
         "paths": set(),
         "report": set(),
         "schema": set(),
         "terminal": set(),
-        "graph": {"schema"},
-        "standalone": {"graph", "interface", "paths", "report", "schema", "terminal"},
-        "comfyui": {"interface", "paths", "report", "terminal"},
-        "remote": {"graph", "paths", "report", "standalone"},
+        "graph": {"lines", "schema"},
+        "standalone": {"graph", "interface", "lines", "paths", "report", "schema", "terminal"},
+        "comfyui": {"interface", "lines", "paths", "report", "terminal"},
+        "remote": {"graph", "lines", "paths", "report", "standalone"},
     },
 }
 # Modules of ComfyUI; `nodes` is one of them, and with an absolute import it would be theirs, not ours.

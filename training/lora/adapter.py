@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import difflib
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import regex
 import torch
 from peft import (
     LoHaConfig,
@@ -29,6 +31,8 @@ from torch import Tensor, nn
 from ..checks import check_settings, setting
 from .forward import fuse
 
+MATCH_SECONDS = 2.0
+"""Longest time that one of the targets may take to be looked for in all names."""
 AdapterKind = Literal["lora", "dora", "loha", "lokr"]
 Preset = Literal["attention+mlp", "attention", "all", "custom"]
 _NAME = "default"  # peft's name for the one adapter we keep on a module
@@ -133,22 +137,42 @@ def target_modules(module: nn.Module, patterns: tuple[str, ...]) -> list[str]:
     """Names of the linear and convolution layers in which any of `patterns` is found.
 
     Raises:
-        ValueError: a pattern is not a regular expression, or finds nothing (near names are listed).
+        ValueError: a pattern is not a regular expression, finds nothing (near names are listed), or takes more than
+            `MATCH_SECONDS` over all names: some take longer than the universe, and would hold the whole server.
     """
     names = [name for name, m in module.named_modules() if isinstance(m, nn.Conv2d) or is_linear(m)]
     chosen: set[str] = set()
     for pattern in patterns:
-        try:
-            found = [name for name in names if re.search(pattern, name)]
-        except re.error as err:
-            raise ValueError(f"targets must be regular expressions, got {pattern!r}: {err}") from err
+        found = _found(pattern, names)
         if not found:
             raise ValueError(
-                f"targets must match module names, got {pattern!r} which matches none of {len(names)}; "
+                f"targets must match module names, got {_short(pattern)} which matches none of {len(names)}; "
                 f"near names: {', '.join(_near(pattern, names)) or 'none'}"
             )
         chosen.update(found)
     return [name for name in names if name in chosen]
+
+
+def _found(pattern: str, names: list[str]) -> list[str]:
+    """Those of `names` in which `pattern` is found, in a limited time."""
+    until = time.monotonic() + MATCH_SECONDS
+    try:
+        re.compile(pattern)  # the language is that of `re`; `regex` reads it too, and can be told to give up
+        compiled = regex.compile(pattern)
+        return [name for name in names if compiled.search(name, timeout=max(until - time.monotonic(), 1e-3))]
+    except (re.error, regex.error, RecursionError, OverflowError, MemoryError) as err:
+        raise ValueError(f"targets must be regular expressions, got {_short(pattern)}: {err}") from err
+    except TimeoutError as err:
+        raise ValueError(
+            f"targets must be found in {MATCH_SECONDS:g} s, got {_short(pattern)}, which takes longer; write it "
+            "without repetitions inside repetitions"
+        ) from err
+
+
+def _short(pattern: str) -> str:
+    """A pattern as a message shows it."""
+    text = repr(pattern)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -16,8 +16,18 @@ import torch
 
 LIBRARIES = ("diffusers", "transformers")
 """What a model_index.json may name; anything else would be code from elsewhere."""
-DIGESTED = (".safetensors", ".json", ".txt", ".model")
-"""Kinds of files that decide what a model computes."""
+CLASSES = (
+    "AutoencoderKL", "AutoencoderTiny", "CLIPTextModel", "CLIPTextModelWithProjection", "FluxTransformer2DModel",
+    "SD3Transformer2DModel", "T5EncoderModel", "UNet2DConditionModel",
+)  # fmt: skip
+"""Networks that a folder may ask for: it chooses what runs here, so only what a family of ours can have."""
+TOKENIZERS = (
+    "CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast", "T5Tokenizer", "T5TokenizerFast",
+    "TokenizersBackend",
+)  # fmt: skip
+"""The same of tokenizers."""
+DIGESTED = (".safetensors", ".json", ".txt", ".model", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5")
+"""Kinds of files that decide what a model computes, those that are never read included."""
 
 Network = Any
 """A diffusers or transformers network: an `nn.Module` with `config`, `device` and `dtype`."""
@@ -105,7 +115,24 @@ class PipelineFolder:
         files = sorted(self._component(name).glob("*.safetensors"))
         if not files:
             raise self.fault(f"{name} must have .safetensors weights, found none")
+        for index in sorted(self._component(name).glob("*.index.json")):
+            self._check_shards(name, index)
         return files
+
+    def _check_shards(self, name: str, index: Path) -> None:
+        """Refuse an index whose parts are no safetensors files beside it: others may run code as they are read."""
+        try:
+            shards = {
+                str(shard) for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
+            raise self.fault(f"{name} must have a readable {index.name}, but it is not") from err
+        if index.name.endswith(".safetensors.index.json"):
+            wrong = sorted(s for s in shards if not s.endswith(".safetensors") or Path(s).name != s)
+            if wrong:
+                raise self.fault(
+                    f"{name} must have .safetensors weights alone, but its index names {wrong[0]!r:.80}"
+                )
 
     def _component(self, name: str) -> Path:
         if not self.has(name) or not (self.path / name).is_dir():
@@ -116,11 +143,16 @@ class PipelineFolder:
         folder = self._component(name)
         library, kind = self.index[name]
         if library not in LIBRARIES:
-            raise self.fault(f"{name} must come from {' or '.join(LIBRARIES)}, got {library}")
+            raise self.fault(f"{name} must come from {' or '.join(LIBRARIES)}, got {library!r:.80}")
+        known = TOKENIZERS if name.startswith("tokenizer") else CLASSES
+        if kind not in known:
+            raise self.fault(f"{name} must be one of {', '.join(known)}, got {kind!r:.80}")
+        # Never the code that a folder brings: without this, transformers asks on the terminal whether to run it.
+        own = {"trust_remote_code": False} if library == "transformers" else {}
         try:
             loader = getattr(importlib.import_module(library), kind)
             with _no_progress_bars():
-                return loader.from_pretrained(str(folder), local_files_only=True, **options)
+                return loader.from_pretrained(str(folder), local_files_only=True, **own, **options)
         except Exception as err:  # the libraries raise anything from OSError to KeyError on a broken folder
             line = str(err).strip().partition("\n")[0]
             raise self.fault(f"{name} ({kind}) cannot be read: {line}") from err
