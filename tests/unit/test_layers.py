@@ -45,8 +45,8 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "terminal": set(),
         "graph": {"lines", "schema"},
         "standalone": {"graph", "interface", "lines", "paths", "report", "schema", "terminal"},
-        "comfyui": {"interface", "lines", "paths", "report", "terminal"},
-        "remote": {"graph", "lines", "paths", "report", "standalone"},
+        "comfyui": {"interface", "paths", "report", "terminal"},
+        "remote": {"graph", "paths", "report", "standalone"},
     },
 }
 # Modules of ComfyUI; `nodes` is one of them, and with an absolute import it would be theirs, not ours.
