@@ -1,6 +1,7 @@
 """Which card trains which model: the plan's prediction for networks of real size; and that against a real step.
 
     python benchmarks/memory.py [--models "Flux 12B" ...] [--pixels 512 1024]     the table, from shapes alone
+    python benchmarks/memory.py --save docs/memory.json                            the same, computed and stored first
     python benchmarks/memory.py --measure "Klein 4B" [--pixels 128] [--tokens 32]  a step on this machine's CPU
 
 Batch 1, LoRA of rank 16 on the attention, AdamW, weights in bfloat16 where nothing else is said, the network alone:
@@ -14,7 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,8 @@ from rollout_trainer.training.trainer.trainer import Trainer, training_mode
 
 CARDS = (8, 12, 16, 24, 32, 48, 80)
 """Gigabytes, of which `CARD_RESERVE` is left alone."""
+STORED = Path(__file__).resolve().parents[1] / "docs" / "memory.json"
+"""Predictions that were computed before: they take minutes."""
 T = TypeVar("T", Needs, Weights)
 
 
@@ -76,6 +79,31 @@ def predicted(model: Model, pixels: int) -> tuple[dict[tuple[str, ...], Needs], 
     )
 
 
+def stored(file: Path) -> dict[str, Any]:
+    """Predictions by model and size, as `keep` wrote them; none where there is no such file."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def known(model: Model, pixels: int, file: Path = STORED) -> tuple[dict[tuple[str, ...], Needs], Weights]:
+    """The prediction as it is stored, or computed now."""
+    entry = stored(file).get(model.name, {}).get(str(pixels))
+    if entry is None:
+        return predicted(model, pixels)
+    needs = {switches: Needs(**own) for switches, own in zip(SWITCHES, entry["needs"], strict=True)}
+    return needs, Weights(**entry["weights"])
+
+
+def keep(models: list[str], sizes: list[int], file: Path) -> None:
+    """Compute predictions, and write them down one by one."""
+    for name in models:
+        for pixels in sizes:
+            needs, weights = predicted(MODELS[name], pixels)
+            entry = {"needs": [asdict(needs[switches]) for switches in SWITCHES], "weights": asdict(weights)}
+            found = stored(file)
+            found.setdefault(name, {})[str(pixels)] = entry
+            file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
 def ways(needs: dict[tuple[str, ...], Needs], weights: Weights) -> Iterator[tuple[str, int]]:
     """How to train and what it takes, about from the fastest to the slowest."""
     plain, recomputed, offloaded = (needs[switches] for switches in SWITCHES)
@@ -83,7 +111,8 @@ def ways(needs: dict[tuple[str, ...], Needs], weights: Weights) -> Iterator[tupl
     yield "checkpointing", weights.total + recomputed.peak
     yield "checkpointing, float8", weights.stored(0.5) + recomputed.peak
     yield "checkpointing, offload, float8", weights.stored(0.5) + offloaded.peak
-    yield "checkpointing, offload, nf4", weights.stored(0.27) + offloaded.peak
+    yield "checkpointing, nf4", weights.stored(0.27) + recomputed.peak
+    yield "checkpointing, swap", weights.swapped + recomputed.peak
     yield "checkpointing, offload, swap", weights.swapped + offloaded.peak
 
 
@@ -94,7 +123,7 @@ def table(models: list[str], sizes: list[int]) -> None:
     print("|---|---:|" + "---:|" * len(names) + "---|")
     for name in models:
         for pixels in sizes:
-            needs, weights = predicted(MODELS[name], pixels)
+            needs, weights = known(MODELS[name], pixels)
             found = list(ways(needs, weights))
             cells = [f"{peak / GIB:.1f}" for _, peak in found]
             print(f"| {name} | {pixels} | {' | '.join(cells)} | {smallest(found)} |", flush=True)
@@ -155,6 +184,9 @@ def main() -> None:
     )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME")
     parser.add_argument("--pixels", type=int, nargs="+", default=[512, 1024])
+    parser.add_argument(
+        "--save", type=Path, metavar="JSON", help="compute the predictions anew and store them"
+    )
     parser.add_argument("--measure", choices=MODELS, metavar="NAME", help="train this one for two steps")
     parser.add_argument("--tokens", type=int, default=32, help="of text, for --measure")
     options = parser.parse_args()
@@ -162,6 +194,8 @@ def main() -> None:
     if options.measure:
         print(json.dumps(measure(MODELS[options.measure], options.pixels[0], options.tokens)))
         return
+    if options.save:
+        keep(options.models, options.pixels, options.save)
     table(options.models, options.pixels)
 
 

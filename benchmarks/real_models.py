@@ -265,7 +265,8 @@ MODELS = {
 }  # fmt: skip
 
 
-def small(name: str) -> Model:
-    """A model of the same kind with two blocks of each sort: for tests."""
-    model = MODELS[name]
-    return replace(model, config=model.config | dict.fromkeys(model.depths, 2))
+def small() -> Model:
+    """Klein of two narrow blocks of each sort: for tests."""
+    model = MODELS["Klein 4B"]
+    narrow = {"num_attention_heads": 2, "joint_attention_dim": 64} | dict.fromkeys(model.depths, 2)
+    return replace(model, config=model.config | narrow, cond={"context": (16, 64)})

@@ -52,6 +52,8 @@ PARTS = (
     Part("host, reference", "host:reference", 60),
     *(Part(f"host, {mode}", "host:mode", 75 if mode == "dynamic" else 50, mode) for mode in HOST_MODES),
     Part("parity", "parity:run", 70),
+    Part("sizes, flux", "sizes:run", 110, "flux"),
+    Part("sizes, others", "sizes:run", 130, "others"),
     Part("loop", "speed:loop", 60),
     Part("host, speed", "speed:beside_the_host", 70),
     Part("study", "speed:study", 240),

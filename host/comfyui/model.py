@@ -7,7 +7,7 @@ touched, and what a block of work needs is undone at its end.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal, cast
 
 import torch
@@ -36,6 +36,7 @@ from .trainable import (
     is_plain,
     recast_in_backward,
     tensors_in,
+    weights_on_paper,
 )
 
 PREFIX = "diffusion_model"
@@ -185,6 +186,10 @@ class ComfyModel:
                 stack.enter_context(differentiable_kernels())
                 stack.enter_context(recast_in_backward(self.module, self.dtype, self.device))
             yield
+
+    def on_paper(self) -> AbstractContextManager[None]:
+        """Inside, weights are shapes alone: see `trainable.weights_on_paper`."""
+        return weights_on_paper()
 
     def _transformer_options(self) -> dict[str, Any]:
         """What the host's sampler hands to the network: the user's patches, and the wrappers on the MODEL."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from comfy import model_management
+from comfy import model_management, ops
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
 
@@ -205,3 +205,33 @@ def recast(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return forward(x, *args, **kwargs)
 
     return call
+
+
+@contextmanager
+def weights_on_paper() -> Iterator[None]:
+    """Layers get weights that are shapes alone inside, under PyTorch's FakeTensorMode.
+
+    What the host fetched there would be no real bytes, and it would keep them: in its pinned copies of weights, on the
+    card, in the buffers that serve all layers.
+    """
+
+    def shapes(
+        layer: Any,
+        input: Any = None,
+        dtype: Any = None,
+        device: Any = None,
+        bias_dtype: Any = None,
+        **how: Any,
+    ) -> tuple[Any, ...]:
+        dtype, device = dtype or input.dtype, device or input.device
+        weight = torch.empty(layer.weight.shape, dtype=dtype, device=device)
+        bias = getattr(layer, "bias", None)
+        bias = None if bias is None else torch.empty(bias.shape, dtype=bias_dtype or dtype, device=device)
+        return (weight, bias, None) if how.get("offloadable") else (weight, bias)
+
+    fetch = ops.cast_bias_weight
+    ops.cast_bias_weight = shapes
+    try:
+        yield
+    finally:
+        ops.cast_bias_weight = fetch

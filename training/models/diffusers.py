@@ -12,7 +12,7 @@ import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -160,6 +160,10 @@ class DiffusersModel(ABC):
                 f"model folder {folder.path}: {self.component} must take {expected} channels, "
                 f"got {self.module.config.in_channels}; inpainting and control models are not supported"
             )
+
+    def on_paper(self) -> AbstractContextManager[None]:
+        """Inside, under FakeTensorMode, no block is fetched."""
+        return nullcontext() if self.swap is None else self.swap.paused()
 
     @property
     def weight_offers(self) -> tuple[str, ...]:

@@ -87,6 +87,10 @@ class HostNetwork(Protocol):
         """All that encoding and decoding depends on."""
         ...
 
+    def on_paper(self) -> AbstractContextManager[None]:
+        """Inside, under FakeTensorMode, the host fetches no weights: what it fetched would be no bytes, and be kept."""
+        ...
+
     def opened(self, training: bool = False) -> AbstractContextManager[None]:
         """The network is on its device, and differentiable if `training`, inside."""
         ...
@@ -183,6 +187,10 @@ class HostModel:
                 )
         scale, frames = self.network.scale_factor, (1,) if self.network.frames else ()
         return self.network.latent_channels, *frames, height // scale, width // scale
+
+    def on_paper(self) -> AbstractContextManager[None]:
+        """See `HostNetwork.on_paper`."""
+        return self.network.on_paper()
 
     def denoiser(self, dtype: torch.dtype | None = None) -> HostDenoiser:
         """The network as training and samplers see it; `dtype`: autocast to it inside the model call."""

@@ -7,6 +7,8 @@ which computes the block again: without it autograd would keep the weights of al
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ class Swap:
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         self.device = device
+        self.active = True
         self.blocks = blocks(network)
         self.homes: list[list[tuple[Tensor, Tensor]]] = [
             [(t, at_home(t)) for t in (*block.parameters(), *block.buffers())] for block in self.blocks
@@ -44,6 +47,8 @@ class Swap:
 
     def enter(self, i: int) -> None:
         """The weights of block `i` are on the device; those of the next one are on their way."""
+        if not self.active:
+            return
         copies, event = self.fetched.pop(i, None) or (self.copies(i), None)
         if event is not None:
             torch.cuda.current_stream(self.device).wait_event(event)
@@ -72,6 +77,15 @@ class Swap:
     def copies(self, i: int) -> list[Tensor]:
         """The weights of block `i` on the device."""
         return [home.to(self.device, non_blocking=True, copy=True) for _, home in self.homes[i]]
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, blocks compute with their weights where they are."""
+        hooks, self.active = self.active, False
+        try:
+            yield
+        finally:
+            self.active = hooks
 
     def detach(self) -> None:
         """Stop; all weights are on the device."""

@@ -108,7 +108,7 @@ def accounted(module: nn.Module, device: torch.device | str, real: bool = False)
     ledger = Ledger(device)
     with undisturbed(module), torch.random.fork_rng(devices=[]), nullcontext() if real else mode:
         own = [t for t in (*module.parameters(), *module.buffers()) if t is not None]
-        held = own if real or made_fake else [shape_of(mode, t) for t in own]
+        held = own if real or made_fake else [moved(mode, t, device) for t in own]
         ledger.leave_out(held)
         with ledger:
             yield ledger
@@ -118,6 +118,14 @@ def accounted(module: nn.Module, device: torch.device | str, real: bool = False)
 def shape_of(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
     """A real tensor as the mode will see it."""
     return mode.from_tensor(tensor, static_shapes=True)
+
+
+def moved(mode: FakeTensorMode, tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The same, as if it were on `device`: what lies elsewhere until it is used is there when it is used."""
+    shape = shape_of(mode, tensor)
+    if isinstance(shape, FakeTensor) and shape.fake_device.type != torch.device(device).type:
+        shape.fake_device = torch.device(device)
+    return shape
 
 
 @contextmanager

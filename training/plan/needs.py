@@ -71,7 +71,11 @@ def step_needs(source: ModelSource, batch: Batch, config: TrainConfig, real: boo
     ):
         parameters = adapter.parameters()
         adapter_size = sum(p.nbytes for p in parameters)
-        with accounted(denoiser.module, source.device, real) as ledger:
+        on_paper = getattr(source, "on_paper", nullcontext)
+        with (
+            nullcontext() if real else on_paper(),
+            accounted(denoiser.module, source.device, real) as ledger,
+        ):
             base = ledger.live
             inputs = inputs_of(batch, source)
             ledger.put_in([inputs.x, inputs.noise, *inputs.cond.values()])

@@ -207,3 +207,22 @@ def test_swapped_weights_need_checkpointing_to_train(folders):
 def test_a_network_whose_blocks_are_not_repeated_whole_cannot_be_swapped(folders):
     with pytest.raises(ValueError, match="swap_weights must be off"):
         load_diffusers(folders / "sdxl", swap=True)
+
+
+def test_a_plan_leaves_swapped_weights_alone():
+    from rollout_trainer.training.data.dataset import Batch
+    from rollout_trainer.training.plan.needs import step_needs
+    from rollout_trainer.training.trainer.config import TrainConfig
+
+    needs = []
+    for swap in (False, True):
+        source = load_diffusers(DEMO, swap=swap)
+        before = {name: p.clone() for name, p in source.module.named_parameters()}
+        x, cond = torch.randn(1, *source.latent_shape(64, 64)), source.encode_text(["a red cat"])
+        lora = LoRAConfig(targets=source.default_lora_targets)
+        config = TrainConfig(lora=lora, gradient_checkpointing=True)
+        needs.append(step_needs(source, Batch(x, cond, None, torch.arange(1)), config))
+        for name, p in source.module.named_parameters():
+            assert type(p.data) is torch.Tensor
+            assert torch.equal(p, before[name])
+    assert needs[0] == needs[1]

@@ -1,0 +1,194 @@
+"""Networks of real size with random weights: what they take against the plan, and how fast they are.
+
+For each network and size: the fastest way of `benchmarks/memory.py` that the plan says will fit on a card of so many
+gigabytes, under that limit. A way that runs out of memory, or takes over a tenth more or less than predicted, is not
+good. Predictions are those of docs/memory.json. At toy size every way is taken once, on a network of that kind.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from gpu_check import Check
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+GIB = 1 << 30
+CUBE = 8192
+"""Side of the matrices whose product says what the card can do."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training."""
+
+    model: str
+    pixels: int
+    card: int
+    """Gigabytes that it may take; 0: all."""
+    rollouts: bool = False
+
+
+FLUX = (Case("Flux 12B", 1024, 0), *(Case("Flux 12B", 1024, card) for card in (24, 16, 12, 8)),
+        Case("Flux 12B", 512, 12), Case("Flux 12B", 512, 12, True))  # fmt: skip
+OTHERS = (Case("Qwen-Image 20B", 1024, 24), Case("Z-Image 6B", 1024, 0), Case("Z-Image 6B", 1024, 12),
+          Case("Klein 4B", 1024, 12), Case("Klein 9B", 1024, 16), Case("SDXL", 1024, 8),
+          Case("Wan 2.2 5B, 1 frame", 512, 12), Case("SD3.5 large", 1024, 16))  # fmt: skip
+
+
+def run(check: Check, option: str) -> None:
+    """Every case of `option`, flux or others; one that fails does not stop the next."""
+    rate = matrix_rate(check)
+    if check.toy:
+        return every_way(check, rate)
+    for case in FLUX if option == "flux" else OTHERS:
+        try:
+            check.tell(name_of(case), **on_a_card(check, case, rate))
+        except Exception as err:
+            check.tell(name_of(case), False, error=f"{type(err).__name__}: {err}"[:500])
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def name_of(case: Case) -> str:
+    """For the results."""
+    limit = f", {case.card} GB" if case.card else ""
+    return f"{case.model}, {case.pixels} px{limit}{', rollouts' if case.rollouts else ''}"
+
+
+def every_way(check: Check, rate: float) -> None:
+    """Train a small network in every way."""
+    import real_models
+    from memory import at_depth
+
+    model = real_models.small()
+    needs, weights = at_depth(model, None, 64)
+    for way in WAYS(weights):
+        facts = train(check, model, 64, way, False, rate)
+        predicted = way.size + dict(zip(SWITCHES, needs, strict=True))[way.switches].peak
+        check.tell(way.name, facts["seconds"] > 0 and predicted > 0, **facts)
+
+
+def on_a_card(check: Check, case: Case, rate: float) -> dict[str, Any]:
+    """Train in the fastest way that should fit, under the card's limit, and compare."""
+    import real_models
+    from memory import known
+
+    model = real_models.MODELS[case.model]
+    needs, weights = known(model, case.pixels)
+    budget = (case.card - 1) * GIB if case.card else 1 << 60
+    fitting = [way for way in WAYS(weights) if way.size + needs[way.switches].peak <= budget]
+    way = fitting[0] if fitting else list(WAYS(weights))[-1]
+    predicted = way.size + needs[way.switches].peak
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, case.card * GIB / total) if case.card else 1.0)
+    facts = train(check, model, case.pixels, way, case.rollouts, rate)
+    peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    sizes = {"peak_gib": peak / GIB, "predicted_gib": predicted / GIB, "reserved_gib": reserved / GIB}
+    return {"ok": abs(peak / predicted - 1) < 0.1, "way": way.name, **sizes, **facts}
+
+
+def train(check: Check, model: Any, pixels: int, way: Way, rollouts: bool, rate: float) -> dict[str, Any]:
+    """Seconds of a step in this way, and its share of what the card can do."""
+    from memory import config_of
+
+    from rollout_trainer.training.models.stored import store
+    from rollout_trainer.training.models.swap import Swap
+    from rollout_trainer.training.objective.config import RolloutConfig
+    from rollout_trainer.training.plan.needs import step_needs
+    from rollout_trainer.training.trainer.config import cost
+    from rollout_trainer.training.trainer.trainer import Trainer, training_mode
+
+    config = config_of(model, way.switches)
+    if rollouts:
+        config = replace(config, rollout=RolloutConfig(max_step_offset=3, probability=0.5))
+    place = "cpu" if way.swap else check.device
+    source = model.random(
+        place, change=None if way.form == "full" else partial(store, form=way.form, device="meta")
+    )
+    if way.swap:
+        source.device = torch.device(check.device)
+        source.swap = Swap(source.module, source.device)
+    data, steps = model.dataset(pixels), 2 if check.toy else 4
+    with training_mode(), Trainer(source, data, config) as trainer:
+        trainer.step()
+        wait(check)
+        if not check.toy:
+            torch.cuda.reset_peak_memory_stats()
+        begin = time.perf_counter()
+        for _ in range(steps):
+            trainer.step()
+        wait(check)
+        seconds = (time.perf_counter() - begin) / steps
+    needs = step_needs(source, data.batch(torch.arange(1)), config)
+    work = needs.flops + cost(config, source) * needs.inference_flops
+    return {"seconds": seconds, "mfu": work / seconds / rate}
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the weights are kept, and which switches are on."""
+
+    form: str
+    swap: bool
+    switches: tuple[str, ...]
+    size: int
+    """Bytes of the weights."""
+
+    @property
+    def name(self) -> str:
+        """For the results."""
+        return "+".join([self.form, *(["swap"] if self.swap else []), *self.switches])
+
+
+SWITCHES: tuple[tuple[str, ...], ...] = (
+    (),
+    ("gradient_checkpointing",),
+    ("gradient_checkpointing", "activation_offload"),
+)
+
+
+def WAYS(weights: Any) -> Iterator[Way]:  # noqa: N802
+    """Ways to train, the fastest first."""
+    plain, again, offload = SWITCHES
+    in_blocks = weights.in_blocks - weights.linear // 2
+    half = replace(weights, total=weights.stored(0.5), block=weights.block // 2, in_blocks=in_blocks)
+    yield Way("full", False, plain, weights.total)
+    yield Way("full", False, again, weights.total)
+    yield Way("float8", False, again, weights.stored(0.5))
+    yield Way("float8", False, offload, weights.stored(0.5))
+    yield Way("full", True, again, weights.swapped)
+    yield Way("float8", True, offload, half.swapped)
+
+
+def wait(check: Check) -> None:
+    """Until the card has done what it was given."""
+    if not check.toy:
+        torch.cuda.synchronize()
+
+
+def matrix_rate(check: Check) -> float:
+    """Operations per second of a large product in bfloat16: what the card can do."""
+    side = 256 if check.toy else CUBE
+    a, b = (torch.randn(side, side, device=check.device, dtype=torch.bfloat16) for _ in range(2))
+    times = []
+    for _ in range(8):
+        wait(check)
+        begin = time.perf_counter()
+        a @ b
+        wait(check)
+        times.append(time.perf_counter() - begin)
+    rate = 2 * side**3 / sorted(times)[len(times) // 2]
+    check.tell("rate of a large product", rate > 0, teraflops=rate / 1e12)
+    return rate
