@@ -457,6 +457,8 @@ class RolloutSaveLoRA(io.ComfyNode):
     @classmethod
     def execute(cls, run: Run, filename: str) -> io.NodeOutput:
         """Write it."""
-        path = save_lora(run, current().loras_dir(), filename)
+        hidden = getattr(cls, "hidden", None)
+        graph = {} if hidden is None else {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}
+        path = save_lora(run, current().loras_dir(), filename, graph)
         current().report({"lora": str(path)})
         return io.NodeOutput(str(path), ui={"text": (f"saved {path}",)})

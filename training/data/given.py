@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -82,9 +83,9 @@ def _kept(place: Path, values: Tensor) -> tuple[str, str]:
     if not path.exists():
         try:
             place.mkdir(parents=True, exist_ok=True)
-            partial = place / f"{digest}.tmp.png"
-            Image.fromarray(pixels).save(partial, compress_level=1)
-            replace_file(path, partial.read_bytes(), partial)
+            coded = io.BytesIO()
+            Image.fromarray(pixels).save(coded, "PNG", compress_level=1)
+            replace_file(path, coded.getvalue())
         except OSError as err:
             raise RuntimeError(
                 f"{place} must be writable, got {err.strerror}; free space and queue again"

@@ -130,6 +130,7 @@ class DiffusersModel(ABC):
         swap: bool = False,
     ) -> None:
         self.name = folder.path.resolve().name
+        self.family = folder.pipeline
         self.folder = folder
         self.device = device
         self.dtype = dtype

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -242,6 +243,21 @@ class Doubts:
             logger.warning("step %d: %s", self.trainer.done, text)
 
 
+TAGS = 5000
+"""Most tags of a dataset that a run keeps, the most frequent first."""
+
+
+def about(data: LatentDataset) -> dict[str, Any]:
+    """What a LoRA file tells of its data: how many pictures, how often in an epoch, and how often each tag."""
+    captions = [caption for bucket in data.buckets for caption in bucket.captions]
+    tags = Counter(tag.strip() for caption in captions for tag in caption.split(",") if tag.strip())
+    return {
+        "pictures": len(data),
+        "samples_per_epoch": data.samples_per_epoch,
+        "tags": dict(tags.most_common(TAGS)),
+    }
+
+
 @contextmanager
 def starting(
     root: str | Path,
@@ -270,8 +286,15 @@ def starting(
     check_validation(config, validation is not None)
     described = {
         "config": to_plain(config),
-        "model": {"name": source.name, "fingerprint": source.fingerprint, "lora_names": source.lora_names},
-        "data": {"fingerprint": data.fingerprint},
+        "model": {
+            "name": source.name,
+            "fingerprint": source.fingerprint,
+            "lora_names": source.lora_names,
+            "family": getattr(
+                source, "family", source.name
+            ),  # a host's name of a model is that of its family
+        },
+        "data": {"fingerprint": data.fingerprint, **about(data)},
     }
     data, validation = parted(data, config, validation)
     with training_mode(), Trainer(source, data, config, adapter) as trainer:
