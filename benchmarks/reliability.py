@@ -65,7 +65,7 @@ def kills(folder: Path, seconds: float, rng: random.Random) -> tuple[int, list[s
         server.stdin.write(f"{run.folder.path}\n")
         server.stdin.flush()
         pid = int(server.stdout.readline())
-        time.sleep(rng.uniform(0.05, 0.6))
+        time.sleep(rng.uniform(0.1, 3.0))
         os.kill(pid, signal.SIGKILL)
         server.stdin.write("reap\n")
         server.stdin.flush()
