@@ -1111,15 +1111,26 @@ def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
     """A MODEL of the family, made as the host's loader makes it: under inference mode."""
     tiny = FAMILIES[name]
     with torch.inference_mode():
-        config = getattr(supported, tiny.config)(dict(tiny.unet))
-        config.unet_config.update(tiny.unet)
-        config.sampling_settings = dict(config.sampling_settings)
-        config.set_inference_dtype(dtype, None)
-        model = tiny.make(config) if tiny.make else config.get_model({}, "", device="cpu")
+        model = known(tiny, dict(tiny.unet), dtype)
         fill(model.diffusion_model, tiny.config, torch.Generator().manual_seed(seed))
         model.eval()
         cpu = torch.device("cpu")
         return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def known(tiny: Tiny, unet: Options, dtype: torch.dtype) -> Any:
+    """The host's model of these sizes, less those that this version does not know."""
+    config = getattr(supported, tiny.config)(dict(unet))
+    config.unet_config.update(unet)
+    config.sampling_settings = dict(config.sampling_settings)
+    config.set_inference_dtype(dtype, None)
+    try:
+        return tiny.make(config) if tiny.make else config.get_model({}, "", device="cpu")
+    except TypeError as error:
+        _, told, strange = str(error).partition("unexpected keyword argument ")
+        if not told or strange.strip("'") not in unet:
+            raise
+    return known(tiny, {k: v for k, v in unet.items() if k != strange.strip("'")}, dtype)
 
 
 def fill(network: Any, config: str, generator: Generator) -> None:
