@@ -275,6 +275,36 @@ def test_a_workflow_opens_without_a_complaint_and_nothing_overlaps(name, open_pa
     assert overlapping == []
 
 
+STATUS = ".rollout-trainer-status"
+SAVE = 13  # Save LoRA in workflows/quickstart.json
+COLOUR = "type => getComputedStyle(document.documentElement).getPropertyValue('--color-datatype-' + type)"
+OFFERED = "() => LiteGraph.createNode('LoraLoaderModelOnly').widgets[0].options.values"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_node_says_what_it_did_and_the_new_lora_is_offered(mode, open_page, shots):
+    workflow = quickstart()
+    for node in workflow["nodes"]:
+        if node["id"] == TRAIN:
+            node["widgets_values"][0] = 2
+        elif node["type"] == "RolloutSample":
+            node["widgets_values"][4] = 1
+        elif node["id"] == SAVE:
+            node["widgets_values"][0] = f"status-{mode}"
+    page = open_page(mode, workflow=workflow)
+    assert page.evaluate(COLOUR, "ROLLOUT_RUN") == "#ffb74d"
+    page.evaluate("app.queuePrompt(0, 1)")
+    look_at(page, SAVE)
+    line = page.locator(STATUS).filter(has_text=f"status-{mode}.safetensors")
+    line.wait_for(timeout=120_000)
+    assert line.inner_text().startswith("saved ")
+    page.wait_for_timeout(1500)
+    assert any(f"status-{mode}" in name for name in page.evaluate(OFFERED))
+    page.screenshot(path=shots / f"status-{mode}.png")
+    stored = page.evaluate("id => app.graph.getNodeById(id).serialize().widgets_values", SAVE)
+    assert stored == [f"status-{mode}"]
+
+
 GREYED = "id => app.graph.getNodeById(id).widgets.filter((w) => w.disabled).map((w) => [w.name, w.tooltip])"
 SET = """([id, name, value]) => {
     const node = app.graph.getNodeById(id);
