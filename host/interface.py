@@ -162,6 +162,14 @@ class Runs(Protocol):
         """The JPEG file of one frame of a film; LookupError if there is none."""
         ...
 
+    def samples(self, name: str) -> list[dict[str, Any]]:
+        """What a run drew of the user's prompts, in the order of its steps; LookupError if there is no such run."""
+        ...
+
+    def sample(self, name: str, step: int, number: int) -> Path:
+        """The JPEG file of one of those pictures; LookupError if there is none."""
+        ...
+
     def panels(self, workflow: str) -> dict[str, dict[str, Any]]:
         """What the panels of a workflow's nodes showed last, by node, as `PanelKeeper.keep_panel` got it."""
         ...

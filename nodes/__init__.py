@@ -18,6 +18,7 @@ from .pictures import (
     RolloutLossPlot,
     RolloutPreview,
     RolloutSample,
+    RolloutSamplePrompts,
 )
 from .recipe import RolloutRecipe
 from .sampler import RolloutSampler, RolloutSigmas
@@ -72,6 +73,7 @@ NODES: list[type[io.ComfyNode]] = [
     RolloutApplyLoRA,
     RolloutDatasetFromImages,
     RolloutMixDatasets,
+    RolloutSamplePrompts,
 ]
 
 

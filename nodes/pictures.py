@@ -13,12 +13,13 @@ from ..training.data.dataset import LatentDataset
 from ..training.objective.config import RolloutConfig
 from ..training.pictures import plots, preview
 from ..training.pictures.exposure import exposure_bias
-from ..training.pictures.sampling import sample
+from ..training.pictures.sampling import Prompts, sample
 from ..training.runs.run import Run
 from . import sockets
 from .comfy import as_model
 from .sampler import solver_inputs
 from .schemas import schema
+from .widgets import NO_LIMIT
 
 
 def as_image(picture: plots.Picture) -> Tensor:
@@ -124,6 +125,84 @@ class RolloutSample(io.ComfyNode):
             watch=lambda done, total, denoised: bar.update(done),
         )
         return io.NodeOutput(pixels.permute(0, 2, 3, 1).contiguous())  # [N, 3, H, W] -> [N, H, W, 3]
+
+
+class RolloutSamplePrompts(io.ComfyNode):
+    """The user's own prompts, drawn while a run trains."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return schema(
+            node_id="RolloutSamplePrompts",
+            display_name="Sample Prompts",
+            description="Draws your own prompts while a LoRA trains, always from the same noise, and shows them in the "
+            "panel of the training node: before, on the way, after. The training itself stays the same bit for bit.",
+            inputs=[
+                io.String.Input(
+                    "prompts",
+                    default="grinning face, blob style, white background",
+                    multiline=True,
+                    tooltip="One prompt per line, one picture each. Two or three are enough.",
+                ),
+                io.Int.Input(
+                    "every",
+                    default=100,
+                    min=1,
+                    max=NO_LIMIT,
+                    tooltip="Training steps between two drawings. A drawing takes steps model calls for each prompt.",
+                ),
+                io.Int.Input(
+                    "steps", default=20, min=1, max=1000, tooltip="Sampling steps; 8 to 30 are usual."
+                ),
+                *solver_inputs(),
+                io.Float.Input(
+                    "cfg",
+                    default=2.0,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="Guidance, as you will draw with the LoRA; 1 is off and twice as fast.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="Seed of the noise: all drawings of a prompt begin alike.",
+                ),
+                io.String.Input(
+                    "negative",
+                    default="",
+                    multiline=True,
+                    tooltip="What the pictures should not show; with cfg above 1.",
+                ),
+                io.Int.Input(
+                    "width",
+                    default=0,
+                    min=0,
+                    max=16384,
+                    step=8,
+                    tooltip="Width in pixels; 0 takes the model's own size.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=0,
+                    min=0,
+                    max=16384,
+                    step=8,
+                    tooltip="Height in pixels; 0 takes the model's own size.",
+                ),
+            ],
+            outputs=[sockets.SamplePrompts.Output(display_name="sample_prompts")],
+        )
+
+    @classmethod
+    def execute(cls, prompts: str, negative: str, width: int, height: int, **settings: Any) -> io.NodeOutput:
+        """Collect them."""
+        lines = tuple(line.strip() for line in prompts.splitlines() if line.strip())
+        return io.NodeOutput(Prompts(lines, negative.strip(), height or None, width or None, **settings))
 
 
 class RolloutPreview(io.ComfyNode):

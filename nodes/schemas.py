@@ -18,7 +18,7 @@ PLACES: Mapping[str, tuple[str, ...]] = {
         *("ReflexFlow", "SettingsFromJSON", "SettingsToJSON", "Recipe"),
     ),
     "train": ("TrainLoRA", "InitTraining", "TrainSteps", "ResumeTraining", "Validate", "SaveLoRA"),
-    "pictures": ("Sample", "Preview", "ExposureBias", "LossPlot", "CompareImages"),
+    "pictures": ("Sample", "SamplePrompts", "Preview", "ExposureBias", "LossPlot", "CompareImages"),
     "sampling": ("Sampler", "Sigmas"),
 }
 """The folders below `CATEGORY`, and what is in them; of a node id without its ``Rollout``."""
@@ -71,6 +71,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "Validate": ("validation loss", "test loss"),
     "SaveLoRA": ("export lora", "save lora weights", "safetensors"),
     "Sample": ("lora preview", "test prompts", "generate pictures", "draw"),
+    "SamplePrompts": ("preview while training", "sample prompts", "validation prompts", "lora preview"),
     "Preview": ("lora preview", "filmstrip", "drift"),
     "ExposureBias": ("energy distance", "spectrum", "measure model"),
     "LossPlot": ("loss curve", "plot loss graph", "tensorboard"),

@@ -26,5 +26,7 @@ ScheduledSampling = io.Custom("ROLLOUT_SCHEDULED_SAMPLING")
 """`training.objective.config.RolloutConfig`."""
 ReflexFlow = io.Custom("ROLLOUT_REFLEXFLOW")
 """`training.objective.config.ReflexFlowConfig`."""
+SamplePrompts = io.Custom("ROLLOUT_SAMPLE_PROMPTS")
+"""`training.pictures.sampling.Prompts`: what is drawn while a run trains."""
 Run = io.Custom("ROLLOUT_RUN")
 """`training.runs.run.Run`: a handle on one state of a run; it never changes."""

@@ -10,10 +10,12 @@ from ..host import Cancelled, current, io
 from ..training.data.dataset import LatentDataset
 from ..training.data.images import ImageDataset
 from ..training.lora.adapter import LoRAConfig
+from ..training.models.source import ModelSource
 from ..training.objective.config import RolloutConfig
 from ..training.objective.losses import LossConfig
 from ..training.objective.rollout import step_time_factor
 from ..training.objective.timesteps import TimestepConfig
+from ..training.pictures.sampling import Drawing, Prompts
 from ..training.plan.memory import fitted
 from ..training.runs.export import save_lora
 from ..training.runs.folder import RunFolder
@@ -148,14 +150,32 @@ def new_run(
     }, told
 
 
-def train_watched(opening: AbstractContextManager[Stage], steps: int, told: str = "") -> io.NodeOutput:
+def prompts_input() -> io.Input:
+    """What is drawn while a node trains."""
+    return sockets.SamplePrompts.Input(
+        "sample_prompts",
+        optional=True,
+        tooltip="Your own prompts, drawn while it trains and shown in the panel.",
+    )
+
+
+def drawing_of(prompts: Prompts | None, source: ModelSource) -> Drawing | None:
+    """The prompts made ready before the network is opened to train: text encoders may need its place."""
+    return None if prompts is None else Drawing(source, prompts)
+
+
+def train_watched(
+    opening: AbstractContextManager[Stage], steps: int, told: str = "", drawing: Drawing | None = None
+) -> io.NodeOutput:
     """Train with the host's progress bar and the node's panel.
 
     Args:
         opening: of `starting` or `resuming`.
         told: what to say first of the memory that it will need.
+        drawing: the user's prompts.
     """
     with opening as stage:
+        stage.drawing = drawing
         run, live = watched(stage, steps, told)
         best = stage.trainer.best if run.config.patience else None
     measured = report(run)
@@ -244,16 +264,18 @@ class RolloutTrainLoRA(io.ComfyNode):
             display_name="Train LoRA (Rollout)",
             description="Trains a LoRA, with rollouts if scheduled sampling is connected. Cancel at any time: the "
             "run is saved and can be resumed.",
-            inputs=setup_inputs(),
+            inputs=[*setup_inputs(), prompts_input()],
             outputs=list(RUN_OUTPUTS),
             is_output_node=True,  # a graph may end here: the run is on the disk, the sidebar saves its LoRA
         )
 
     @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
+    def execute(cls, sample_prompts: Prompts | None = None, **inputs: Any) -> io.NodeOutput:
         """Start and train."""
         run, told = new_run(**inputs)
-        return train_watched(starting(**run), inputs["steps"], told)
+        return train_watched(
+            starting(**run), inputs["steps"], told, drawing_of(sample_prompts, run["source"])
+        )
 
 
 class RolloutInitTraining(io.ComfyNode):
@@ -318,6 +340,7 @@ class RolloutTrainSteps(io.ComfyNode):
                     tooltip="Other rollout settings from this stage on; without them the run's stay. Their "
                     "ramp_steps and start_step count from the start of the first stage that has them.",
                 ),
+                prompts_input(),
             ],
             outputs=list(RUN_OUTPUTS),
             is_output_node=True,  # a graph may end here: the run is on the disk, the sidebar saves its LoRA
@@ -331,13 +354,15 @@ class RolloutTrainSteps(io.ComfyNode):
         until_step: int = 0,
         learning_rate: float = 0.0,
         scheduled_sampling: RolloutConfig | None = None,
+        sample_prompts: Prompts | None = None,
     ) -> io.NodeOutput:
         """Train."""
         if until_step:
             steps = until_step - run.step
             if steps <= 0:
                 return outputs(run)
-        return train_watched(resuming(branch(run, scheduled_sampling, learning_rate or None, steps)), steps)
+        branched = branch(run, scheduled_sampling, learning_rate or None, steps)
+        return train_watched(resuming(branched), steps, drawing=drawing_of(sample_prompts, run.source))
 
 
 class RolloutResumeTraining(io.ComfyNode):

@@ -6,6 +6,7 @@ import { ending, sentence } from "./ending.js";
 import { LOSSES } from "./facts.js";
 import { FilmView, STYLE as FILM_STYLE } from "./film.js";
 import { edition } from "./reel.js";
+import { SamplesView, STYLE as SAMPLES_STYLE } from "./samples.js";
 import { bytes, duration, newest, number } from "./scale.js";
 
 /**
@@ -23,6 +24,7 @@ import { bytes, duration, newest, number } from "./scale.js";
  * @property {string} [error] what it failed with
  * @property {number | null} [memory] bytes
  * @property {number[]} [film] training steps that were filmed
+ * @property {number[]} [samples] training steps that the user's prompts were drawn at
  * @property {number} [saved] step of the last saved state
  * @property {string} [saved_file] its name, as `folder/file`
  * @property {{ step: number, loss: number } | null} [best] where the validation loss was least, if the run keeps that
@@ -42,6 +44,8 @@ import { bytes, duration, newest, number } from "./scale.js";
  * @property {(facts: Facts, what: Question) => Promise<void>} ask
  * @property {(run: string) => Promise<import("./reel.js").Film[]>} films
  * @property {(run: string, film: import("./reel.js").Film, frame: number) => string} frame its address
+ * @property {(run: string) => Promise<import("./contact.js").Drawn[]>} samples pictures of the user's prompts
+ * @property {(run: string, drawn: import("./contact.js").Drawn, number: number) => string} sample the address of one
  */
 
 const MIN_HEIGHT = 200;
@@ -69,7 +73,7 @@ button:hover:enabled { background: var(--comfy-menu-bg, #444); }
 button:disabled { opacity: 0.45; cursor: default; }
 :focus-visible { outline: 2px solid var(--input-text, #ddd); outline-offset: 1px; }
 [hidden] { display: none !important; }
-${CHART_STYLE}${FILM_STYLE}`;
+${CHART_STYLE}${FILM_STYLE}${SAMPLES_STYLE}`;
 
 export class Panel {
   /**
@@ -97,6 +101,9 @@ export class Panel {
     this.legend = make("div", "row");
     this.svg = /** @type {SVGSVGElement} */ (document.createElementNS("http://www.w3.org/2000/svg", "svg"));
     this.film = new FilmView(word, host.frame);
+    this.samples = new SamplesView(word, host.sample);
+    /** What is shown of the user's prompts, see `edition`. */
+    this.drawn = "";
     this.numbers = make("span", "numbers");
     this.numbers.textContent = word("waiting");
     this.saved = make("span", "numbers");
@@ -113,10 +120,11 @@ export class Panel {
     this.stop = this.button("stop", () => this.askToStop());
     this.plot = make("div", "plot");
     this.plot.append(this.svg);
-    root.append(style, this.layOut());
+    root.append(style, this.layOut(), this.samples.dialog);
     this.resized = new ResizeObserver(() => this.measure());
     this.resized.observe(this.plot);
     this.resized.observe(this.film.element);
+    this.resized.observe(this.samples.element);
     this.frame = 0;
   }
 
@@ -131,7 +139,7 @@ export class Panel {
     const foot = make("div", "row");
     foot.append(this.numbers, this.saved, buttons);
     const panel = make("div", "panel");
-    panel.append(head, this.plot, this.film.element, this.ended, foot);
+    panel.append(head, this.plot, this.film.element, this.samples.element, this.ended, foot);
     return panel;
   }
 
@@ -169,6 +177,7 @@ export class Panel {
     this.element.dataset.state = facts.state;
     this.element.dataset.run = facts.run;
     this.showFilms(facts);
+    this.showSamples(facts);
     this.queueDraw();
   }
 
@@ -190,6 +199,20 @@ export class Panel {
     if (this.edition !== wanted) return; // a newer one is on its way
     this.film.show(facts.run, films.filter(({ step }) => step <= (facts.film?.at(-1) ?? 0)));
     this.element.dataset.films = String(this.film.reel.films.length);
+  }
+
+  /**
+   * Fetch what was drawn of the user's prompts when there is something new.
+   * @param {Facts} facts
+   */
+  async showSamples({ run, samples }) {
+    const wanted = edition({ run, film: samples });
+    if (wanted === this.drawn) return;
+    this.drawn = wanted;
+    const drawn = wanted ? await this.host.samples(run) : [];
+    if (this.drawn !== wanted) return; // newer ones are on their way
+    this.samples.show(run, drawn.filter(({ step }) => step <= (samples?.at(-1) ?? 0)));
+    this.element.dataset.samples = String(this.samples.drawn.length);
   }
 
   /**
@@ -262,7 +285,7 @@ export class Panel {
 
   /** What is in the panel has another size. */
   measure() {
-    const height = MIN_HEIGHT + this.film.element.offsetHeight;
+    const height = MIN_HEIGHT + this.film.element.offsetHeight + this.samples.element.offsetHeight;
     if (height !== this.minHeight) {
       this.minHeight = height;
       this.element.style.minHeight = `${height}px`;

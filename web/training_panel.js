@@ -23,6 +23,9 @@ function panelOf(id) {
 }
 
 /** @param {string} run */
+const samplesRoute = (run) => `/rollout_trainer/runs/${encodeURIComponent(run)}/samples`;
+
+/** @param {string} run */
 const filmRoute = (run) => `/rollout_trainer/runs/${encodeURIComponent(run)}/film`;
 
 /** @type {import("./panel.js").Host} */
@@ -37,6 +40,11 @@ const host = {
     const response = await api.fetchApi(filmRoute(run)).catch(() => null);
     return response?.ok ? response.json() : []; // the run may have been deleted
   },
+  async samples(run) {
+    const response = await api.fetchApi(samplesRoute(run)).catch(() => null);
+    return response?.ok ? response.json() : [];
+  },
+  sample: (run, drawn, number) => api.apiURL(`${samplesRoute(run)}/${drawn.step}/${number}?version=${drawn.version}`),
   frame: (run, film, frame) => api.apiURL(`${filmRoute(run)}/${film.step}/${frame}?version=${film.version}`),
 };
 

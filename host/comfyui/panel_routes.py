@@ -34,6 +34,10 @@ class PanelRoutes:
         routes.post(f"{ROUTE}/ask")(self.ask)
         routes.get(f"{ROUTE}/runs/{{name}}/film")(self.films)
         routes.get(f"{ROUTE}/runs/{{name}}/film/{{step:[0-9]{{1,12}}}}/{{frame:[0-9]{{1,4}}}}")(self.frame)
+        routes.get(f"{ROUTE}/runs/{{name}}/samples")(self.samples)
+        routes.get(f"{ROUTE}/runs/{{name}}/samples/{{step:[0-9]{{1,12}}}}/{{number:[0-9]{{1,4}}}}")(
+            self.sample
+        )
 
     async def facts(self, request: web.Request) -> web.Response:
         """The newest facts of the nodes of the workflow that is asked for, by node."""
@@ -72,6 +76,27 @@ class PanelRoutes:
         asked = request.match_info
         try:
             path = self._runs.frame(asked["name"], int(asked["step"]), int(asked["frame"]))
+        except LookupError as err:
+            raise web.HTTPNotFound(text=str(err)) from err
+        return web.FileResponse(path, headers=FOREVER)
+
+    async def samples(self, request: web.Request) -> web.Response:
+        """What a run drew of the user's prompts."""
+        from aiohttp import web
+
+        try:
+            drawn = await asyncio.to_thread(self._runs.samples, request.match_info["name"])
+        except LookupError as err:
+            raise web.HTTPNotFound(text=str(err)) from err
+        return web.json_response(drawn)
+
+    async def sample(self, request: web.Request) -> web.FileResponse:
+        """One of those pictures."""
+        from aiohttp import web
+
+        asked = request.match_info
+        try:
+            path = self._runs.sample(asked["name"], int(asked["step"]), int(asked["number"]))
         except LookupError as err:
             raise web.HTTPNotFound(text=str(err)) from err
         return web.FileResponse(path, headers=FOREVER)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...samplers import SolverFrame, integrate, trajectory
 from ..conditioning import Cond, alike, select
 from ..forms import add_noise
-from ..models.source import Denoiser, LoadedModel
+from ..models.source import Denoiser, LoadedModel, ModelSource
 
 SamplingWatch = Callable[[int, int, Tensor], None]
 """``watch(done, steps, denoised)``: `denoised` [N, C, h, w] estimates x0; may raise to cancel."""
@@ -46,6 +46,73 @@ class Guided:
 def seeded_noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
     """Standard normal noise [N, *shape] in float32, row i from seed ``seeds[i]`` alone. Drawn on the CPU."""
     return torch.stack([torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What is drawn; the settings are those of `sample`."""
+
+    prompts: tuple[str, ...]
+    negative: str = ""
+    height: int | None = None
+    width: int | None = None
+    steps: int = 20
+    sampler: str = "unipc"
+    order: int = 2
+    cfg: float = 1.0
+    seed: int = 0
+    every: int = 0
+    """Training steps between two drawings, where they are drawn while a run trains."""
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise ValueError("prompts must name at least one picture, got none")
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+
+
+class Drawing:
+    """Prompts made ready for one model: encoded, with their noise. Draws as often as it is told to, always alike.
+
+    Draws from no random stream but its own, and asks the text encoders as it is made alone.
+
+    Raises:
+        ValueError: a size that the model cannot make.
+    """
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def __init__(self, source: ModelSource, prompts: Prompts) -> None:
+        self.prompts = prompts
+        height, width = (side or source.default_resolution for side in (prompts.height, prompts.width))
+        shape = source.latent_shape(height, width)
+        self._cond, free = alike(
+            [source.encode_text(prompts.prompts), source.encode_text([prompts.negative])]
+        )
+        count = len(prompts.prompts)
+        self._uncond = {name: value.expand(count, *value.shape[1:]) for name, value in free.items()}
+        self._process = source.schedule.process
+        self._sigmas = trajectory(source.schedule, 1.0, 0.0, prompts.steps)[0]  # [T + 1]
+        noise = seeded_noise(shape, range(prompts.seed, prompts.seed + count)).to(source.device)
+        self._start = add_noise(source.prediction, torch.zeros_like(noise), noise, self._sigmas[:1].to(noise))
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def draw(self, denoiser: Denoiser, watch: SamplingWatch | None = None) -> Tensor:
+        """Latents [N, C, h, w] of the pictures; `denoiser` is open, with its adapter on it.
+
+        Raises:
+            FloatingPointError: the model returned a value that is not finite.
+        """
+
+        def callback(frame: SolverFrame) -> None:
+            if watch is not None:
+                watch(frame.step + 1, frame.steps, frame.denoised)
+
+        given = self.prompts
+        guided = Guided(denoiser, self._cond, self._uncond, given.cfg)
+        sampler, order = given.sampler, given.order
+        return integrate(guided, self._start, self._sigmas, sampler, order, self._process, callback)
 
 
 @torch.inference_mode(False)
@@ -85,23 +152,8 @@ def sample(
         ValueError: no prompts, or a size, solver or number of steps that cannot be.
         FloatingPointError: the model returned a value that is not finite.
     """
-    if not prompts:
-        raise ValueError("prompts must name at least one picture, got none")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    source = model.source
-    shape = source.latent_shape(height or source.default_resolution, width or source.default_resolution)
-    cond, free = alike([source.encode_text(prompts), source.encode_text([negative])])
-    uncond = {name: value.expand(len(prompts), *value.shape[1:]) for name, value in free.items()}
-    sigmas = trajectory(source.schedule, 1.0, 0.0, steps)[0]  # [T + 1]
-    noise = seeded_noise(shape, range(seed, seed + len(prompts))).to(source.device)
-    start = add_noise(source.prediction, torch.zeros_like(noise), noise, sigmas[:1].to(noise))
-
-    def callback(frame: SolverFrame) -> None:
-        if watch is not None:
-            watch(frame.step + 1, frame.steps, frame.denoised)
-
+    given = Prompts(tuple(prompts), negative, height, width, steps, sampler, order, cfg, seed)
+    drawing = Drawing(model.source, given)
     with model.denoiser(dtype) as denoiser:
-        guided = Guided(denoiser, cond, uncond, cfg)
-        x0 = integrate(guided, start, sigmas, sampler, order, source.schedule.process, callback)
-    return source.decode_latents(x0).cpu()
+        x0 = drawing.draw(denoiser, watch)
+    return model.source.decode_latents(x0).cpu()

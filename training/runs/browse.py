@@ -17,6 +17,7 @@ from typing import Any
 
 from ..checks import from_plain, to_plain
 from ..pictures.film import equally_spaced, frame_path, is_whole, last_frame, read_numbers
+from ..pictures.strip import are_whole, read_about, sample_path
 from ..trainer.config import TrainConfig
 from ..trainer.state import History
 from .export import save_lora_of_state
@@ -176,6 +177,33 @@ class Runs:
         inside = path.resolve().is_relative_to(run.path.resolve())
         if not (inside and path.is_file() and is_whole(folder)):
             raise LookupError(f"no frame {number} of step {step}")
+        return path
+
+    def samples(self, name: str) -> list[dict[str, Any]]:
+        """What was drawn of the user's prompts, in the order of the steps; of more than `FILMS` not all.
+
+        Raises:
+            LookupError: there is no such run.
+        """
+        run = RunFolder(run_path(self.root, name))
+        steps, found = run.sample_steps(), []
+        for i in equally_spaced(len(steps), FILMS):
+            with suppress(*_BROKEN):
+                found.append(read_about(run.samples_folder(steps[i])))
+        return found
+
+    def sample(self, name: str, step: int, number: int) -> Path:
+        """The picture of a prompt.
+
+        Raises:
+            LookupError: there is none inside the folder of such a run.
+        """
+        run = RunFolder(run_path(self.root, name))
+        folder = run.samples_folder(step)
+        path = sample_path(folder, number)
+        inside = path.resolve().is_relative_to(run.path.resolve())
+        if not (inside and path.is_file() and are_whole(folder)):
+            raise LookupError(f"no picture {number} of step {step}")
         return path
 
     def panels(self, workflow: str) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 ``config.json`` says what the run is; ``state-<step>.safetensors`` holds everything a step needs to go on
 (tensors by name, plain values as JSON in the header); ``state-<step>.json`` repeats the plain values for people
-and tools. ``film/step-<step>/`` holds a film each, ``panel.json`` what a panel showed last. Nothing else knows these
+and tools. ``film/step-<step>/`` holds a film each, ``samples/step-<step>/`` pictures of the user's prompts,
+``panel.json`` what a panel showed last. Nothing else knows these
 names. A state is one file that appears under its name only when it is complete and on the disk, so a process
 killed at any moment leaves whole states behind and nothing else that counts.
 """
@@ -30,13 +31,14 @@ from torch import Tensor
 
 from ..files import digest, is_full, sweep_partials, write_atomically, write_json
 from ..pictures.film import is_whole
+from ..pictures.strip import are_whole
 from ..trainer.state import RunState
 from .lock import RunLock
 
 VERSION = 1
 DELETED = ".deleted-"
 """How the name of a folder begins that was a run; whatever is in it may go at any time."""
-_CONFIG, _PANEL, _FILMS = "config.json", "panel.json", "film"
+_CONFIG, _PANEL, _FILMS, _SAMPLES = "config.json", "panel.json", "film", "samples"
 _FILM = re.compile(r"step-(\d{8,})")
 _STATE = re.compile(r"state-(\d{8,})\.safetensors")
 _UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError)
@@ -138,6 +140,15 @@ class RunFolder:
         """The steps of whole films, ascending."""
         found = [(_FILM.fullmatch(path.name), path) for path in (self.path / _FILMS).glob("step-*")]
         return sorted(int(match[1]) for match, path in found if match and is_whole(path))
+
+    def samples_folder(self, step: int) -> Path:
+        """Where pictures of the user's prompts at that step lie, which is for `pictures.strip` to write and read."""
+        return self.path / _SAMPLES / f"step-{step:08d}"
+
+    def sample_steps(self) -> list[int]:
+        """The steps that the user's prompts were drawn at, ascending."""
+        found = [(_FILM.fullmatch(path.name), path) for path in (self.path / _SAMPLES).glob("step-*")]
+        return sorted(int(match[1]) for match, path in found if match and are_whole(path))
 
     @property
     def panel_path(self) -> Path:

@@ -88,6 +88,7 @@ class Live:
         self._curve = Curve.of(run.history, run.step)
         self._newest = StepReport(run.step, math.nan, 0.0)
         self._films = [step for step in run.folder.film_steps() if step <= run.step]
+        self._samples = run.folder.sample_steps()
         self._saved = run.step
         self._best: Best | None = None
 
@@ -103,6 +104,8 @@ class Live:
         self._best = report.best
         if report.saved:
             self.saved()
+        if report.drawn:
+            self._samples = self._folder.sample_steps()
         if report.film is not None and report.film.step not in self._films[-1:]:
             self._films.append(report.film.step)
 
@@ -114,8 +117,9 @@ class Live:
         """Plain JSON values.
 
         `rollout_share` is the share of the model's time that rollouts took, in the whole run; `memory` is in bytes;
-        `film` has the steps of films, `saved` that of the last saved state, `saved_file` its name. `best`
-        has step and validation loss of the best moment so far, null where the run keeps none.
+        `film` has the steps of films, `samples` those that the user's prompts were drawn at, `saved` that of the last
+        saved state, `saved_file` its name. `best` has step and validation loss of the best moment so far, null where
+        the run keeps none.
         """
         now = self._newest
         seconds, rate = now.seconds(), now.steps_per_second
@@ -132,6 +136,7 @@ class Live:
             "rollout_share": round(extra / total, 4) if total else 0.0,
             "memory": memory_in_use(self._device),
             "film": [self._films[i] for i in equally_spaced(len(self._films), FILMS)],
+            "samples": self._samples,
             "saved": self._saved,
             "best": None if self._best is None else {"step": self._best.step, "loss": self._best.loss},
             "saved_file": f"{self._folder.path.name}/{self._folder.state_path(self._saved).name}",

@@ -17,6 +17,8 @@ from ..data.holdout import hold_out
 from ..lora.adapter import AdapterState
 from ..models.source import LoadedModel, ModelSource
 from ..pictures.film import Film
+from ..pictures.sampling import Drawing
+from ..pictures.strip import write_samples
 from ..trainer.config import TrainConfig, check_validation, resolved
 from ..trainer.meter import Stopwatch
 from ..trainer.state import History, RunState
@@ -85,6 +87,8 @@ class Stage:
     run: Run
     """The state that the trainer stands at."""
     trainer: Trainer
+    drawing: Drawing | None = None
+    """The user's prompts, drawn as it starts and as often as they say."""
 
     def train(self, steps: int, watch: Watch | None = None, asked: Asked = tuple) -> Run:
         """Train on for `steps` optimiser steps.
@@ -134,7 +138,7 @@ class Stage:
             Whether somebody asked to finish.
         """
         config, trainer = self.run.config, self.trainer
-        film = self._first_film()
+        film, drawn = self._first_film(), self._first_drawing()
         doubts = Doubts(trainer, steps)
         clock, before, saved_at = Stopwatch(), 0.0, time.monotonic()
         for n in range(1, steps + 1):
@@ -157,12 +161,15 @@ class Stage:
             if "preview" in requested or due(config.preview_every, trainer.done):
                 with clock.paused():
                     film = self._film()
+            if self.drawing is not None and due(self.drawing.prompts.every, trainer.done):
+                with clock.paused():
+                    drawn = self._draw(self.drawing)
             if watch is not None:
                 row, seconds = trainer.history.newest(), trainer.meter.seconds
                 report = replace(report, steps_per_second=n / elapsed, row=row, seconds=seconds)
                 report = replace(report, best=trainer.best if trainer.best.step else None)
-                watch(replace(report, saved=saved, film=film))
-                film = None
+                watch(replace(report, saved=saved, film=film, drawn=drawn))
+                film, drawn = None, False
             if "finish" in requested:
                 logger.info("finished at step %d, as asked", trainer.done)
                 return True
@@ -198,6 +205,26 @@ class Stage:
             logger.warning("no film of step %d: %s", self.trainer.done, err)
             return None
         return film
+
+    def _first_drawing(self) -> bool:
+        """The user's prompts where the stage starts, if the run has not drawn them there; whether it did."""
+        drawing = self.drawing
+        return (
+            drawing is not None
+            and self.run.step not in self.run.folder.sample_steps()
+            and self._draw(drawing)
+        )
+
+    def _draw(self, drawing: Drawing) -> bool:
+        """Pictures of the user's prompts, in the run's folder; a line in the log if that fails. Whether it did not."""
+        step = self.trainer.done
+        try:
+            pixels = self.trainer.draw(drawing)
+            write_samples(self.run.folder.samples_folder(step), step, drawing.prompts.prompts, pixels)
+        except Exception as err:  # as of a film
+            logger.warning("no pictures of your prompts at step %d: %s", step, err)
+            return False
+        return True
 
     def _save_midway(self, pinned: bool) -> bool:
         """Save the state while the stage goes on; whether the disk took it.

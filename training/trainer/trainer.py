@@ -37,6 +37,7 @@ from ..objective.states import (
 from ..objective.targets import TARGETS
 from ..objective.timesteps import draw_u, u_range
 from ..pictures.film import Camera, Film
+from ..pictures.sampling import Drawing
 from .best import Best
 from .config import TrainConfig, resolved, streams
 from .meter import Kind, Meter
@@ -77,6 +78,8 @@ class StepReport:
     """The state of this step is on the disk."""
     film: Film | None = None
     """A film taken since the last step."""
+    drawn: bool = False
+    """The user's prompts were drawn since the last step."""
     best: Best | None = None
     """The best moment so far, where the run keeps it and has one."""
 
@@ -114,6 +117,7 @@ class Trainer:
         self.device = source.device
         self.denoiser = source.denoiser(_DTYPES[config.autocast])
         self.levels = u_range(config.timesteps, self.denoiser.schedule)
+        self.source = source
         self.camera = Camera(self.denoiser, source, data, config.rollout, self.levels)
         self.prediction = source.prediction
         self.target = TARGETS[config.rollout.target]
@@ -351,6 +355,12 @@ class Trainer:
         """A rollout with the adapter as it would be saved; leaves no trace, not even in the meter."""
         with self.averaged():
             return self.camera.take(self.done)
+
+    def draw(self, drawing: Drawing) -> Tensor:
+        """Pictures [N, 3, H, W] of prompts with the adapter as it would be saved; leaves no trace, as `take_film`."""
+        with self.averaged():
+            latents = drawing.draw(self.denoiser)
+        return self.source.preview_latents(latents)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
