@@ -28,6 +28,20 @@ const COLOURS = {
 };
 
 /**
+ * Give a type a colour that stays: a palette that does not know the type sets it to "".
+ * @param {Record<string, string>} colours
+ * @param {string} type
+ * @param {string} colour
+ */
+function keep(colours, type, colour) {
+  let shown = colour;
+  const set = (/** @type {string} */ given) => {
+    shown = given || colour;
+  };
+  Object.defineProperty(colours, type, { get: () => shown, set, enumerable: true, configurable: true });
+}
+
+/**
  * @param {HostNode} node
  * @param {string} text
  */
@@ -54,10 +68,12 @@ app.registerExtension({
   name: "rollout_trainer.status",
 
   setup() {
-    for (const [type, colour] of Object.entries(COLOURS)) {
-      if (app.canvas.default_connection_color_byType) app.canvas.default_connection_color_byType[type] = colour;
-      if (LiteGraph.LGraphCanvas?.link_type_colors) LiteGraph.LGraphCanvas.link_type_colors[type] = colour;
-      document.documentElement.style.setProperty(`--color-datatype-${type}`, colour); // Nodes 2.0
+    const style = document.createElement("style"); // of Nodes 2.0; the root's own style is set anew with every palette
+    const rules = Object.entries(COLOURS).map(([type, colour]) => `--color-datatype-${CSS.escape(type)}: ${colour} !important;`);
+    style.textContent = `:root { ${rules.join(" ")} }`;
+    document.head.append(style);
+    for (const colours of [app.canvas.default_connection_color_byType, LiteGraph.LGraphCanvas?.link_type_colors]) {
+      for (const [type, colour] of Object.entries(COLOURS)) if (colours) keep(colours, type, colour);
     }
     api.addEventListener("executed", ({ detail }) => {
       const node = findNode(app.rootGraph ?? app.graph, detail?.display_node ?? detail?.node ?? "");

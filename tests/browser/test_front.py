@@ -277,6 +277,7 @@ def test_a_workflow_opens_without_a_complaint_and_nothing_overlaps(name, open_pa
 
 STATUS = ".rollout-trainer-status"
 SAVE = 13  # Save LoRA in workflows/quickstart.json
+LINK_COLOUR = "type => app.canvas.default_connection_color_byType[type]"
 COLOUR = "type => getComputedStyle(document.documentElement).getPropertyValue('--color-datatype-' + type)"
 OFFERED = "() => LiteGraph.createNode('LoraLoaderModelOnly').widgets[0].options.values"
 
@@ -292,7 +293,7 @@ def test_a_node_says_what_it_did_and_the_new_lora_is_offered(mode, open_page, sh
         elif node["id"] == SAVE:
             node["widgets_values"][0] = f"status-{mode}"
     page = open_page(mode, workflow=workflow)
-    assert page.evaluate(COLOUR, "ROLLOUT_RUN") == "#ffb74d"
+    assert page.evaluate(COLOUR, "ROLLOUT_RUN") == page.evaluate(LINK_COLOUR, "ROLLOUT_RUN") == "#ffb74d"
     page.evaluate("app.queuePrompt(0, 1)")
     look_at(page, SAVE)
     line = page.locator(STATUS).filter(has_text=f"status-{mode}.safetensors")
@@ -320,7 +321,7 @@ def test_settings_without_effect_are_greyed_and_the_cost_is_said(mode, open_page
     page = open_page(mode)
     look_at(page, SAMPLING)
     greyed = dict(page.evaluate(GREYED, SAMPLING))
-    assert greyed.keys() == {"prob_start", "prob_end", "ramp_shape"}
+    assert greyed.keys() == {"prob_start", "prob_end", "ramp_shape", "gamma"}
     assert "ramp_steps is 0" in greyed["prob_start"]
     # probability 0.5 x (a length of 1..3 steps, 3 of 4 times, 2 on average, and one clean forward)
     assert (
@@ -329,7 +330,7 @@ def test_settings_without_effect_are_greyed_and_the_cost_is_said(mode, open_page
     page.evaluate(SET, [SAMPLING, "ramp_steps", 100])
     page.evaluate(SET, [SAMPLING, "sampler", "rk4"])
     page.wait_for_timeout(300)
-    assert dict(page.evaluate(GREYED, SAMPLING)).keys() == {"probability", "order"}
+    assert dict(page.evaluate(GREYED, SAMPLING)).keys() == {"probability", "order", "gamma"}
     assert (
         page.evaluate(COST) == "about 3.4 extra model calls per sample, about 2.7x the time of a plain step"
     )
@@ -347,7 +348,7 @@ def test_settings_without_effect_are_greyed_and_the_cost_is_said(mode, open_page
     page.evaluate(SET, [SAMPLING, "max_step_offset", 0])
     assert page.evaluate(COST) == "no extra model calls: rollouts are off"
     stored = page.evaluate("id => app.graph.getNodeById(id).serialize().widgets_values", SAMPLING)
-    assert len(stored) == 13  # the cost line is not among them
+    assert len(stored) == 14  # the cost line is not among them
 
 
 @pytest.mark.parametrize("mode", MODES)
