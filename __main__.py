@@ -1,4 +1,4 @@
-"""The command line: `python -m rollout_trainer run | validate | nodes`.
+"""The command line: `python -m rollout_trainer run | trial | validate | nodes`.
 
 Exit codes: 0 done, 1 a node failed, 2 bad input (one line each on stderr, nothing written), 130 cancelled.
 """
@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,7 +44,9 @@ def main(arguments: Sequence[str] | None = None, nodes: NodeClasses = None) -> i
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
     logging.getLogger(__package__).setLevel(logging.INFO)
     try:
-        return {"run": _run, "validate": _validate, "nodes": _nodes}[options.command](options, nodes)
+        return {"run": _run, "trial": _trial, "validate": _validate, "nodes": _nodes}[options.command](
+            options, nodes
+        )
     except GraphError as err:
         for problem in err.problems:
             print(f"error: {one_line(problem)}", file=sys.stderr)
@@ -75,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     execute = commands.add_parser("run", parents=[shared], help="check a workflow and run it")
     out_help = "folder for all results (default: out)"
     execute.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help=out_help)
+    _add_trial(
+        commands.add_parser("trial", parents=[shared], help="train a workflow in several ways and compare")
+    )
     commands.add_parser("validate", parents=[shared], help="check a workflow and run nothing")
     listing = commands.add_parser("nodes", help="list nodes with their inputs, defaults and ranges")
     listing.add_argument("name", nargs="?", help="only nodes with this text in their name")
@@ -97,6 +103,50 @@ def _graph_options() -> argparse.ArgumentParser:
     shared.add_argument("--comfyui-python", type=Path, metavar="PATH", help=python_help)
     shared.add_argument("-v", "--verbose", action="store_true", help="log more, and show tracebacks")
     return shared
+
+
+def _add_trial(trial: argparse.ArgumentParser) -> None:
+    """What `trial` takes."""
+    arms_help = (
+        "two to four ways to train: NAME is the workflow as it is, 'NAME=NODE.WIDGET=VALUE;NODE.WIDGET=VALUE' changes "
+        "it; the others are compared with the first"
+    )
+    trial.add_argument("--arms", nargs="+", required=True, metavar="NAME[=SETTINGS]", help=arms_help)
+    trial.add_argument("--seeds", type=int, default=2, help="runs of every arm, 1 to 15 (default: 2)")
+    equal_help = "what all arms have alike: compute in forward evaluations (default), or steps"
+    trial.add_argument("--equal", choices=("compute", "steps"), default="compute", help=equal_help)
+    cfg_help = "guidance scales that pictures are drawn with (default: 1 2)"
+    trial.add_argument("--cfg", type=float, nargs="+", metavar="SCALE", help=cfg_help)
+    out_help = "folder of the trial; one that was cut off goes on there (default: out)"
+    trial.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help=out_help)
+
+
+def _trial(options: argparse.Namespace, nodes: NodeClasses) -> int:
+    from .nodes.trial import ArmSettings, conduct, drawing, trial_of
+
+    if options.comfyui is not None:
+        raise GraphError("a trial must run here, got --comfyui; leave it out")
+    host = _host(options, options.out)
+    if unwritable := destination_problems(options.out):
+        raise GraphError(*unwritable)
+    known = _known_nodes(nodes)
+    graph, wrong = _read(options, from_nodes(known))
+    if wrong:
+        raise GraphError(*wrong)
+    arms = [ArmSettings.parsed(text) for text in options.arms]
+    say = partial(print, file=sys.stderr, flush=True)
+    try:
+        with interruptible(host), installed(host), logging_redirect_tqdm():
+            settings = {"seeds": options.seeds, "equal": options.equal, "drawing": drawing(options.cfg)}
+            trial = trial_of(graph, known, host, arms, **settings)
+            print(conduct(trial, host.out / "trial", host, say))
+    except Cancelled:
+        print("Cancelled; the same command goes on from here", file=sys.stderr)
+        return CANCELLED
+    except ValueError as err:
+        raise GraphError(str(err)) from err
+    print(f"Trial: {host.out / 'trial'}")
+    return 0
 
 
 def _run(options: argparse.Namespace, nodes: NodeClasses) -> int:
@@ -141,12 +191,17 @@ def _validate(options: argparse.Namespace, nodes: NodeClasses) -> int:
 
 
 def _catalog(nodes: NodeClasses) -> Catalog:
-    """The nodes that a workflow may have here: the few of ComfyUI's own, and `nodes`."""
+    """The nodes that a workflow may have here."""
+    return from_nodes(_known_nodes(nodes))
+
+
+def _known_nodes(nodes: NodeClasses) -> list[type[io.ComfyNode]]:
+    """The few of ComfyUI's own nodes, and `nodes`."""
     if nodes is None:
         from .nodes import RolloutTrainerExtension
 
         nodes = asyncio.run(RolloutTrainerExtension().get_node_list())
-    return from_nodes([*CORE_NODES, *nodes])
+    return [*CORE_NODES, *nodes]
 
 
 def _host(options: argparse.Namespace, out: Path) -> StandaloneHost:

@@ -58,7 +58,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -83,12 +83,14 @@ from rollout_trainer.training.pictures.sampling import sample
 from rollout_trainer.training.trainer.config import TrainConfig
 from rollout_trainer.training.trainer.optim import OptimizerConfig
 from rollout_trainer.training.trainer.trainer import Trainer, training_mode
+from rollout_trainer.training.trial.results import Metrics, Result, Table, go_on, read
+from rollout_trainer.training.trial.statistics import STUDENT as STUDENT
+from rollout_trainer.training.trial.statistics import Comparison, Estimate, difference, differences
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN_COST = 2.0
 """Forward evaluations that a training row costs: forward and activations' gradients; a LoRA's own are small."""
 CFG = 2.0
-Metrics = dict[str, float]
 
 
 # --- the arms -----------------------------------------------------------------------------------
@@ -252,16 +254,6 @@ class Checkpoint:
     """Held-out loss of either half."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """A run that has ended, in plain values."""
-
-    arm: str
-    seed: int
-    metrics: dict[str, Metrics]
-    """By moment: end, early, stopped."""
-
-
 def train(lab: Lab, config: TrainConfig, every: int) -> tuple[list[Checkpoint], Metrics]:
     """Train an arm; return its states and what it cost: processor seconds, evaluations by kind."""
     halves = lab.unseen.halves()
@@ -390,89 +382,7 @@ def real_pictures(lab: Lab) -> Result:
     return Result(REAL, 0, {"end": seen | {"distance.spread": statistics.stdev(chance)}})
 
 
-# --- the runner ---------------------------------------------------------------------------------
-
-Job = tuple[str, int]
-"""Arm and seed."""
-
-
-def read(path: Path) -> list[Result]:
-    """The results in a file, none if it is not there."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [Result(**json.loads(line)) for line in lines]
-
-
-def go_on(
-    path: Path, jobs: Sequence[Job], run: Callable[[str, int], Result], until: float = math.inf
-) -> None:
-    """Run the jobs of which `path` has no result, in order, and write each result as it ends.
-
-    Args:
-        until: `time.monotonic` after which no job begins.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    results = read(path)
-    done = {(result.arm, result.seed) for result in results}
-    for arm, seed in jobs:
-        if (arm, seed) in done:
-            continue
-        if time.monotonic() > until:
-            return
-        begin = time.monotonic()
-        results.append(run(arm, seed))
-        lines = "".join(json.dumps(asdict(result)) + "\n" for result in results)
-        write_atomically(path, lines.encode())
-        print(f"{arm}, seed {seed}: {time.monotonic() - begin:.0f} s", flush=True)
-
-
 # --- statistics ---------------------------------------------------------------------------------
-
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
-"""97.5 % quantiles of Student's distribution by degrees of freedom, from 1."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds."""
-
-    mean: float
-    error: float
-    """Standard error."""
-    low: float
-    """Lower end of Student's 95 % interval."""
-    high: float
-    """Upper end."""
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate:
-        """Estimate the mean that 2 to 16 independent values have.
-
-        Raises:
-            ValueError: fewer or more.
-        """
-        n = len(values)
-        if not 2 <= n <= len(STUDENT) + 1:
-            raise ValueError(f"values must be 2 to {len(STUDENT) + 1}, got {n}; run more seeds, or fewer")
-        mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(n)
-        reach = STUDENT[n - 2] * error
-        return cls(mean, error, mean - reach, mean + reach)
-
-    @property
-    def distinct(self) -> bool:
-        """Whether the interval leaves 0 out."""
-        return self.low > 0 or self.high < 0
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One arm at one moment against another at one."""
-
-    title: str
-    arm: str
-    against: str
-    at: str = "end"
-    against_at: str = "end"
-
 
 EQUAL_STEPS = ("residual", "quickstart", "clean", "clean, gentle", "solver_error", "mixflow", "guided")
 COMPARISONS = (
@@ -507,9 +417,6 @@ STOPPED: tuple[str, ...] = ("step", *MAIN)
 EARLY: tuple[str, ...] = ("unseen.distance@8", "unseen.loss", "unseen.style@8", "unseen.rate@8")
 COST: tuple[str, ...] = ("steps", "seconds", "rows.train", "rows.rollout", "rows.clean")
 
-Table = Mapping[str, Mapping[int, Mapping[str, Metrics]]]
-"""``table[arm][seed][moment]``."""
-
 
 def tabulate(results: Sequence[Result]) -> Table:
     """The results by arm and seed, what the metrics are compared with first."""
@@ -519,22 +426,6 @@ def tabulate(results: Sequence[Result]) -> Table:
     for result in results:
         table.setdefault(result.arm, {})[result.seed] = result.metrics
     return table
-
-
-def differences(table: Table, comparison: Comparison, metric: str) -> list[float]:
-    """Paired differences of a metric over the seeds that both arms have."""
-    one, other = table.get(comparison.arm, {}), table.get(comparison.against, {})
-    pairs = [
-        (one[seed][comparison.at], other[seed][comparison.against_at])
-        for seed in sorted(one.keys() & other.keys())
-    ]
-    return [a[metric] - b[metric] for a, b in pairs if metric in a and metric in b]
-
-
-def difference(table: Table, comparison: Comparison, metric: str) -> Estimate | None:
-    """The mean paired difference of a metric; None for fewer than two pairs."""
-    values = differences(table, comparison, metric)
-    return Estimate.of(values) if len(values) > 1 else None
 
 
 def verdict(metric: str, estimate: Estimate) -> str:
@@ -651,7 +542,7 @@ def study(
         return references[arm]() if arm in references else run_arm(lab, plan, arm, seed)
 
     jobs = [(arm, 0) for arm in references] + [(arm, seed) for seed in range(seeds) for arm in arms]
-    go_on(path, jobs, run, until)
+    go_on(path, jobs, run, until, say=partial(print, flush=True))
 
 
 def main() -> None:

@@ -35,6 +35,20 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "trainer": {"checks", "conditioning", "data", "forms", "lora", "models", "objective", "pictures"},
         "plan": {"data", "forms", "lora", "models", "objective", "trainer"},
         "runs": {"checks", "data", "files", "lora", "models", "objective", "pictures", "trainer"},
+        "trial": {
+            *(
+                "checks",
+                "conditioning",
+                "data",
+                "files",
+                "forms",
+                "models",
+                "objective",
+                "pictures",
+                "runs",
+                "trainer",
+            ),
+        },
     },
     "host": {
         "interface": set(),

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .dataset import LatentDataset, Part
+from .dataset import Bucket, LatentDataset, Part, StoredBucket
 from .encoding import MIRRORED
 
 
@@ -18,7 +18,8 @@ def hold_out(data: LatentDataset, share: float) -> tuple[LatentDataset, LatentDa
 
     Who is held out follows from the names alone, by their digests: the same in every run and at every seed, and one
     picture more or less in the data moves hardly any other. Samples of one name (one picture in two sizes) and mirror
-    images stay together, so nothing that is held out is trained on in another form.
+    images stay together, so nothing that is held out is trained on in another form. Of a mixed dataset every part gives
+    its share.
 
     Args:
         share: above 0, below 1.
@@ -26,13 +27,24 @@ def hold_out(data: LatentDataset, share: float) -> tuple[LatentDataset, LatentDa
     Raises:
         ValueError: fewer than two different names.
     """
-    names = {_picture(name) for bucket in data.buckets for name in bucket.names}
-    if len(names) < 2:
+    taught: list[Bucket | StoredBucket] = []
+    held: list[Bucket | StoredBucket] = []
+    parts, first = [], 0
+    for part in data.parts or (Part(len(data.buckets), 1.0, data.empty_cond),):
+        own, first = data.buckets[first : first + part.buckets], first + part.buckets
+        names = {_picture(name) for bucket in own for name in bucket.names}
+        chosen = set(by_digest(names)[: min(max(round(share * len(names)), 1), len(names) - 1)])
+        kept = _of(own, names - chosen)
+        taught, held = [*taught, *kept], [*held, *_of(own, chosen)]
+        parts.append(replace(part, buckets=len(kept)))
+    if not held:
         raise ValueError(
             f"hold_out must be 0 for data of fewer than two pictures, got {share:g}; connect data to validation"
         )
-    chosen = set(by_digest(names)[: min(max(round(share * len(names)), 1), len(names) - 1)])
-    return _part(data, names - chosen), _part(data, chosen)
+    kept_parts = tuple(parts) if data.parts else ()
+    return replace(data, buckets=tuple(taught), parts=kept_parts), replace(
+        data, buckets=tuple(held), parts=()
+    )
 
 
 def by_digest(names: Iterable[str]) -> list[str]:
@@ -42,23 +54,10 @@ def by_digest(names: Iterable[str]) -> list[str]:
     )
 
 
-def _part(data: LatentDataset, names: set[str]) -> LatentDataset:
+def _of(buckets: Sequence[Bucket | StoredBucket], names: set[str]) -> list[Bucket | StoredBucket]:
     """The samples of these names, in their order; buckets without any are left out."""
-    rows = [_rows(bucket.names, names) for bucket in data.buckets]
-    buckets = tuple(bucket.part(own) for bucket, own in zip(data.buckets, rows, strict=True) if len(own))
-    return replace(data, buckets=buckets, parts=_parts(data.parts, rows))
-
-
-def _parts(parts: Sequence[Part], rows: Sequence[Tensor]) -> tuple[Part, ...]:
-    """The parts of a mixed dataset of which buckets are left, their shares adding up to 1 again."""
-    left, first = [], 0
-    for part in parts:
-        count = sum(len(own) > 0 for own in rows[first : first + part.buckets])
-        first += part.buckets
-        if count:
-            left.append(replace(part, buckets=count))
-    whole = sum(part.share for part in left)
-    return tuple(left if whole == 1 else [replace(part, share=part.share / whole) for part in left])
+    rows = [_rows(bucket.names, names) for bucket in buckets]
+    return [bucket.part(own) for bucket, own in zip(buckets, rows, strict=True) if len(own)]
 
 
 def _picture(name: str) -> str:

@@ -100,6 +100,28 @@ def drift_plot(sigmas: Values, drift: Values, floor: Values, size: tuple[int, in
     return _render(figure)
 
 
+def difference_plot(
+    rows: Mapping[str, tuple[Values, float, float, float]], label: str, width: int = 800
+) -> Picture:
+    """Plot differences between ways to train: every seed, the mean and its interval; left of 0 is better.
+
+    Args:
+        rows: by title, the values of the seeds, their mean, and the ends of its interval.
+        label: what is measured.
+        width: in pixels.
+    """
+    figure, axes = _figure((width, 130 + 50 * len(rows)))
+    for y, (values, mean, low, high) in enumerate(rows.values()):
+        colour = "#1a7f37" if high < 0 else "#cf222e" if low > 0 else FAINT
+        axes.plot(values, [y] * len(values), "|", color=colour, ms=12, alpha=0.6)
+        axes.errorbar(mean, y, xerr=[[mean - low], [high - mean]], fmt="o", color=colour, capsize=4)
+    axes.axvline(0, color=INK, lw=1)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(f"{label}: difference; left is better, across 0 is no difference seen")
+    return _render(figure)
+
+
 def exposure_plot(reports: Mapping[str, Mapping[str, Any]], size: tuple[int, int] = (1100, 680)) -> Picture:
     """Plot exposure bias of one or more models over sigma and, at a few noise levels, over radial frequency.
 

@@ -9,6 +9,7 @@ import torch
 from everything import EVERYTHING, same
 
 from rollout_trainer.training.data.holdout import hold_out
+from rollout_trainer.training.data.mixture import Added, mixed
 from rollout_trainer.training.runs.live import Live
 from rollout_trainer.training.runs.run import reopen, resuming, start, starting, train, validate
 from rollout_trainer.training.trainer.best import Best
@@ -57,6 +58,17 @@ def test_another_picture_moves_hardly_any_other(make_data):
 def test_something_is_left_on_both_sides(share, held, make_data):
     taught, apart = hold_out(make_data(12), share)
     assert (len(taught), len(apart)) == (12 - held, held)
+
+
+def test_every_part_of_a_mixed_dataset_gives_its_share(toy_source, make_data, make_config, tmp_path):
+    data = mixed(make_data(12, sizes=(6, 4)), make_data(20), Added(0.25))
+    taught, held = hold_out(data, 0.25)
+    assert [len(bucket) for bucket in taught.buckets] == [9, 9, 15]
+    assert [len(bucket) for bucket in held.buckets] == [3, 3, 5]
+    assert [(part.buckets, part.share) for part in taught.parts] == [(2, 0.75), (1, 0.25)]
+    config = make_config(hold_out=0.25, validate_every=2, batch_size=2)
+    run = train(start(tmp_path, "t", toy_source, data, config), 4)
+    assert run.history.columns["validation"][-1] > 0
 
 
 def test_one_picture_cannot_be_parted(make_data):
