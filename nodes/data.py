@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from ..training.data.dataset import LatentDataset
 from ..training.data.encoding import encode, samples_shown
 from ..training.data.folders import DataProgress, check_image_folder, folder_stamp, read_image_folder
 from ..training.data.given import dataset_from_images
-from ..training.data.images import ImageDataset
+from ..training.data.images import ImageDataset, Role
 from ..training.data.mixture import Added, mixed
 from ..training.data.sheet import contact_sheet
 from ..training.models.source import LoadedModel
@@ -73,6 +73,7 @@ class RolloutDatasetFromFolder(io.ComfyNode):
                     default=False,
                     tooltip="Read sub-folders of any name, at any depth. Off: only those named 10_name.",
                 ),
+                *(widget for i in (1, 2, 3) for widget in control_widgets(i)),
             ],
             outputs=[
                 sockets.Dataset.Output(display_name="dataset"),
@@ -104,13 +105,26 @@ class RolloutDatasetFromFolder(io.ComfyNode):
         folder = folder or current().linked_text("folder")
         if not folder:
             return ""
-        return folder_stamp(current().resolve_path(folder))
+        controls = [str(text) for name, text in inputs.items() if re.fullmatch(r"control_\d", name) and text]
+        return ";".join(folder_stamp(current().resolve_path(text)) for text in (folder, *controls))
 
     @classmethod
     def execute(
-        cls, folder: str, default_caption: str, trigger_word: str, alpha_masks: bool, subfolders: bool = False
+        cls,
+        folder: str,
+        default_caption: str,
+        trigger_word: str,
+        alpha_masks: bool,
+        subfolders: bool = False,
+        control_1: str = "",
+        control_1_role: Role = "reference",
+        control_2: str = "",
+        control_2_role: Role = "reference",
+        control_3: str = "",
+        control_3_role: Role = "reference",
     ) -> io.NodeOutput:
         """Read it."""
+        given = ((control_1, control_1_role), (control_2, control_2_role), (control_3, control_3_role))
         dataset = read_image_folder(
             place_of(folder),
             default_caption or None,
@@ -119,9 +133,31 @@ class RolloutDatasetFromFolder(io.ComfyNode):
             nested=subfolders,
             known=current().cache_dir() / "folders",
             progress=shown(),
+            controls=[(place_of(text), role) for text, role in given if text.strip()],
         )
         summary = dataset.summary()
         return io.NodeOutput(dataset, summary, ui={"text": (summary,)})
+
+
+def control_widgets(number: int) -> list[io.Input]:
+    """A folder of controls, and what they are to the pictures."""
+    return [
+        io.String.Input(
+            f"control_{number}",
+            optional=True,
+            default="",
+            tooltip="For edit, inpaint and image-to-video models: a folder with a picture of the same name for each "
+            "picture of the dataset. Empty: none.",
+        ),
+        io.Combo.Input(
+            f"control_{number}_role",
+            optional=True,
+            options=list(get_args(Role)),
+            default="reference",
+            tooltip="What these pictures are: reference, what the model looks at while it draws; start frame or end "
+            "frame of a clip; inpaint, a mask whose white parts are drawn anew.",
+        ),
+    ]
 
 
 def place_of(folder: str) -> Path:

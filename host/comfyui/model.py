@@ -275,6 +275,70 @@ class ComfyModel:
             latent = latent[:, :, None]
         return self.latent_in(latent).to(pixels)
 
+    def encode_controls(self, controls: Sequence[tuple[str, Tensor]], target: Tensor) -> dict[str, Tensor]:
+        """Conditioning of a sample's controls (role, [1, H, W, 3]), as ComfyUI's own nodes make it.
+
+        References as ReferenceLatent, frames as WanImageToVideo, what is painted anew as InpaintModelConditioning.
+
+        Raises:
+            ValueError: no VAE is wired, or the family makes nothing of such controls.
+        """
+        if self.vae is None:
+            raise ValueError("vae must be wired to Model from ComfyUI, to turn pictures into latents")
+        named: dict[str, Any] = {}
+        references = [self.vae.encode(pixels) for role, pixels in controls if role == "reference"]
+        if references:
+            named["reference_latents"] = references
+        frames = [(role, pixels) for role, pixels in controls if role != "reference"]
+        if frames:
+            named |= self._concat(frames, target)
+        (row,) = conditioning_rows([[torch.zeros(1, 1, 1), named]])
+        row = {name: value for name, value in row.items() if name != "cross_attn"}
+        if not self._makes_use_of(row, target):
+            roles = ", ".join(dict.fromkeys(role for role, _ in controls))
+            raise ValueError(
+                f"control folders must suit the model, but {self.name} makes nothing of: {roles}; leave them out or "
+                "choose an edit, inpaint or image-to-video model"
+            )
+        return row
+
+    def _concat(self, controls: Sequence[tuple[str, Tensor]], target: Tensor) -> dict[str, Any]:
+        """What is laid beside the network's input: the target with what is not given grey, and where that is (1)."""
+        hidden = torch.ones_like(target[..., :1])  # [F, H, W, 1]
+        seen = target.clone()
+        for role, pixels in controls:
+            if role == "inpaint":
+                hidden = pixels[..., :1].round().expand_as(hidden)
+            else:
+                frame = 0 if role == "start frame" else len(target) - 1
+                seen[frame], hidden[frame] = pixels[0], 0.0
+        latent = self.vae.encode(torch.where(hidden > 0, torch.full_like(seen, 0.5), seen))
+        if all(role == "inpaint" for role, _ in controls):
+            return {"concat_latent_image": latent, "concat_mask": hidden.movedim(-1, 1)}
+        mask = torch.ones(1, 1, *latent.shape[2:])
+        mask[:, :, 0] = float(hidden[0].max())
+        mask[:, :, -1] = min(float(hidden[-1].max()), float(mask[0, 0, -1].max()))
+        return {"concat_latent_image": latent, "concat_mask": mask}
+
+    def _makes_use_of(self, row: Row, target: Tensor) -> bool:
+        """Whether the family's conditioning is another one with `row` than without."""
+        height, width = (side // self.scale_factor for side in target.shape[1:3])
+        frames = [1] if self.frames else []
+        x = torch.zeros(1, self.latent_channels, *frames, height, width, device=self.device)
+        text: dict[str, Tensor] = (
+            {"cross_attn": torch.zeros(1, 1, 1)} if self.clip is None else self.encode_caption("")
+        )
+        text = {name: value.to(self.device) for name, value in text.items()}
+        on = {name: value.to(self.device) for name, value in row.items()}
+        with_it, without = self._model_conds(x, {**text, **on}), self._model_conds(x, text)
+        if with_it.keys() != without.keys():
+            return True
+        pairs = ((value.cond, without[name].cond) for name, value in with_it.items())
+        return any(
+            isinstance(a, Tensor) and isinstance(b, Tensor) and (a.shape != b.shape or not torch.equal(a, b))
+            for a, b in pairs
+        )
+
     def decode_latent(self, latent: Tensor) -> Tensor:
         """Picture [1, H, W, 3] of one latent [1, C, ...]; of several frames, the first.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..conditioning import SHAPE, Cond, alike, controls_of, joined, select, text_of
+from ..conditioning import ABSENT, SHAPE, Cond, alike, controls_of, joined, select, text_of
 from .cache import Layout, TensorCache
 from .columns import Keys, Texts
 from .folders import read_image_folder as read_image_folder
@@ -101,6 +101,10 @@ def mold(layouts: Iterable[Layout]) -> Cond:
     return out
 
 
+NO_CONTROLS = "0" * 32
+"""In place of the key of a sample that has none."""
+
+
 @dataclass(frozen=True)
 class StoredBucket:
     """N encoded samples of one size, read from the cache when asked."""
@@ -122,6 +126,8 @@ class StoredBucket:
     """The different captions of the dataset."""
     variants: int = 1
     """Captions of each sample: as written, then in other orders."""
+    controls: Keys | None = None
+    """[N]: of what belongs to a sample whatever its caption is; `NO_CONTROLS`: nothing does. None: to none of them."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -149,7 +155,20 @@ class StoredBucket:
             masks = torch.stack([t.get("mask", everywhere) for t in tensors])
             between = [1] * (latents.ndim - masks.ndim)  # the frames of a video model
             masks = masks.reshape(len(masks), 1, *between, *masks.shape[-2:])
-        return latents, self.conds.read(texts), masks
+        return latents, {**self.conds.read(texts), **self._controls(rows)}, masks
+
+    def _controls(self, rows: Tensor) -> Cond:
+        """The controls [B, ...] of samples; rows may differ in what they have."""
+        keys = [] if self.controls is None else [self.controls[i] for i in rows.tolist()]
+        conds = [{} if key == NO_CONTROLS else self.cache.read(key) for key in keys]
+        some = next((cond for cond in conds if cond), None)
+        if some is None:
+            return {}
+        absent: dict[str, Tensor] = {}
+        for name, value in some.items():
+            absent[name] = torch.zeros_like(value)
+            absent[name + SHAPE] = torch.full((1, value.ndim), ABSENT)
+        return joined([cond or absent for cond in conds])
 
     def part(self, rows: Tensor) -> StoredBucket:
         """The samples `rows: LongTensor [M]` alone."""
@@ -158,6 +177,7 @@ class StoredBucket:
             self,
             keys=Keys(self.keys[i] for i in chosen),
             text=self.text[rows],
+            controls=None if self.controls is None else Keys(self.controls[i] for i in chosen),
             repeats=self.repeats[rows],
             names=Texts(self.names[i] for i in chosen),
         )
@@ -166,7 +186,8 @@ class StoredBucket:
         """The same bucket in memory."""
         rows = torch.arange(len(self))
         texts = self.texts(rows[:, None], torch.arange(self.variants)).flatten()
-        latents, cond, masks = self.read(rows, texts)
+        latents, _, masks = self.read(rows, texts[:: self.variants])
+        cond = {**self.conds.read(texts), **self._controls(rows.repeat_interleave(self.variants))}
         return Bucket(latents, cond, masks, self.repeats, tuple(self.names), self.captions, self.variants)
 
 

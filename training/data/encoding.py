@@ -17,10 +17,10 @@ from ..models.source import ModelSource
 from .cache import Layout, TensorCache, cache_key
 from .captions import caption_variants
 from .columns import Keys, Texts
-from .dataset import Captions, LatentDataset, StoredBucket, mold
+from .dataset import NO_CONTROLS, Captions, LatentDataset, StoredBucket, mold
 from .folders import DataProgress
+from .images import Control, ImageItem, bucket_sizes, fitted, fitted_mask, look_at_mask, nearest_bucket
 from .images import ImageDataset as ImageDataset
-from .images import ImageItem, bucket_sizes, fitted, fitted_mask, look_at_mask, nearest_bucket
 from .sheet import Shown, spread
 
 CACHE_VERSION = 1
@@ -116,7 +116,8 @@ def samples_shown(
             mask = None
         often = "" if item.repeats == 1 else f", {item.repeats} times"
         name = item.path.name if len(item.path.name) < 24 else f"...{item.path.name[-20:]}"
-        out.append(Shown((pixels,), mask, f"{name}  {size[0]}x{size[1]}{often}", item.caption))
+        controls = [control_pixels(control, size, model)[0] for control in item.controls]
+        out.append(Shown((pixels, *controls), mask, f"{name}  {size[0]}x{size[1]}{often}", item.caption))
     return out
 
 
@@ -149,6 +150,7 @@ class _Rows:
     texts: array[int] = field(default_factory=lambda: array("i"))
     repeats: array[int] = field(default_factory=lambda: array("q"))
     masked: bool = False
+    controls: Keys = field(default_factory=Keys)
 
 
 class _Encoder:
@@ -177,9 +179,32 @@ class _Encoder:
         contents = [read.digest, read.mask_digest, self.alpha_masks]
         key = cache_key("picture", *self.base, contents, picture.size, picture.flipped)
         others = caption_variants(item.caption, self.variants, self.keep_tags)[1:]
-        self.keys.append(cache_key(key, item.caption, item.repeats, *others))
+        told = [[c.role, c.digest] for c in item.controls]
+        self.keys.append(cache_key(key, item.caption, item.repeats, *others, *([told] if told else [])))
         found = self.cache.ensure(key, lambda: self._encode(picture, read))
-        self._put(picture, key, {name: shape for name, _, shape in found})
+        control = self._control(picture, key, told) if told else NO_CONTROLS
+        self._put(picture, key, {name: shape for name, _, shape in found}, control)
+
+    def _control(self, picture: _Picture, key: str, told: list[list[str]]) -> str:
+        """Have the controls of a picture in the cache; return their key."""
+        taking = getattr(self.model, "encode_controls", None)
+        if taking is None:
+            raise ValueError(
+                f"control folders must be left out for {self.model.name}, which takes no controls"
+            )
+        own = cache_key("controls", key, told)
+
+        def make() -> Mapping[str, Tensor]:
+            item = picture.item
+            target, _ = fitted(item, _read(item.path), *picture.size)
+            given = [(c.role, control_pixels(c, picture.size, self.model)) for c in item.controls]
+            if picture.flipped:
+                target, given = target.flip(-1), [(role, pixels.flip(-1)) for role, pixels in given]
+            made: Mapping[str, Tensor] = taking(given, target[None])
+            return made
+
+        self.cache.ensure(own, make)
+        return own
 
     def dataset(self, tell: Callable[[], None]) -> LatentDataset:
         """All pictures so far, with their captions, which are encoded now; `tell` is called after each."""
@@ -196,7 +221,7 @@ class _Encoder:
         buckets = tuple(self._bucket(self.rows[size], captions) for size in sorted(self.rows))
         return LatentDataset(buckets, empty_cond, cache_key(*self.keys)[:16])
 
-    def _put(self, picture: _Picture, key: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def _put(self, picture: _Picture, key: str, shapes: Mapping[str, tuple[int, ...]], control: str) -> None:
         item = picture.item
         rows = self.rows.setdefault(picture.size, _Rows(shapes["latent"]))
         rows.keys.append(key)
@@ -206,6 +231,7 @@ class _Encoder:
             self.written.append(item.caption)
         rows.repeats.append(item.repeats)
         rows.masked |= "mask" in shapes
+        rows.controls.append(control)
 
     def _bucket(self, rows: _Rows, captions: Captions) -> StoredBucket:
         return StoredBucket(
@@ -219,6 +245,7 @@ class _Encoder:
             names=rows.names,
             written=self.written,
             variants=self.variants,
+            controls=rows.controls if any(key != NO_CONTROLS for key in rows.controls) else None,
         )
 
     def _caption(self, text: str, layouts: set[Layout]) -> str:
@@ -239,6 +266,24 @@ class _Encoder:
         if mask is None:
             return {"latent": latent}
         return {"latent": latent, "mask": adaptive_avg_pool2d(mask, (latent.shape[-2], latent.shape[-1]))}
+
+
+def control_pixels(control: Control, size: tuple[int, int], model: ModelSource) -> Tensor:
+    """A control as it is encoded, [1, 3, H, W]: cropped to the target's `size`, or a reference in its own shape.
+
+    Raises:
+        ValueError: its file cannot be read any more.
+    """
+    item = ImageItem(control.path, "", control.width, control.height)
+    if control.role == "reference":
+        step = model.size_multiple
+        shrink = min(1.0, (size[0] * size[1] / (control.width * control.height)) ** 0.5)
+        sides = (control.width, control.height)
+        size = (
+            max(step, int(sides[0] * shrink) // step * step),
+            max(step, int(sides[1] * shrink) // step * step),
+        )
+    return fitted(item, _read(control.path), *size)[0][None]
 
 
 class _Reads:

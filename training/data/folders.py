@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .captions import BESIDE, TABLES, caption_in, table, with_trigger
 from .facts import Fact, Facts, Stamp, stamp
-from .images import ImageDataset, Items, line_of, look, look_at_mask
+from .images import Control, ImageDataset, Items, Role, line_of, look, look_at_mask
 
 PICTURES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".avif", ".tif", ".tiff",
@@ -28,6 +28,8 @@ REPEATS = re.compile(r"(\d+)_.*")
 MOST_REPEATS = 1_000_000
 SYSTEM = ("thumbs.db", "ehthumbs.db", "desktop.ini")
 """What operating systems leave in folders, beside files whose names begin with a dot."""
+MOST_CONTROLS = 9
+"""Of one picture in one folder, beside the one of its own name."""
 ALIKE = 3
 """More files left out for one reason are one line."""
 
@@ -44,6 +46,7 @@ def read_image_folder(
     nested: bool = False,
     known: Path | None = None,
     progress: DataProgress | None = None,
+    controls: Sequence[tuple[Path, Role]] = (),
 ) -> ImageDataset:
     """Find the pictures of `folder` and read their captions; every picture is decoded once to be sure of it.
 
@@ -55,11 +58,14 @@ def read_image_folder(
         nested: read subfolders of any name at any depth.
         known: folder where it is kept what is known of files, so that they are looked at once.
         progress: called after each picture.
+        controls: folders with pictures of the same names, and what those are to the pictures. Of one picture there may
+            be several: ``NAME``, ``NAME_1``, ``NAME_2`` and so on.
 
     Raises:
         ValueError: no such folder, no pictures in it, none that can be used, or a picture without a caption.
     """
     reader = _Reader(Path(folder), default_caption, trigger, known)
+    reader.controls = [_Controls(path, role, known) for path, role in controls]
     places = reader.places(nested)
     total = sum(len(place.pictures) for place in places)
     items = Items(reader.folder)
@@ -69,6 +75,8 @@ def read_image_folder(
             if progress is not None:
                 progress(reader.done, total)
     reader.facts.close()
+    for own in reader.controls:
+        own.close(reader.left)
     reader.refuse_bare()
     if not items:
         raise ValueError(reader.nothing())
@@ -189,6 +197,7 @@ class _Reader:
         self.facts = Facts(folder, known)
         self.bare: list[str] = []
         self.done = 0
+        self.controls: list[_Controls] = []
 
     def places(self, nested: bool) -> list[_Place]:
         """The folders whose pictures are read: the dataset folder first, then the others by name."""
@@ -221,7 +230,14 @@ class _Reader:
                 self.left.add(place.name + mask, "its picture is left out, as it is all black", True)
                 return
         found = None if seen is None else (place.name + mask, seen["digest"])
-        items.append(place.name + name, caption, fact, place.repeats, found)
+        size = (fact["width"], fact["height"])
+        controls: list[Control] = []
+        for own in self.controls:
+            of_it = own.of(place.name + name, size, self.left)
+            if of_it is None:
+                return
+            controls += of_it
+        items.append(place.name + name, caption, fact, place.repeats, found, tuple(controls))
 
     def caption(self, place: _Place, name: str) -> str | None:
         """The caption of a picture; None: it has none that can be used, which is noted."""
@@ -343,6 +359,65 @@ class _Reader:
             if own not in of.files and own not in of.stems:
                 self.left.add(place.name + name, f"it has a caption of {file}, which is not there")
             of.captions.setdefault(own, caption)
+
+
+class _Controls:
+    """A folder of controls."""
+
+    def __init__(self, folder: Path, role: Role, known: Path | None) -> None:
+        if not folder.is_dir():
+            raise ValueError(f"control folder {folder}: {_no_folder(folder)}")
+        self.folder, self.role = folder, role
+        self.facts = Facts(folder, known)
+        self.names: dict[str, list[str]] = {}
+        for above, _, files in os.walk(folder):
+            place = Path(above).relative_to(folder).as_posix()
+            for name in sorted(filter(_is_picture, files), key=_number):
+                stem = ("" if place == "." else place + "/") + _stem(name)
+                self.names.setdefault(stem, []).append(os.path.splitext(name)[1])
+        self.used: set[str] = set()
+
+    def of(self, name: str, size: tuple[int, int], left: _LeftOut) -> list[Control] | None:
+        """The controls of a picture; None: one of them cannot be used, which is noted."""
+        stem, out = _stem(name), []
+        stems = [stem, *(f"{stem}_{i}" for i in range(1, MOST_CONTROLS + 1))]
+        for own in [s for s in stems if s in self.names]:
+            self.used.add(own)
+            file = own + self.names[own][0]
+            path = self.folder / file
+            try:
+                seen = self.facts.of(file, stamp(path.stat()), lambda path=path: look(path.read_bytes()))  # type: ignore[misc]
+            except Exception as err:  # as of a picture
+                left.add(
+                    name, f"it is left out, as its control {path.name} cannot be read ({line_of(err)})", True
+                )
+                return None
+            if self.role != "reference" and not _alike(size, (seen["width"], seen["height"])):
+                shape = f"{seen['width']}x{seen['height']}, not of the shape of {size[0]}x{size[1]}"
+                left.add(name, f"it is left out, as its {self.role} {path.name} is {shape}", True)
+                return None
+            out.append(Control(path, self.role, seen["width"], seen["height"], seen["digest"]))
+        if not out:
+            left.add(name, f"it has no {self.role} in {self.folder.name}/ and is trained without", True)
+        return out
+
+    def close(self, left: _LeftOut) -> None:
+        """Name what belongs to no picture."""
+        self.facts.close()
+        for stem, ends in self.names.items():
+            if stem not in self.used:
+                left.add(
+                    f"{self.folder.name}/{stem}{ends[0]}", "there is no picture of that name for this control"
+                )
+
+
+def _alike(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two sizes are of one shape, but for a pixel or two of rounding."""
+    return abs(size[0] * other[1] - size[1] * other[0]) <= 2 * max(*size, *other)
+
+
+def _number(name: str) -> tuple[int, str]:
+    return len(name), name
 
 
 def _no_folder(folder: Path) -> str:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..files import replace_file
+from ..files import write_atomically
 from .captions import one_line, with_trigger
 from .images import ImageDataset, Items
 
@@ -81,13 +81,8 @@ def _kept(place: Path, values: Tensor) -> tuple[str, str]:
     digest = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
     path = place / f"{digest}.png"
     if not path.exists():
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            coded = io.BytesIO()
-            Image.fromarray(pixels).save(coded, "PNG", compress_level=1)
-            replace_file(path, coded.getvalue())
-        except OSError as err:
-            raise RuntimeError(
-                f"{place} must be writable, got {err.strerror}; free space and queue again"
-            ) from err
+        packed = io.BytesIO()
+        Image.fromarray(pixels).save(packed, "PNG", compress_level=1)
+        place.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, packed.getvalue())
     return path.name, digest

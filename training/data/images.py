@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Literal, overload
 
 import numpy as np
 import torch
@@ -25,6 +25,23 @@ SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
 SHOWN = 20
 """Lines of what was left out that a summary shows."""
+
+
+Role = Literal["reference", "start frame", "end frame", "inpaint"]
+"""What a control is to its picture: what the model looks at, the first or last frame of a clip, or a mask of what is
+painted anew (white)."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """A picture that belongs to a sample whatever its caption is."""
+
+    path: Path
+    role: Role
+    width: int
+    """Pixels, upright."""
+    height: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -42,6 +59,7 @@ class ImageItem:
     digest: str = ""
     """Of the file's content (sha256, hex), if it is known."""
     mask_digest: str = ""
+    controls: tuple[Control, ...] = ()
 
 
 class Items(Sequence[ImageItem]):
@@ -59,8 +77,17 @@ class Items(Sequence[ImageItem]):
         self._numbers: dict[str, int] = {}
         self._names, self._mask_names = Texts(), Texts()
         self._digests, self._mask_digests = bytearray(), bytearray()
+        self._controls: dict[int, tuple[Control, ...]] = {}
 
-    def append(self, name: str, caption: str, fact: Fact, repeats: int, mask: tuple[str, str] | None) -> None:
+    def append(
+        self,
+        name: str,
+        caption: str,
+        fact: Fact,
+        repeats: int,
+        mask: tuple[str, str] | None,
+        controls: tuple[Control, ...] = (),
+    ) -> None:
         """Put a picture at the end.
 
         Args:
@@ -68,6 +95,8 @@ class Items(Sequence[ImageItem]):
             fact: as `look` says it.
             mask: path within the folder, and digest.
         """
+        if controls:
+            self._controls[len(self)] = controls
         self._names.append(name)
         if caption not in self._numbers:
             self._numbers[caption] = len(self.written)
@@ -106,6 +135,7 @@ class Items(Sequence[ImageItem]):
             None if mask < 0 else self.folder / self._mask_names[mask],
             self._digests[32 * i : 32 * i + 32].hex(),
             "" if mask < 0 else self._mask_digests[32 * mask : 32 * mask + 32].hex(),
+            self._controls.get(i, ()),
         )
 
     def __len__(self) -> int:

@@ -111,6 +111,10 @@ class HostNetwork(Protocol):
         """Latent [1, C, ...] of a picture [1, H, W, 3]."""
         ...
 
+    def encode_controls(self, controls: Sequence[tuple[str, Tensor]], target: Tensor) -> Mapping[str, Tensor]:
+        """Conditioning [1, ...] of a sample's controls (role, [1, H, W, 3]); `target` is its picture [1, H, W, 3]."""
+        ...
+
     def decode_latent(self, latent: Tensor) -> Tensor:
         """Picture [1, H, W, 3] of a latent."""
         ...
@@ -209,6 +213,17 @@ class HostModel:
         """Latents [N, C, ...] of `pixels: [N, 3, H, W]` in [0, 1], one by one."""
         coded = [self.network.encode_image(row) for row in pixels.movedim(1, -1).split(1)]
         return torch.cat(coded).clone()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def encode_controls(self, controls: Sequence[tuple[str, Tensor]], target: Tensor) -> Cond:
+        """Conditioning [1, ...] of a sample's controls, (role, [1, 3, H, W]) each, beside its picture [1, 3, H, W].
+
+        Raises:
+            ValueError: the family makes nothing of them.
+        """
+        given = [(role, pixels.movedim(1, -1)) for role, pixels in controls]
+        return {k: v.clone() for k, v in self.network.encode_controls(given, target.movedim(1, -1)).items()}
 
     @torch.inference_mode(False)
     @torch.no_grad()

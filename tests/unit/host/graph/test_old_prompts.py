@@ -29,7 +29,10 @@ LATER = {
     "RolloutTrainSteps": ("until_step", "learning_rate"),
     "RolloutLoRASettings": ("preset",),
     "RolloutTimestepSettings": ("sigma_low", "sigma_high"),
-    "RolloutDatasetFromFolder": ("subfolders",),
+    "RolloutDatasetFromFolder": (
+        "subfolders",
+        *(f"control_{i}{end}" for i in (1, 2, 3) for end in ("", "_role")),
+    ),
     "RolloutEncodeDataset": ("caption_variants", "keep_tags"),
 }
 """Widgets that came after a node was first released."""
