@@ -32,7 +32,6 @@ class TimestepConfig:
         low=-5,  # at 5, half of all draws lie within 0.007 of pure noise
         high=5,
         step=0.1,
-        round=1e-3,
         called="timestep mean",
     )
     std: float = setting(

@@ -66,8 +66,8 @@ class Recipe:
 
 
 def shifted(shift: float) -> TimestepConfig:
-    """Noise levels around a shift, whatever the model's own is."""
-    return TimestepConfig("sigmoid", mean=round(math.log(shift), 3))
+    """Noise levels around a shift, whatever the model's own is; to the digit that the widget shows."""
+    return TimestepConfig("sigmoid", mean=round(math.log(shift), 1))
 
 
 MODELS_OWN = TimestepConfig("logit_normal")
@@ -174,7 +174,7 @@ TABLE: tuple[Line, ...] = (
     *(
         Line(
             f"Wan 2.2 14B {what} noise, {name}", ("WAN21",), (*PICTURES, "video") if name == "text" else ("video",),
-            512, 32, 1e-4, TimestepConfig("sigmoid", mean=1.099, **{end: boundary}),
+            512, 32, 1e-4, TimestepConfig("sigmoid", mean=1.1, **{end: boundary}),
             "musubi-tuner docs/wan.md; ai-toolkit train_lora_wan22_14b_24gb", EXPERT,
         )
         for name, boundary in (("text", T2V), ("image", I2V))
