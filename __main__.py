@@ -25,12 +25,14 @@ from .host.graph.catalog import Catalog, InputSpec, NodeSpec, from_nodes
 from .host.graph.normal import Graph, GraphError
 from .host.graph.override import override
 from .host.graph.reading import parse, read_file
+from .host.graph.training import training_alone
 from .host.graph.validate import destination_problems, problems, structure_problems
 from .host.lines import one_line
 from .host.remote import HostError, Installation, find_installation, started
 from .host.standalone.core_nodes import CORE_NODES
 from .host.standalone.host import StandaloneHost, installed, interruptible
 from .host.standalone.run import NodeError, run
+from .training.trainer.ranks import launched
 
 FAILED, BAD_INPUT, CANCELLED = 1, 2, 130
 
@@ -42,17 +44,19 @@ def main(arguments: Sequence[str] | None = None, nodes: NodeClasses = None) -> i
     """Run one command; its exit code."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
-    logging.getLogger(__package__).setLevel(logging.INFO)
+    rank = launched()
+    logging.getLogger(__package__).setLevel(logging.INFO if rank.first else logging.WARNING)
+    label = f"rank {rank.rank}: error" if rank.several else "error"
     try:
         return {"run": _run, "trial": _trial, "validate": _validate, "nodes": _nodes}[options.command](
             options, nodes
         )
     except GraphError as err:
         for problem in err.problems:
-            print(f"error: {one_line(problem)}", file=sys.stderr)
+            print(f"{label}: {one_line(problem)}", file=sys.stderr)
         return BAD_INPUT
     except (NodeError, HostError) as err:
-        print(f"error: {one_line(err)}", file=sys.stderr)
+        print(f"{label}: {one_line(err)}", file=sys.stderr)
         if options.verbose:
             traceback.print_exception(err)
         return FAILED
@@ -150,22 +154,27 @@ def _trial(options: argparse.Namespace, nodes: NodeClasses) -> int:
 
 
 def _run(options: argparse.Namespace, nodes: NodeClasses) -> int:
-    host = _host(options, options.out)
+    host, rank = _host(options, options.out), launched()
     unwritable = destination_problems(options.out)
     begun = time.perf_counter()
     try:
         if options.comfyui is None:
             catalog = _catalog(nodes)
             graph = _checked_graph(options, host, catalog, unwritable)
-            with interruptible(host), logging_redirect_tqdm():
-                run(graph, catalog, host, _announce)
+            with interruptible(host, patient=rank.several), logging_redirect_tqdm():
+                if rank.first:
+                    run(graph, catalog, host, _announce)
+                else:
+                    run(training_alone(graph, catalog), catalog, host)
         else:
             if unwritable:
                 raise GraphError(*unwritable)
-            with interruptible(host):
+            with interruptible(host, patient=rank.several):
                 _run_in_comfyui(options, host)
     except Cancelled:
         pass
+    if not rank.first:
+        return 0
     _finish(options, host, time.perf_counter() - begun)
     return CANCELLED if host.cancel_requested() else 0
 
@@ -173,9 +182,13 @@ def _run(options: argparse.Namespace, nodes: NodeClasses) -> int:
 def _run_in_comfyui(options: argparse.Namespace, host: StandaloneHost) -> None:
     installation = find_installation(options.comfyui, options.comfyui_python)
     read_file(options.graph)  # a file that is none needs no server to tell
-    print(f"Starting ComfyUI in {installation.folder}", file=sys.stderr)
-    with started(installation, host, options.device) as server:
-        server.run(_foreign_graph(options, server.catalog(), installation), host)
+    rank = launched()
+    if rank.first:
+        print(f"Starting ComfyUI in {installation.folder}", file=sys.stderr)
+    with started(installation, host, _device(options)) as server:
+        catalog = server.catalog()
+        graph = _foreign_graph(options, catalog, installation)
+        server.run(graph if rank.first else training_alone(graph, catalog), host, shown=rank.first)
 
 
 def _validate(options: argparse.Namespace, nodes: NodeClasses) -> int:
@@ -204,13 +217,23 @@ def _known_nodes(nodes: NodeClasses) -> list[type[io.ComfyNode]]:
     return [*CORE_NODES, *nodes]
 
 
+def _device(options: argparse.Namespace) -> str | None:
+    """Where to compute: what was asked for; one of several processes has the card of its number."""
+    rank = launched()
+    if rank.several and options.device in (None, "cuda") and torch.cuda.is_available():
+        return f"cuda:{rank.local_rank}"
+    return options.device
+
+
 def _host(options: argparse.Namespace, out: Path) -> StandaloneHost:
     if options.device is not None and options.comfyui is None:
         try:
             torch.empty(0, device=options.device)
         except (RuntimeError, AssertionError) as err:
             raise GraphError(f"--device must be a device of this machine, got {options.device!r}") from err
-    return StandaloneHost(out, folder=options.graph.parent, device=options.device)
+    return StandaloneHost(
+        out, folder=options.graph.parent, device=_device(options), quiet=not launched().first
+    )
 
 
 def _checked_graph(

@@ -96,8 +96,10 @@ class Server:
             raise HostError(f"ComfyUI could not load this pack; it printed:\n{self.last_words()}")
         return from_object_info(info)
 
-    def run(self, graph: Graph, host: StandaloneHost) -> None:
+    def run(self, graph: Graph, host: StandaloneHost, shown: bool = True) -> None:
         """Run `graph` to its end; pictures, texts and what our nodes reported are collected in `host`.
+
+        Its progress bars are passed on if they are to be `shown`.
 
         A cancel of `host` is passed on, and then waited for, so that a trainer can save.
 
@@ -106,7 +108,7 @@ class Server:
             HostError: if a node fails or ComfyUI stops.
         """
         prompt_id = self._submit(graph)
-        self.shown, told = True, False
+        self.shown, told = shown, False
         while not (history := self._history(prompt_id)):
             if host.cancel_requested() and not told:
                 self.request("/interrupt", b"{}")
@@ -248,6 +250,8 @@ def _start(
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
     }
+    if "--cuda-device" in command:
+        own["LOCAL_RANK"] = "0"  # it sees that card alone
     # A process group of its own: Ctrl-C reaches us alone, and the trainer in there gets the time to save.
     group: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
+
 from ..host import Cancelled, current, io
+from ..host.report import REPORT_VARIABLE
 from ..training.data.dataset import LatentDataset
 from ..training.data.images import ImageDataset
 from ..training.lora.adapter import LoRAConfig
@@ -25,6 +29,7 @@ from ..training.runs.run import Run, Stage, reopen, resuming, start, starting, v
 from ..training.runs.stages import branch
 from ..training.trainer.config import TrainConfig, cost
 from ..training.trainer.optim import OptimizerConfig
+from ..training.trainer.ranks import RankStopped, cards_told, launched
 from ..training.trainer.trainer import StepReport
 from . import sockets
 from .comfy import as_model, hosted_inputs
@@ -174,15 +179,35 @@ def train_watched(
         told: what to say first of the memory that it will need.
         drawing: the user's prompts.
     """
-    with opening as stage:
-        stage.drawing = drawing
-        run, live = watched(stage, steps, told)
-        best = stage.trainer.best if run.config.patience else None
+    check_launch()
+    try:
+        with opening as stage:
+            trainer = stage.trainer
+            cards = cards_told(trainer.ranks, trainer.device, torch.cuda.device_count())
+            told = "; ".join(filter(None, [told, cards]))
+            stage.drawing = drawing
+            run, live = watched(stage, steps, told)
+            best = stage.trainer.best if run.config.patience else None
+    except RankStopped as err:  # a stop of one rank is one of all
+        raise Cancelled from err
     measured = report(run)
     if best is not None:
         measured["best"] = best.plain() | {"trained": stage.trainer.done}
     current().report(measured)
     return outputs(run, measured, live.facts(), told)
+
+
+def check_launch() -> None:
+    """Refuse a ComfyUI that a launcher started itself: its processes do not get the same workflows.
+
+    Raises:
+        RuntimeError: this is one.
+    """
+    if launched().several and current().name == "comfyui" and REPORT_VARIABLE not in os.environ:
+        raise RuntimeError(
+            "ComfyUI must not be started by accelerate launch; to train on several cards in it, run the workflow with "
+            "accelerate launch -m rollout_trainer run WORKFLOW.json --comfyui DIR"
+        )
 
 
 def watched(stage: Stage, steps: int, told: str = "") -> tuple[Run, Live]:
@@ -297,6 +322,7 @@ class RolloutInitTraining(io.ComfyNode):
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         """Start."""
         run, told = new_run(**inputs)
+        check_launch()
         return outputs(start(**run), told=told)
 
 

@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from threading import Thread
 from types import FrameType
@@ -187,23 +187,29 @@ def installed(host: StandaloneHost) -> Iterator[StandaloneHost]:
 
 
 @contextmanager
-def interruptible(host: StandaloneHost) -> Iterator[None]:
+def interruptible(host: StandaloneHost, patient: bool = False) -> Iterator[None]:
     """Turn the first Ctrl-C, SIGTERM or SIGHUP (a terminal that is closed) into `host.cancel()`.
 
     A second one stops at once, by KeyboardInterrupt; if that is not answered either, as in a call that hangs, the
     process ends some seconds later all the same: what was saved is complete at any moment.
+
+    Args:
+        patient: a second one does nothing: a launcher passes on what the terminal has sent already, and ends by itself
+            what does not stop.
     """
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:
         if number == getattr(signal, "SIGHUP", None):
             _forget_the_terminal()
         if host.cancel_requested():
+            if patient:
+                return
             raise KeyboardInterrupt
         host.cancel()
 
     numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
     previous = {number: signal.signal(number, on_interrupt) for number in numbers}
-    with _always_ended(numbers):
+    with nullcontext() if patient else _always_ended(numbers):
         try:
             yield
         finally:

@@ -221,6 +221,11 @@ class Batch:
     part: Part | None = None
     """Of a mixed dataset, the part that the samples are of."""
 
+    def at(self, rows: Tensor) -> Batch:
+        """The samples at `rows: LongTensor [A]` of the batch."""
+        mask = None if self.mask is None else self.mask[rows]
+        return replace(self, x0=self.x0[rows], cond=select(self.cond, rows), mask=mask, ids=self.ids[rows])
+
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`."""
         cond = {name: value.to(device) for name, value in self.cond.items()}

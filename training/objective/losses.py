@@ -80,9 +80,13 @@ COLUMNS = (*TERMS, "validation")
 """The columns of a run's history that are losses. Charts, reports and the front end take them from here."""
 
 
-def mean_terms(losses: Sequence[Loss]) -> Tensor:
-    """Means of the `TERMS` over batches, [4]; of FC and ADR over the batches that had rolled rows."""
-    terms = torch.stack([torch.stack([getattr(loss, name).detach() for name in TERMS]) for loss in losses])
+def terms_of(losses: Sequence[Loss]) -> Tensor:
+    """The `TERMS` of several batches, [A, 4]."""
+    return torch.stack([torch.stack([getattr(loss, name).detach() for name in TERMS]) for loss in losses])
+
+
+def mean_terms(terms: Tensor) -> Tensor:
+    """Means of the `TERMS` [A, 4] over batches, [4]; of FC and ADR over the batches that had rolled rows."""
     return torch.cat([terms[:, :2].mean(0), terms[:, 2:].nanmean(0)])
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .states import Inputs, RolledStates, Trail
+from .states import RolledStates, Trail
 
 _ENDS, _COND = "ends.", "ends.cond."
 
@@ -38,8 +38,8 @@ class StatePool:
         if step - self.born >= self.reuse:
             self.trail = None
 
-    def draw(self, step: int, n: int, inputs: Inputs, generator: torch.Generator) -> RolledStates | None:
-        """Draw `n` states; None when a rollout is due.
+    def draw(self, step: int, n: int, x: Tensor, generator: torch.Generator) -> RolledStates | None:
+        """Draw `n` states for the batch `x` [B, ...]; None when a rollout is due.
 
         It is due when there are no states, when they are too old or of another size than the batch, and for every
         batch of the optimiser step that rolls out.
@@ -47,7 +47,7 @@ class StatePool:
         trail = self.trail
         if trail is None or not 0 < step - self.born < self.reuse:
             return None
-        if trail.x_hat.shape[1:] != inputs.x.shape[1:]:
+        if trail.x_hat.shape[1:] != x.shape[1:]:
             return None
         order = torch.randperm(len(trail), generator=generator)
         if n > len(trail):  # a rollout of few or short rows: some states serve twice

@@ -123,6 +123,11 @@ class Trail:
         own = index.to(self.x_hat.device)
         return replace(self.ends.at(self.row[index]), x_hat=self.x_hat[own], sigma=self.sigma[own])
 
+    def to(self, device: torch.device) -> Trail:
+        """The states on `device`."""
+        ends = self.ends.map(lambda t: t.to(device))
+        return Trail(ends, self.x_hat.to(device), self.sigma.to(device), self.row)
+
     def join(self, other: Trail) -> Trail:
         """The states of both."""
         x_hat, sigma = torch.cat([self.x_hat, other.x_hat]), torch.cat([self.sigma, other.sigma])

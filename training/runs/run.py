@@ -6,7 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from ..pictures.sampling import Drawing
 from ..pictures.strip import write_samples
 from ..trainer.config import TrainConfig, check_validation, resolved
 from ..trainer.meter import Stopwatch
+from ..trainer.ranks import Ranks, joined
 from ..trainer.state import History, RunState
 from ..trainer.trainer import StepReport, Trainer, training_mode
 from .doubts import LOOKED_AT, before_the_first_step, of_the_history, of_the_weights
@@ -107,17 +108,23 @@ class Stage:
         Raises:
             FloatingPointError: the loss stayed non-finite; the last good state is saved.
         """
-        folder, trainer = self.run.folder, self.trainer
+        trainer = self.trainer
         try:
             finished = self._train(steps, watch, asked)
-        except BaseException:
-            path = folder.save(trainer.state(), pinned=True)
-            logger.info("stopped at step %d; saved %s", trainer.done, path)
+        except BaseException as err:
+            with trainer.ranks.leaving(err):
+                if trainer.ranks.first:
+                    path = self._save()
+                    logger.info("stopped at step %d; saved %s", trainer.done, path)
             raise
-        folder.save(trainer.state(), pinned=True)
+        trainer.ranks.from_first(self._save)
         self.run = replace(self.run, step=trainer.done)
         ended = finished or trainer.ended or trainer.done >= self.run.config.steps
         return self.best() if ended else self.run
+
+    def _save(self) -> Path:
+        """Save the state that a handle names."""
+        return self.run.folder.save(self.trainer.state(), pinned=True)
 
     def best(self) -> Run:
         """A handle on the best moment so far; on the state that the trainer stands at where the run keeps none."""
@@ -125,7 +132,7 @@ class Stage:
         if not self.run.config.patience or best.step == 0:
             return self.run
         try:
-            self.run.folder.pin(best.step)
+            self.trainer.ranks.from_first(lambda: self.run.folder.pin(best.step))
         except RuntimeError as err:
             logger.warning("step %d had the least validation loss, but its state is gone: %s", best.step, err)
             return self.run
@@ -170,7 +177,7 @@ class Stage:
                 report = replace(report, best=trainer.best if trainer.best.step else None)
                 watch(replace(report, saved=saved, film=film, drawn=drawn))
                 film, drawn = None, False
-            if "finish" in requested:
+            if trainer.ranks.any("finish" in requested):
                 logger.info("finished at step %d, as asked", trainer.done)
                 return True
         return False
@@ -198,6 +205,8 @@ class Stage:
 
     def _film(self) -> Film | None:
         """A film, in the run's folder too; one that fails is a line in the log, and the training goes on without it."""
+        if not self.trainer.ranks.first:
+            return None
         try:
             film = self.trainer.take_film()
             film.write(self.run.folder.film_folder(film.step))
@@ -218,6 +227,8 @@ class Stage:
     def _draw(self, drawing: Drawing) -> bool:
         """Pictures of the user's prompts, in the run's folder; a line in the log if that fails. Whether it did not."""
         step = self.trainer.done
+        if not self.trainer.ranks.first:
+            return False
         try:
             pixels = self.trainer.draw(drawing)
             write_samples(self.run.folder.samples_folder(step), step, drawing.prompts.prompts, pixels)
@@ -233,6 +244,8 @@ class Stage:
         on leaves time to free space before its end.
         """
         trainer = self.trainer
+        if not trainer.ranks.first:
+            return False
         try:
             self.run.folder.save(trainer.state(), pinned=pinned, keep=self.run.config.keep)
         except Exception as err:  # a full disk, a state that cannot be written: training on is worth more
@@ -311,23 +324,13 @@ def starting(
     """
     config = resolved(config, source)
     check_validation(config, validation is not None)
-    described = {
-        "config": to_plain(config),
-        "model": {
-            "name": source.name,
-            "fingerprint": source.fingerprint,
-            "lora_names": source.lora_names,
-            "family": getattr(
-                source, "family", source.name
-            ),  # a host's name of a model is that of its family
-        },
-        "data": {"fingerprint": data.fingerprint, **about(data)},
-    }
+    described = described_by(config, source, data)
+    ranks = joined(source.device)
+    ranks.same({**described, "step": 0})
     data, validation = parted(data, config, validation)
-    with training_mode(), Trainer(source, data, config, adapter) as trainer:
-        folder = RunFolder.create(Path(root), name, described)
-        with folder.held():
-            folder.save(trainer.state(), pinned=True)
+    with training_mode(), Trainer(source, data, config, adapter, ranks) as trainer:
+        folder = ranks.from_first(lambda: _created(Path(root), name, described, trainer))
+        with _held(folder, ranks):
             yield Stage(Run(folder, 0, source, data, config, validation), trainer)
 
 
@@ -351,7 +354,13 @@ def resuming(run: Run) -> Iterator[Stage]:
             f"validation must be connected to go on with {run.folder.path.name}, got none; its patience ends it by the "
             "loss on those pictures"
         )
-    with training_mode(), run.folder.held(), Trainer(run.source, run.data, run.config) as trainer:
+    ranks = joined(run.source.device)
+    ranks.same({**described_by(run.config, run.source, run.data), "step": run.step})
+    with (
+        training_mode(),
+        _held(run.folder, ranks),
+        Trainer(run.source, run.data, run.config, None, ranks) as trainer,
+    ):
         state = run.state
         try:
             trainer.load(state)
@@ -361,6 +370,45 @@ def resuming(run: Run) -> Iterator[Stage]:
                 "from another step"
             ) from err
         yield Stage(run, trainer)
+
+
+def described_by(config: TrainConfig, source: ModelSource, data: LatentDataset) -> dict[str, Any]:
+    """What a run folder's ``config.json`` says of a run."""
+    return {
+        "config": to_plain(config),
+        "model": {
+            "name": source.name,
+            "fingerprint": source.fingerprint,
+            "lora_names": source.lora_names,
+            "family": getattr(
+                source, "family", source.name
+            ),  # a host's name of a model is that of its family
+        },
+        "data": {"fingerprint": data.fingerprint, **about(data)},
+    }
+
+
+def _created(root: Path, name: str, described: dict[str, Any], trainer: Trainer) -> RunFolder:
+    """A new run folder with its first state."""
+    folder = RunFolder.create(root, name, described)
+    folder.save(trainer.state(), pinned=True)
+    return folder
+
+
+@contextmanager
+def _held(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
+    """The folder held by the one rank that writes into it; the others must see it.
+
+    Raises:
+        RuntimeError: one does not.
+    """
+    if not folder.exists:
+        raise RuntimeError(
+            f"{folder.path} must be on a disk that all ranks share, rank {ranks.rank} does not see it; give --out a "
+            "folder that all machines have"
+        )
+    with folder.held() if ranks.first else nullcontext():
+        yield
 
 
 def start(

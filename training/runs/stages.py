@@ -14,6 +14,7 @@ from ..checks import to_plain
 from ..files import digest
 from ..objective.config import RolloutConfig
 from ..trainer.config import TrainConfig
+from ..trainer.ranks import joined
 from ..trainer.state import RunState
 from .folder import RunFolder
 from .run import Run
@@ -41,10 +42,16 @@ def branch(
     state = run.state
     if config.rollout != run.config.rollout:  # states of the old rollouts are not what the new ones ask for
         state = replace(state, tensors={k: v for k, v in state.tensors.items() if not k.startswith("pool.")})
+    folder = joined(run.source.device).from_first(lambda: _saved(run, config, state))
+    return replace(run, folder=folder, config=config)
+
+
+def _saved(run: Run, config: TrainConfig, state: RunState) -> RunFolder:
+    """The branch's folder, with the state in it."""
     folder = _folder(run, config, state)
     if run.step not in folder.steps():
         folder.save(state, pinned=True)
-    return replace(run, folder=folder, config=config)
+    return folder
 
 
 def _changed(run: Run, rollout: RolloutConfig | None, learning_rate: float | None, steps: int) -> TrainConfig:

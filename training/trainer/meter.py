@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -11,6 +11,8 @@ import torch
 
 Kind = Literal["train", "rollout", "clean", "validation"]
 KINDS: tuple[Kind, ...] = ("train", "rollout", "clean", "validation")
+STEP: tuple[Kind, ...] = ("train", "rollout", "clean")
+"""What ranks share out; a validation is everybody's own."""
 PENDING = 1000
 """Timed pieces of work that are kept at most until somebody asks."""
 
@@ -55,6 +57,7 @@ class Meter:
     def __init__(self, device: torch.device) -> None:
         self.calls: dict[str, int] = dict.fromkeys(KINDS, 0)
         self.rows: dict[str, int] = dict.fromkeys(KINDS, 0)
+        self._shared: tuple[dict[str, int], dict[str, int]] = {**self.calls}, {**self.rows}
         self._seconds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
         self._events: list[tuple[Kind, torch.cuda.Event, torch.cuda.Event]] = []
         self._cuda = device.type == "cuda"
@@ -63,6 +66,17 @@ class Meter:
         """One model call with `rows` rows."""
         self.calls[kind] += 1
         self.rows[kind] += rows
+
+    def share(self, total: Callable[[list[int]], list[int]]) -> None:
+        """Count what all ranks computed: `total` makes sums over them of what each counted since the last time."""
+        counters = (self.calls, self.rows)
+        own = [
+            now[kind] - then[kind] for now, then in zip(counters, self._shared, strict=True) for kind in STEP
+        ]
+        totals = iter(total(own))
+        for now, then in zip(counters, self._shared, strict=True):
+            now.update({kind: then[kind] + next(totals) for kind in STEP})
+        self._shared = {**self.calls}, {**self.rows}
 
     @contextmanager
     def time(self, kind: Kind) -> Iterator[None]:
@@ -96,4 +110,5 @@ class Meter:
         """Go on from `state`."""
         self.calls.update({k: int(v) for k, v in state["calls"].items()})
         self.rows.update({k: int(v) for k, v in state["rows"].items()})
+        self._shared = {**self.calls}, {**self.rows}
         self._seconds.update(state["seconds"])

@@ -22,13 +22,14 @@ from ..data.dataset import Batch, LatentDataset
 from ..data.order import BatchOrder
 from ..lora.adapter import Adapter, AdapterState
 from ..models.source import ModelSource
-from ..objective.losses import TERMS, Loss, batch_loss, mean_terms
+from ..objective.losses import TERMS, Loss, batch_loss, mean_terms, terms_of
 from ..objective.reuse import StatePool
-from ..objective.rollout import RolloutPlan, draw_plan, roll_out
+from ..objective.rollout import RolloutPlan, draw_plan, roll_out, row_evaluations
 from ..objective.states import (
     Inputs,
     RolledRows,
     RolledStates,
+    Trail,
     drop_captions,
     put,
     teacher_forced,
@@ -40,6 +41,7 @@ from ..pictures.film import Camera, Film
 from ..pictures.sampling import Drawing
 from .best import Best
 from .config import TrainConfig, resolved, streams
+from .deal import Share, whole
 from .meter import Kind, Meter
 from .offload import kept_elsewhere, storages
 from .optim import (
@@ -51,11 +53,13 @@ from .optim import (
     split,
     unpack_optimizer,
 )
+from .ranks import ALONE, Ranks
 from .state import History, RunState
 from .validation import validation_loss
 
 logger = logging.getLogger(__name__)
 
+EVERYTHING = whole(None)
 _DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -84,6 +88,17 @@ class StepReport:
     """The best moment so far, where the run keeps it and has one."""
 
 
+@dataclass(frozen=True)
+class Pass:
+    """One forward and backward pass."""
+
+    loss: Loss
+    """Of this rank's rows."""
+    share: Share
+    facts: Mapping[str, float]
+    """Of the whole batch: what `Trainer.rollout_facts` says."""
+
+
 class Trainer:
     """One run in memory. `step` trains, `state` and `load` freeze and restore everything it depends on.
 
@@ -94,9 +109,10 @@ class Trainer:
         data: what is trained on.
         config: all settings.
         adapter: weights to begin with; None begins with fresh ones.
+        ranks: the processes that train this run together.
 
     Raises:
-        ValueError: settings that do not go with the model or the data, or an adapter that does not fit.
+        ValueError: settings that do not go with the model, the data or the ranks, or an adapter that does not fit.
         RuntimeError: the optimiser's package is not installed.
     """
 
@@ -106,8 +122,15 @@ class Trainer:
         data: LatentDataset,
         config: TrainConfig,
         adapter: AdapterState | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config = config = resolved(config, source)
+        self.ranks = ranks
+        if config.batch_size < ranks.size:
+            raise ValueError(
+                f"batch_size must be at least {ranks.size} with {ranks.size} processes, which share a batch's rows, "
+                f"got {config.batch_size}; raise it, and lower accumulation"
+            )
         if config.caption_dropout and not data.empty_cond:
             raise ValueError(
                 f"caption_dropout must be 0 for data without an empty caption, got {config.caption_dropout}; "
@@ -179,8 +202,10 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         try:
             parts = [self.micro_step() for _ in range(self.config.accumulation)]
+            terms = self.summed(parts)
             self.scaler.unscale_(self.optimizer)
-            measured = self.measure(parts, grad_norm_clip(self.parameters, config.grad_clip))
+            norm = grad_norm_clip(self.parameters, config.grad_clip)
+            measured = self.measure(terms, [part.facts for part in parts], norm)
             if not math.isfinite(measured["total"]):
                 self.scaler.update()  # closes what unscale_ opened; the optimiser will not step
         except FloatingPointError:  # the model's own steps left the finite numbers
@@ -191,25 +216,37 @@ class Trainer:
         self.done += 1
         return StepReport(self.done, measured["total"], probability)
 
-    def micro_step(self) -> tuple[Loss, dict[str, float]]:
-        """One forward and backward pass over one batch."""
+    def micro_step(self) -> Pass:
+        """One forward and backward pass over this rank's share of one batch."""
         config, generators = self.config, self.generators
         batch = self.order.next(generators["captions"])
         u = draw_u(config.timesteps, len(batch.x0), generators["timesteps"], self.denoiser.schedule)
-        inputs = self.noised(batch, u)
-        self.order.look_ahead(generators["captions"])
         plan = draw_plan(config.rollout, self.rollout_step, u, generators["rollout"], self.levels[1])
-        rolled: RolledRows | None = None
+        drawn = states = trail = None
         if plan is not None:
-            states = self.pool.draw(self.done, len(plan.rows), inputs, generators["reuse"])
-            if states is None:
-                with torch.no_grad(), self.meter.time("rollout"):
+            drawn = self.pool.draw(self.done, len(plan.rows), batch.x0, generators["reuse"])
+        share = self.ranks.share(len(u), plan, self.work if drawn is None else self.reused_work)
+        inputs = self.noised(batch, u, share)
+        self.order.look_ahead(generators["captions"])
+        if drawn is not None:
+            states = share.of_states(drawn)
+        elif plan is not None:
+            with self.ranks.agreed(), torch.no_grad(), self.meter.time("rollout"):
+                if share.plan is not None:
                     count = partial(self.meter.count, "rollout")
                     states, trail = roll_out(
-                        plan, config.rollout, self.target, self.denoiser, inputs, count, self.data.empty_cond
+                        share.plan,
+                        config.rollout,
+                        self.target,
+                        self.denoiser,
+                        inputs,
+                        count,
+                        self.data.empty_cond,
                     )
-                self.pool.add(self.done, trail)
-            rolled = RolledRows(plan.rows.to(self.device), states, self.clean_output(states))
+            self.keep(share, plan, trail)
+        rolled: RolledRows | None = None
+        if share.plan is not None and states is not None:
+            rolled = RolledRows(share.plan.rows.to(self.device), states, self.clean_output(states))
             inputs = put(inputs, rolled)
         with self.dropout():
             with self.keeping():
@@ -217,11 +254,44 @@ class Trainer:
             with self.meter.time("train"):
                 loss = self.loss(inputs, output, rolled)
                 weight = 1.0 if batch.part is None else batch.part.loss_weight
-                self.scaler.scale(weight * loss.total / config.accumulation).backward()
-        return loss, self.rollout_facts(plan)
+                of = config.accumulation / share.weight
+                self.scaler.scale(weight * loss.total / of).backward()
+        return Pass(loss, share, self.rollout_facts(plan))
 
-    def noised(self, batch: Batch, u: Tensor) -> Inputs:
-        """A batch as teacher-forced inputs at the targets ``u_t`` [B], some of its captions dropped."""
+    def keep(self, share: Share, plan: RolloutPlan, trail: Trail | None) -> None:
+        """Keep the states of a rollout for later steps: those that all ranks made."""
+        if self.pool.reuse > 1:
+            trail = self.ranks.trail(share, plan, trail)
+        if trail is not None:
+            self.pool.add(self.done, trail)
+
+    def work(self, steps: int) -> float:
+        """Model calls that a row rolled out over `steps` steps costs, its backward pass among them."""
+        config = self.config
+        trained = (
+            3 if config.gradient_checkpointing else 2
+        )  # with checkpointing the forward pass is made again
+        if not steps:
+            return trained
+        return trained + row_evaluations(config.rollout, torch.tensor([steps]), self.reflexflow)
+
+    def reused_work(self, steps: int) -> float:
+        """The same where the states of an earlier rollout are used again."""
+        return self.work(0) + (self.reflexflow if steps else 0)
+
+    def summed(self, parts: list[Pass]) -> Tensor:
+        """The gradients summed over the ranks; the terms of the loss of each batch, [A, 4], over all ranks' rows."""
+        weights = [[part.share.weight] * 2 + [part.share.rolled_weight] * 2 for part in parts]
+        terms = terms_of([part.loss for part in parts])
+        terms = self.ranks.summed(self.parameters, terms, torch.tensor(weights))
+        self.meter.share(self.ranks.counted)
+        return terms
+
+    def noised(self, batch: Batch, u: Tensor, share: Share = EVERYTHING) -> Inputs:
+        """This rank's rows of a batch at the targets ``u_t`` [B], teacher-forced, some of its captions dropped.
+
+        What is random is drawn for the whole batch, so that ranks draw alike.
+        """
         generators = self.generators
         noise = torch.randn(batch.x0.shape, generator=generators["noise"], dtype=batch.x0.dtype)
         chance, empty = self.config.caption_dropout, self.data.empty_cond
@@ -229,9 +299,10 @@ class Trainer:
             own = batch.part.caption_dropout
             chance, empty = chance if own is None else own, batch.part.empty_cond
         cond = drop_captions(batch.cond, empty, chance, generators["captions"])
-        batch = replace(batch, cond=cond).to(self.device)
-        sigma = self.denoiser.schedule.sigma(u).to(batch.x0)
-        return teacher_forced(self.prediction, batch.x0, noise.to(self.device), sigma, batch.cond, batch.mask)
+        batch = share.of_batch(replace(batch, cond=cond)).to(self.device)
+        sigma = share.of_rows(self.denoiser.schedule.sigma(u)).to(batch.x0)
+        noise = share.of_rows(noise).to(self.device)
+        return teacher_forced(self.prediction, batch.x0, noise, sigma, batch.cond, batch.mask)
 
     @torch.no_grad()
     def clean_output(self, states: RolledStates) -> Tensor | None:
@@ -267,12 +338,11 @@ class Trainer:
             facts["staleness"] = float(self.done - self.pool.born)
         return facts
 
-    def measure(self, parts: list[tuple[Loss, dict[str, float]]], norm: Tensor) -> dict[str, float]:
+    def measure(self, terms: Tensor, facts: list[Mapping[str, float]], norm: Tensor) -> dict[str, float]:
         """What the step's history row holds; the one transfer from the device per optimiser step."""
-        losses = mean_terms([loss for loss, _ in parts])
+        losses = mean_terms(terms)
         means = torch.cat([losses, norm.reshape(1).to(losses)])
         measured = dict(zip((*TERMS, "grad_norm"), means.tolist(), strict=True))
-        facts = [f for _, f in parts]
         measured["rolled"] = sum(f["rolled"] for f in facts)
         for name in ("length", "staleness"):
             values = [f[name] for f in facts if name in f]
@@ -317,7 +387,7 @@ class Trainer:
             yield
             return
         # Dropout layers draw from the global generator; lend it a seed of ours and give it back as it was.
-        seed = int(torch.randint(2**62, (), generator=self.generators["dropout"]))
+        seed = int(torch.randint(2**62, (), generator=self.generators["dropout"])) + self.ranks.rank
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices), self.adapter.dropout():
             torch.manual_seed(seed)
@@ -339,7 +409,7 @@ class Trainer:
 
     def note_validation(self, data: LatentDataset) -> bool:
         """Measure the validation loss of the newest step; whether that is the best moment so far, where one is kept."""
-        loss = self.validate(data)
+        loss = self.ranks.from_first(lambda: self.validate(data))
         self.history.note("validation", loss)
         if not self.config.patience:
             return False

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rollout_trainer.host.standalone.host import StandaloneHost, installed
-from rollout_trainer.nodes.train import train_watched
+from rollout_trainer.nodes.train import check_launch, train_watched
 from rollout_trainer.training.runs.folder import RunFolder
 from rollout_trainer.training.runs.run import resuming, start, train
 
@@ -106,3 +106,19 @@ def test_a_training_that_is_asked_to_finish_ends_there_and_the_graph_goes_on_wit
     left, right = RunFolder(run.folder.path).load(3), whole.state
     for name, tensor in right.tensors.items():
         assert torch.allclose(left.tensors[name], tensor, rtol=0, atol=0, equal_nan=True), name
+
+
+def test_a_comfyui_that_a_launcher_started_itself_is_refused(tmp_path, monkeypatch):
+    host = Host(tmp_path)
+    host.name = "comfyui"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("ROLLOUT_TRAINER_REPORT", raising=False)
+    with (
+        installed(host),
+        pytest.raises(RuntimeError, match="ComfyUI must not be started by accelerate launch"),
+    ):
+        check_launch()
+    monkeypatch.setenv("ROLLOUT_TRAINER_REPORT", str(tmp_path / "report.json"))
+    with installed(host):
+        check_launch()

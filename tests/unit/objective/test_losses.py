@@ -15,6 +15,7 @@ from rollout_trainer.training.objective.losses import (
     masked_mean,
     mean_terms,
     min_snr,
+    terms_of,
 )
 from rollout_trainer.training.objective.states import Goal, RolledRows, RolledStates
 
@@ -168,6 +169,6 @@ def test_the_columns_are_the_parts_of_a_loss_and_the_validation():
 def test_fc_and_adr_are_means_over_the_batches_that_rolled():
     nan = float("nan")
     parts = [(1.0, 2.0, 3.0, 4.0), (3.0, 4.0, nan, nan), (nan, 6.0, 5.0, 8.0)]
-    means = mean_terms([Loss(*map(torch.tensor, values)) for values in parts]).tolist()
+    means = mean_terms(terms_of([Loss(*map(torch.tensor, values)) for values in parts])).tolist()
     assert means[0] != means[0]  # a step that is not finite shows
     assert means[1:] == [4.0, 4.0, 6.0]

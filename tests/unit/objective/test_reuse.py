@@ -48,22 +48,22 @@ def assert_own(states: RolledStates) -> None:
 def test_states_come_with_what_belongs_to_their_row(mask):
     pool = StatePool(3)
     pool.add(5, a_trail(3, [1, 4, 2], mask))
-    states = pool.draw(6, 7, a_batch(), torch.Generator().manual_seed(0))
+    states = pool.draw(6, 7, a_batch().x, torch.Generator().manual_seed(0))
     assert_own(states)
     assert (states.mask is None) == (not mask)
     assert states.sigma.unique().numel() == 7  # all of them, once
-    more = pool.draw(6, 10, a_batch(), torch.Generator().manual_seed(0))
+    more = pool.draw(6, 10, a_batch().x, torch.Generator().manual_seed(0))
     assert len(more) == 10
     assert_own(more)
 
 
 def test_states_are_used_for_so_many_steps_and_no_longer():
     pool, g = StatePool(3), torch.Generator().manual_seed(0)
-    assert pool.draw(0, 1, a_batch(), g) is None
+    assert pool.draw(0, 1, a_batch().x, g) is None
     pool.add(5, a_trail(2, [1, 1]))
-    available = [pool.draw(step, 1, a_batch(), g) is not None for step in (4, 5, 6, 7, 8)]
+    available = [pool.draw(step, 1, a_batch().x, g) is not None for step in (4, 5, 6, 7, 8)]
     assert available == [False, False, True, True, False]
-    assert pool.draw(6, 1, a_batch(side=6), g) is None  # a batch of another size
+    assert pool.draw(6, 1, a_batch(side=6).x, g) is None  # a batch of another size
 
 
 def test_states_that_are_too_old_are_let_go():
@@ -82,18 +82,18 @@ def test_all_batches_of_a_step_are_joined_and_older_ones_go():
     pool.add(1, a_trail(2, [3, 3], offset=100))
     pool.add(2, a_trail(3, [1, 2, 2]))
     pool.add(2, a_trail(2, [2, 1], offset=3))
-    states = pool.draw(3, 8, a_batch(), g)
+    states = pool.draw(3, 8, a_batch().x, g)
     assert_own(states)
     assert sorted(states.sigma.floor().tolist()) == [0, 1, 1, 2, 2, 3, 3, 4]
     pool.add(2, a_trail(1, [1], side=6))
-    assert pool.draw(3, 1, a_batch(), g) is None
+    assert pool.draw(3, 1, a_batch().x, g) is None
 
 
 def test_without_reuse_nothing_is_kept():
     pool = StatePool(1)
     pool.add(0, a_trail(2, [1, 1]))
     assert pool.tensors() == {}
-    assert pool.draw(1, 1, a_batch(), torch.Generator()) is None
+    assert pool.draw(1, 1, a_batch().x, torch.Generator()) is None
 
 
 @pytest.mark.parametrize("mask", [False, True])
@@ -101,12 +101,12 @@ def test_a_pool_is_saved_and_restored(mask):
     pool, again = StatePool(3), StatePool(3)
     pool.add(5, a_trail(3, [1, 4, 2], mask))
     again.load(pool.tensors(), 5, torch.device("cpu"))
-    ours, theirs = (p.draw(7, 5, a_batch(), torch.Generator().manual_seed(1)) for p in (pool, again))
+    ours, theirs = (p.draw(7, 5, a_batch().x, torch.Generator().manual_seed(1)) for p in (pool, again))
     assert_own(theirs)
     assert torch.equal(ours.sigma, theirs.sigma)
-    assert again.draw(8, 1, a_batch(), torch.Generator()) is None
+    assert again.draw(8, 1, a_batch().x, torch.Generator()) is None
     again.load({}, 0, torch.device("cpu"))
-    assert again.draw(7, 1, a_batch(), torch.Generator()) is None
+    assert again.draw(7, 1, a_batch().x, torch.Generator()) is None
 
 
 def test_what_belongs_to_a_row_is_held_once():

@@ -86,6 +86,15 @@ def test_a_second_interrupt_stops_at_once(tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_a_second_interrupt_of_a_launched_process_does_nothing(tmp_path):
+    """The terminal sends one, and the launcher passes on another."""
+    here = standalone.StandaloneHost(tmp_path)
+    with standalone.interruptible(here, patient=True):
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+    assert here.cancel_requested()
+
+
 def test_a_report_is_valid_json_whatever_the_loss_was(tmp_path):
     path = tmp_path / "new" / "report.json"
     report.write(path, {"loss": {"total": [1.0, float("nan"), float("inf")]}, "lora": tmp_path})

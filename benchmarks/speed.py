@@ -1,0 +1,364 @@
+"""Print how fast training is beside others: a plain loop, several processes, a long run, a save.
+
+    python benchmarks/speed.py [--parts abcd] [--model demo/model] [--rounds 9] [--steps 100000]
+
+(a) steps per second beside the plain loop of diffusers and peft (train_dreambooth_lora_sd3 with cached latents and
+    texts), batch 1, 4 and 8, float32 and bfloat16; contestants take turns, processor time, one thread;
+(b) two processes of one thread against one process of one thread, with and without rollouts, wall time;
+(c) a run of many steps of a model that costs nothing: steps per second of the last thousand against the first, memory;
+(d) the time that a save in mid-run takes from the loop, for a state of 500 MB.
+
+(a) wants a quiet machine, (b) one with two free cores. The package must be importable (`pip install -e .`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rollout_trainer.samplers import FlowSchedule
+from rollout_trainer.training.conditioning import Cond
+from rollout_trainer.training.data.dataset import Bucket, LatentDataset, read_image_folder
+from rollout_trainer.training.data.encoding import encode
+from rollout_trainer.training.lora.adapter import LoRAConfig, target_modules
+from rollout_trainer.training.models.families import load_diffusers
+from rollout_trainer.training.models.source import Denoiser
+from rollout_trainer.training.objective.config import RolloutConfig
+from rollout_trainer.training.runs.live import Live
+from rollout_trainer.training.runs.run import starting
+from rollout_trainer.training.trainer.config import TrainConfig
+from rollout_trainer.training.trainer.optim import OptimizerConfig
+from rollout_trainer.training.trainer.ranks import joined
+from rollout_trainer.training.trainer.trainer import StepReport, Trainer
+
+ROOT = Path(__file__).resolve().parent.parent
+LORA = LoRAConfig(rank=8, alpha=8.0, preset="attention")
+
+
+def config_of(batch: int, rollout: RolloutConfig | None = None) -> TrainConfig:
+    """The settings of every contestant."""
+    return TrainConfig(
+        steps=10_000,
+        batch_size=batch,
+        lora=LORA,
+        optimizer=OptimizerConfig(lr=1e-5),
+        rollout=rollout or RolloutConfig(),
+    )
+
+
+# (a) the plain loop
+
+
+class Peer:
+    """diffusers' train_dreambooth_lora_sd3 with cached latents and texts, on the same layers."""
+
+    def __init__(self, source: Any, data: LatentDataset, batch: int) -> None:
+        from accelerate import Accelerator
+        from diffusers import FlowMatchEulerDiscreteScheduler
+        from diffusers.optimization import get_scheduler
+        from diffusers.training_utils import cast_training_params
+        from peft import LoraConfig
+
+        self.accelerator = Accelerator(cpu=True)
+        network = copy.deepcopy(source.module)
+        network.requires_grad_(False)
+        names = target_modules(network, source.default_lora_targets)
+        network.add_adapter(LoraConfig(r=8, lora_alpha=8, init_lora_weights="gaussian", target_modules=names))
+        cast_training_params([network], dtype=torch.float32)
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(self.parameters, lr=1e-5, betas=(0.9, 0.99), weight_decay=0.01)
+        schedule = get_scheduler("constant", optimizer=optimizer)
+        rows = data.batch(torch.arange(len(data)))
+        tensors = torch.utils.data.TensorDataset(rows.x0, rows.cond["context"], rows.cond["pooled"])
+        loader = torch.utils.data.DataLoader(tensors, batch_size=batch, shuffle=True, drop_last=True)
+        self.network, self.optimizer, self.loader, self.schedule = self.accelerator.prepare(
+            network, optimizer, loader, schedule
+        )
+        self.noise = FlowMatchEulerDiscreteScheduler(shift=3.0)
+        self.dtype = source.dtype
+        self.batches = iter(self.loader)
+
+    def drawn(self) -> Any:
+        """The next batch."""
+        try:
+            return next(self.batches)
+        except StopIteration:
+            self.batches = iter(self.loader)
+            return next(self.batches)
+
+    def sigmas(self, timesteps: Tensor, x: Tensor) -> Tensor:
+        """The noise levels of timesteps, as that script looks them up."""
+        places = [(self.noise.timesteps == t).nonzero().item() for t in timesteps]
+        return self.noise.sigmas.to(x.dtype)[places].reshape(-1, *[1] * (x.ndim - 1))
+
+    def step(self) -> float:
+        """One step."""
+        from diffusers.training_utils import (
+            compute_density_for_timestep_sampling,
+            compute_loss_weighting_for_sd3,
+        )
+
+        x, context, pooled = (t.to(self.dtype) for t in self.drawn())
+        noise = torch.randn_like(x)
+        u = compute_density_for_timestep_sampling("logit_normal", len(x), 0.0, 1.0, 1.29)
+        timesteps = self.noise.timesteps[(u * self.noise.config.num_train_timesteps).long()]
+        sigma = self.sigmas(timesteps, x)
+        noisy = (1 - sigma) * x + sigma * noise
+        texts = {"encoder_hidden_states": context, "pooled_projections": pooled}
+        output = self.network(hidden_states=noisy, timestep=timesteps, **texts, return_dict=False)[0]
+        denoised = output * -sigma + noisy
+        weight = compute_loss_weighting_for_sd3("logit_normal", sigmas=sigma)
+        error = weight.float() * (denoised.float() - x.float()).square()
+        loss = error.reshape(len(x), -1).mean(1).mean()
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        return float(loss.detach())
+
+
+def beside_the_plain_loop(options: argparse.Namespace) -> None:
+    """Part (a)."""
+    print(
+        "(a) Our steps per second over those of the plain diffusers + peft loop; the goal is at least 1.1\n"
+    )
+    print(
+        "| weights | batch | plain loop, ms | ours, ms | ratio | range |\n| --- | ---: | ---: | ---: | ---: | ---: |"
+    )
+    for dtype in (torch.float32, torch.bfloat16):
+        source = load_diffusers(options.model, "cpu", dtype)
+        data = encode(read_image_folder(ROOT / "demo" / "data"), source)
+        for batch in (1, 4, 8):
+            with Trainer(copy.deepcopy(source), data, config_of(batch)) as trainer:
+                turns = taken_in_turns([Peer(source, data, batch).step, trainer.step], options.rounds)
+            ratios = [theirs / ours for theirs, ours in turns]
+            theirs, ours = (statistics.median(column) * 1e3 for column in zip(*turns, strict=True))
+            cells = f"{theirs:.1f} | {ours:.1f} | {statistics.median(ratios):.3f}"
+            print(f"| {dtype} | {batch} | {cells} | {min(ratios):.2f} to {max(ratios):.2f} |", flush=True)
+
+
+def taken_in_turns(runs: list[Callable[[], object]], rounds: int, n: int = 12) -> list[list[float]]:
+    """Processor seconds a step of every contestant in every round."""
+
+    def seconds(run: Callable[[], object]) -> float:
+        begin = time.process_time()
+        for _ in range(n):
+            run()
+        return (time.process_time() - begin) / n
+
+    for run in runs:
+        seconds(run)
+    return [[seconds(run) for run in runs] for _ in range(rounds)]
+
+
+# (b) two processes
+
+KINDS = {
+    "plain": RolloutConfig(),
+    "rollouts of 0..10": RolloutConfig(max_step_offset=10, probability=1.0),
+}
+
+
+def two_processes(options: argparse.Namespace) -> None:
+    """Part (b)."""
+    print("\n(b) Two processes of one thread against one, batch 8; the goal is at least 1.8\n")
+    print("| | one, steps/s | two, steps/s | ratio |\n| --- | ---: | ---: | ---: |")
+    for kind in KINDS:
+        one, two = (statistics.median(speed_of(options, kind, size) for _ in range(3)) for size in (1, 2))
+        print(f"| {kind} | {one:.2f} | {two:.2f} | {two / one:.2f} |", flush=True)
+
+
+def speed_of(options: argparse.Namespace, kind: str, size: int) -> float:
+    """Steps per second of `size` processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    group = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, "--rank", kind, "--model", str(options.model)]
+    running = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    return min(float(process.communicate()[0].split()[-1]) for process in running)
+
+
+def rank(options: argparse.Namespace) -> None:
+    """Train as one of the processes of part (b), and print steps per second."""
+    source = load_diffusers(options.model, "cpu")
+    data = encode(read_image_folder(ROOT / "demo" / "data"), source)
+    ranks = joined(source.device)
+    with Trainer(source, data, config_of(8, KINDS[options.rank]), None, ranks) as trainer:
+        for _ in range(3):
+            trainer.step()
+        ranks.meet()
+        begin = time.perf_counter()
+        for _ in range(40):
+            trainer.step()
+        ranks.meet()
+        print(40 / (time.perf_counter() - begin))
+
+
+# (c) a long run, (d) a save
+
+
+class Nothing(nn.Module):
+    """A network that costs nothing: one layer of `width` features."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output."""
+        out: Tensor = self.layer(x)
+        return out
+
+
+class NothingDenoiser(Denoiser):
+    """`Nothing` as training sees it."""
+
+    prediction = "flow"
+    schedule = FlowSchedule(3.0)
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def opened(self, training: bool = False, checkpointing: bool = False) -> AbstractContextManager[None]:
+        """There is nothing to prepare."""
+        return nullcontext()
+
+    def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """The layer over the last axis."""
+        out: Tensor = self.module(x)
+        return out
+
+
+class NothingSource:
+    """The `ModelSource` of `Nothing`, as far as training goes."""
+
+    name = fingerprint = encoder_fingerprint = "nothing"
+    device = torch.device("cpu")
+    dtype = torch.float32
+    prediction = "flow"
+    schedule = NothingDenoiser.schedule
+    default_lora_targets = ("^layer$",)
+    lora_names = "comfyui"
+
+    def __init__(self, width: int) -> None:
+        self.module = Nothing(width).requires_grad_(False)
+        self.width = width
+
+    def denoiser(self, dtype: torch.dtype | None = None) -> NothingDenoiser:
+        """For training."""
+        return NothingDenoiser(self.module)
+
+    def data(self) -> LatentDataset:
+        """Four samples."""
+        names = ("a", "b", "c", "d")
+        latents, context = torch.randn(4, 1, 1, self.width), torch.zeros(4, 1, 1)
+        bucket = Bucket(latents, {"context": context}, None, torch.ones(4, dtype=torch.long), names, names)
+        return LatentDataset((bucket,), {"context": torch.zeros(1, 1, 1)}, "nothing")
+
+
+def trained_on_nothing(source: NothingSource, config: TrainConfig, steps: int, watch: Any) -> None:
+    """Train with a panel that watches, as a node does."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        starting(folder, "nothing", source, source.data(), config) as stage,  # type: ignore[arg-type]
+    ):
+        live = Live(stage.run, steps)
+
+        def both(report: StepReport) -> None:
+            live.add(report)
+            if report.step % 20 == 0:
+                live.facts()
+            watch(report)
+
+        stage.train(steps, both)
+
+
+def long_run(options: argparse.Namespace) -> None:
+    """Part (c)."""
+    import psutil
+
+    process, seen = psutil.Process(), []
+
+    def watch(report: StepReport) -> None:
+        if report.step % 1000 == 0:
+            seen.append((time.process_time(), process.memory_info().rss / 2**20))
+
+    config = TrainConfig(steps=options.steps, lora=LoRAConfig(rank=2, alpha=2.0))
+    begin = time.process_time()
+    trained_on_nothing(NothingSource(8), config, options.steps, watch)
+    first, last = seen[0][0] - begin, seen[-1][0] - seen[-2][0]
+    print(f"\n(c) {options.steps} steps of a model that costs nothing; the goal is at least 0.98\n")
+    print(
+        f"first thousand {1000 / first:.0f} steps/s, last {1000 / last:.0f} steps/s, ratio {first / last:.3f}; "
+        f"resident {seen[0][1]:.0f} MiB after 1000 steps, {seen[-1][1]:.0f} MiB at the end"
+    )
+
+
+def a_save(options: argparse.Namespace) -> None:
+    """Part (d)."""
+    took: dict[bool, list[float]] = {True: [], False: []}
+    then = [time.perf_counter()]
+
+    def watch(report: StepReport) -> None:
+        now = time.perf_counter()
+        took[report.saved].append(now - then[0])
+        then[0] = now
+
+    width, lora = 8192, LoRAConfig(rank=2560, alpha=1.0)  # 42 M weights, and AdamW's two moments: 500 MB
+    config = TrainConfig(steps=13, save_every=4, lora=lora)
+    trained_on_nothing(NothingSource(width), config, 13, watch)
+    step, save = statistics.median(took[False][1:]), statistics.median(took[True])
+    print("\n(d) A save of a 500 MB state in mid-run; the goal is at most 50 ms of the loop\n")
+    print(
+        f"a step {step * 1e3:.0f} ms, a step with a save {save * 1e3:.0f} ms, the save {(save - step) * 1e3:.0f} ms"
+    )
+
+
+def main() -> None:
+    """Run the parts that were asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--parts", default="abcd", help="which of a, b, c and d to run")
+    parser.add_argument("--model", type=Path, default=ROOT / "demo" / "model", help="a diffusers folder")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of every contestant in (a)")
+    parser.add_argument("--steps", type=int, default=100_000, help="steps of (c)")
+    parser.add_argument("--rank", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.rank:
+        rank(options)
+        return
+    print(json.dumps({"torch": torch.__version__, "threads": 1}))
+    for letter, part in (("a", beside_the_plain_loop), ("b", two_processes), ("c", long_run), ("d", a_save)):
+        if letter in options.parts:
+            part(options)
+
+
+if __name__ == "__main__":
+    main()
