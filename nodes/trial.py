@@ -94,8 +94,8 @@ def _asking(nodes: Sequence[type[io.ComfyNode]]) -> tuple[Catalog, Given]:
             return schema
 
         @classmethod
-        def execute(cls, **inputs: Any) -> io.NodeOutput:
-            given.append(inputs)
+        def execute(cls, sample_prompts: Any = None, **inputs: Any) -> io.NodeOutput:
+            given.append(inputs)  # a trial draws its own pictures
             return io.NodeOutput(None, None, "")
 
     return from_nodes([Asked if node is RolloutTrainLoRA else node for node in nodes]), given
