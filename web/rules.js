@@ -24,7 +24,7 @@ const solver = (sampler) => SOLVERS[sampler ?? ""];
 /** @param {Values} values */
 const order = ({ sampler }) => when(solver(sampler)?.hasOrder === false, ["order"], "noOrder");
 
-/** @param {Values} values */
+/** @param {Values} v */
 const ramp = (v) => ({
   ...when(v.ramp_steps === 0, ["prob_start", "prob_end", "ramp_shape"], "noRamp"),
   ...when(isPositive(v.ramp_steps), ["probability"], "noProbability"),
