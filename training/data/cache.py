@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from array import array
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -71,10 +72,9 @@ class TensorCache:
             return layout(self._held[key])
         if self._index is None:
             self._index = _Index.read(self.folder / INDEX)
-        path = self.folder / f"{key}.safetensors"
-        stamp = _stamp(path)
-        known = self._index.get(key, stamp)
+        known = self._index.get(key, _stamp(f"{self.folder}/{key}.safetensors"))
         if known is None:
+            path = self.folder / f"{key}.safetensors"
             found = layout(self._whole(path, make))
             known = self._index.put(key, _stamp(path), found)
         return known
@@ -211,10 +211,10 @@ class _Index:
         return self.layouts[found]
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def _stamp(path: str | Path) -> tuple[int, int] | None:
     """Size and time of a file; None if there is none."""
     try:
-        stat = path.stat()
+        stat = os.stat(path)
     except OSError:
         return None
     return stat.st_size, stat.st_mtime_ns

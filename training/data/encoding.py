@@ -178,7 +178,7 @@ class _Encoder:
         read = _Reads(item)
         contents = [read.digest, read.mask_digest, self.alpha_masks]
         key = cache_key("picture", *self.base, contents, picture.size, picture.flipped)
-        others = caption_variants(item.caption, self.variants, self.keep_tags)[1:]
+        others = self._variants(item.caption)[1:]
         told = [[c.role, c.digest] for c in item.controls]
         self.keys.append(cache_key(key, item.caption, item.repeats, *others, *([told] if told else [])))
         found = self.cache.ensure(key, lambda: self._encode(picture, read))
@@ -211,7 +211,7 @@ class _Encoder:
         layouts: set[Layout] = set()
         keys = Keys()
         for caption in self.written:
-            for text in caption_variants(caption, self.variants, self.keep_tags):
+            for text in self._variants(caption):
                 keys.append(self._caption(text, layouts))
                 self.done += 1
                 tell()
@@ -247,6 +247,10 @@ class _Encoder:
             variants=self.variants,
             controls=rows.controls if any(key != NO_CONTROLS for key in rows.controls) else None,
         )
+
+    def _variants(self, caption: str) -> list[str]:
+        """The caption as written, then its variants."""
+        return [caption] if self.variants == 1 else caption_variants(caption, self.variants, self.keep_tags)
 
     def _caption(self, text: str, layouts: set[Layout]) -> str:
         """Have a caption in the cache; return its key, and put in what its conditioning is."""
