@@ -329,7 +329,8 @@ def starting(
     ranks.same({**described, "step": 0})
     data, validation = parted(data, config, validation)
     with training_mode(), Trainer(source, data, config, adapter, ranks) as trainer:
-        folder = ranks.from_first(lambda: _created(Path(root), name, described, trainer))
+        path = ranks.from_first(lambda: str(_created(Path(root), name, described, trainer).path))
+        folder = RunFolder(Path(path))
         with _held(folder, ranks):
             yield Stage(Run(folder, 0, source, data, config, validation), trainer)
 

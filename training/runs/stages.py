@@ -8,6 +8,7 @@ overwrite each other's states.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ..checks import to_plain
@@ -42,8 +43,8 @@ def branch(
     state = run.state
     if config.rollout != run.config.rollout:  # states of the old rollouts are not what the new ones ask for
         state = replace(state, tensors={k: v for k, v in state.tensors.items() if not k.startswith("pool.")})
-    folder = joined(run.source.device).from_first(lambda: _saved(run, config, state))
-    return replace(run, folder=folder, config=config)
+    path = joined(run.source.device).from_first(lambda: str(_saved(run, config, state).path))
+    return replace(run, folder=RunFolder(Path(path)), config=config)
 
 
 def _saved(run: Run, config: TrainConfig, state: RunState) -> RunFolder:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from ..objective.rollout import RolloutPlan
-from ..objective.states import Trail
+from ..objective.states import RolledStates, Trail
 from .deal import Share, Work, merged, share_of, whole
 
 logger = logging.getLogger(__name__)
@@ -218,9 +218,9 @@ class Group(Ranks):
     def trail(self, share: Share, plan: RolloutPlan, own: Trail | None) -> Trail:
         """The trail of the whole plan, of the ranks' own."""
         assert share.planned is not None
-        mine = None if own is None else (share.planned, own.to(torch.device("cpu")))
+        mine = None if own is None else (share.planned, plain(own.to(torch.device("cpu"))))
         found = [part for part in self._gathered(mine) if part is not None]
-        return merged(found, plan.steps).to(self._device)
+        return merged([(planned, from_plain(trail)) for planned, trail in found], plan.steps).to(self._device)
 
     def summed(self, parameters: Sequence[nn.Parameter], terms: Tensor, weights: Tensor) -> Tensor:
         """Replace the gradients by their sum over the ranks; the sums of `terms` come on the same way."""
@@ -255,19 +255,23 @@ class Group(Ranks):
                 )
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What `make` gives on the first rank, on every rank; an error there is one everywhere."""
-        made: list[Any] = [None, None]
+        """What `make` gives on the first rank, on every rank; an error there is one everywhere.
+
+        It must be plain: ComfyUI names our modules by their path, so that no other process knows our classes.
+        """
+        made: list[Any] = [None, None, ""]
+        failure: Exception | None = None
         if self.first:
             try:
-                made = [make(), None]
+                made[0] = make()
             except (OSError, RuntimeError, ValueError) as err:
-                made = [None, err]
+                failure, made[1], made[2] = err, isinstance(err, ValueError), str(err)
         self.meet()
         with self._noticing_loss():
             dist.broadcast_object_list(made, src=0, group=self._talk)
-        value, error = made
-        if error is not None:
-            raise error
+        value, wrong_value, text = made
+        if wrong_value is not None:
+            raise failure or (ValueError(text) if wrong_value else RuntimeError(text))
         return value
 
     def any(self, own: bool) -> bool:
@@ -366,6 +370,16 @@ class Group(Ranks):
         except RuntimeError:  # without a launcher the first rank keeps the store
             return {0}
         return silent
+
+
+def plain(trail: Trail) -> dict[str, Any]:
+    """A trail as plain values."""
+    return vars(trail) | {"ends": dict(vars(trail.ends))}
+
+
+def from_plain(values: dict[str, Any]) -> Trail:
+    """Inverse of `plain`."""
+    return Trail(**{**values, "ends": RolledStates(**values["ends"])})
 
 
 def differing(one: Any, other: Any, name: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
