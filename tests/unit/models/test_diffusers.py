@@ -345,7 +345,7 @@ FAULTS = {
     broken_weights: r"transformer \(SD3Transformer2DModel\) cannot be read",
     without_vae: "it must hold a vae, but has none",
     without_text_encoder: "it must hold a text_encoder_2, but has none",
-    foreign_code: "vae must come from diffusers or transformers, got os",
+    foreign_code: "vae must come from diffusers or transformers, got 'os'",
     without_scheduler: "scheduler must have a readable scheduler_config.json",
 }
 
