@@ -8,11 +8,10 @@ import re
 import signal
 import socket
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from types import FrameType
 from typing import Any
 
@@ -220,6 +219,7 @@ def interruptible(host: StandaloneHost, patient: bool = False) -> Iterator[None]
 @contextmanager
 def _always_ended(numbers: Sequence[int]) -> Iterator[None]:
     """Inside, a second signal ends the process though Python never gets to run its handler."""
+    answered = Event()
     reading, writing = socket.socketpair()
     writing.setblocking(False)
     before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
@@ -229,14 +229,14 @@ def _always_ended(numbers: Sequence[int]) -> Iterator[None]:
         with suppress(OSError):
             while got := reading.recv(1):
                 told += got[0] in numbers
-                if told > 1:
-                    time.sleep(2 * PATIENCE)
+                if told > 1 and not answered.wait(2 * PATIENCE):
                     os._exit(130)
 
     Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
+        answered.set()
         signal.set_wakeup_fd(before)
         with suppress(OSError):
             reading.shutdown(socket.SHUT_RDWR)

@@ -101,17 +101,20 @@ from pathlib import Path
 from rollout_trainer.host.standalone import host as h
 h.PATIENCE = 0.3
 own = h.StandaloneHost(Path("."))
-with h.interruptible(own):
-    print("ready", flush=True)
-    while not own.cancel_requested():
-        time.sleep(0.01)
-    print("cancelled", flush=True)
-    {then}
+try:
+    with h.interruptible(own):
+        print("ready", flush=True)
+        while not own.cancel_requested():
+            time.sleep(0.01)
+        print("cancelled", flush=True)
+        {then}
+except KeyboardInterrupt:
+    {interrupted}
 """
 
 
-def process(then):
-    script = SCRIPT.format(unit=str(Path(__file__).parents[1]), then=then)
+def process(then, interrupted="raise"):
+    script = SCRIPT.format(unit=str(Path(__file__).parents[1]), then=then, interrupted=interrupted)
     own = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -129,10 +132,20 @@ def test_every_signal_asks_to_stop_first(number):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_process_that_answered_a_second_signal_lives_on():
+    own = process("time.sleep(5)", "time.sleep(1); print('alive', flush=True)")
+    own.send_signal(signal.SIGTERM)
+    assert own.stdout.readline() == "cancelled\n"
+    own.send_signal(signal.SIGTERM)
+    assert own.stdout.readline() == "alive\n"
+    assert own.wait(10) == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_a_second_signal_ends_a_process_that_answers_nothing():
     """The main thread waits where no handler of Python's ever runs."""
     own = process(
-        "import _thread; lock = _thread.allocate_lock(); lock.acquire(); lock.acquire()\n    while True: pass"
+        "import _thread; lock = _thread.allocate_lock(); lock.acquire(); lock.acquire()\n        while True: pass"
     )
     own.send_signal(signal.SIGTERM)
     own.stdout.readline()
