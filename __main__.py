@@ -56,7 +56,9 @@ def main(arguments: Sequence[str] | None = None, nodes: NodeClasses = None) -> i
             print(f"{label}: {one_line(problem)}", file=sys.stderr)
         return BAD_INPUT
     except (NodeError, HostError) as err:
-        print(f"{label}: {one_line(err)}", file=sys.stderr)
+        # What ComfyUI printed follows line by line; a node's error is one line, whatever it holds.
+        message, *printed = str(err).splitlines() if isinstance(err, HostError) and str(err) else [err]
+        print(f"{label}: {one_line(message)}", *map(one_line, printed), sep="\n", file=sys.stderr)
         if options.verbose:
             traceback.print_exception(err)
         return FAILED
