@@ -169,7 +169,9 @@ def sized(settings: Sequence[tuple[str, Link]]) -> list[tuple[Link, int]]:
 
 def lora_settings(sheet: Sheet, rank: int) -> tuple[str, Link]:
     """Attention layers, the preset of the family."""
-    return "lora", sheet.put("RolloutLoRASettings", "LoRA settings", rank=rank, alpha=float(rank))
+    return "lora", sheet.put(
+        "RolloutLoRASettings", "LoRA settings", rank=rank, alpha=float(rank), preset="attention"
+    )
 
 
 def optimizer(sheet: Sheet, rate: float = 1e-4) -> tuple[str, Link]:

@@ -12,7 +12,7 @@ noise level for epsilon and v models; steps are optimiser steps, lengths of roll
 Settings are frozen and checked when they are made: `ValueError` names the one that is wrong. `RuntimeError` is a place
 on the disk or a package that is missing, `FloatingPointError` a loss that stayed non-finite.
 
-What is not named here may change. `docs/python.md` has the names by what they are for, ``examples/train_folder.py`` a
+What is not named here may change. `docs/python.md` has the names by what they are for, ``demo/train_folder.py`` a
 whole program. Nothing is imported before its name is asked for, and nothing inside the pack imports through here.
 """
 

@@ -34,7 +34,7 @@ def tree() -> list[str]:
 def code() -> set[str]:
     """Paths of the files that the tree must name, one by one."""
     found = {path for layer in LAYERS for path in (ROOT / layer).rglob("*.py")} | set(ROOT.glob("*.py"))
-    found |= {path for folder in ("tools", "benchmarks", "examples") for path in (ROOT / folder).glob("*.py")}
+    found |= {path for folder in ("tools", "benchmarks") for path in (ROOT / folder).glob("*.py")}
     found |= {path for suffix in ("js", "ts") for path in (ROOT / "web").glob(f"*.{suffix}")}
     # The line of a folder says what an __init__ without code of its own would.
     return {

@@ -21,7 +21,7 @@ else:
     import tomli as tomllib  # pytest brings it along where the standard library lacks it
 
 ROOT = Path(__file__).resolve().parents[2]
-NOT_PACKAGES = {"tests", "tools", "demo", "benchmarks", "examples", "build", "dist", "out", "runs"}
+NOT_PACKAGES = {"tests", "tools", "demo", "benchmarks", "build", "dist", "out", "runs"}
 # ComfyUI's own modules, aiohttp of its server, and psutil, which host/report.py does without where it is missing.
 HOST_OR_OPTIONAL = {
     "aiohttp", "comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "nodes", "psutil",
@@ -80,7 +80,7 @@ def test_every_third_party_import_is_a_dependency(pyproject):
 
 def test_everything_that_tests_import_is_pinned():
     # Else a test passes on the machine of its author and nowhere else.
-    folders = ("tests", "tools", "demo", "benchmarks", "examples")
+    folders = ("tests", "tools", "demo", "benchmarks")
     code = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     pins = requirements((ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines())
     theirs = {path.stem for path in code} | {path.parent.name for path in code}
@@ -231,7 +231,6 @@ def test_the_registrys_archive_holds_the_pack_and_its_demo_and_little_else():
         "tests",
         "tools",
         "benchmarks",
-        "examples",
         "demo/make",
         "demo/unseen",
         ".ci",
@@ -239,6 +238,12 @@ def test_the_registrys_archive_holds_the_pack_and_its_demo_and_little_else():
     }
     demo = in_["demo/model"] + in_["demo/data"]
     assert in_.total() - demo < 3_000_000  # 2.0 MB in 2026-11, 0.8 of them workflows with their thumbnails
+
+
+def test_the_host_finds_one_folder_of_templates():
+    # It lists those of any folder with such a name, and serves the files of the first it finds alone.
+    taken = {"example_workflows", "example", "examples", "workflow", "workflows"}
+    assert {path.name for path in ROOT.iterdir()} & taken == {"workflows"}
 
 
 def test_a_missing_package_ends_in_one_line_with_the_command():

@@ -111,7 +111,7 @@ def ran(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_example_trains_saves_and_draws(tmp_path):
-    said = ran(str(ROOT / "examples/train_folder.py"), "--steps", "2", "--out", str(tmp_path)).stdout
+    said = ran(str(ROOT / "demo/train_folder.py"), "--steps", "2", "--out", str(tmp_path)).stdout
     tensors = load_file(tmp_path / "example.safetensors")
     assert f"LoRA: {tmp_path / 'example.safetensors'}" in said
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())

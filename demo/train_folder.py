@@ -1,6 +1,6 @@
 """Train a LoRA on a folder of captioned pictures, without a graph: the quick start as a program.
 
-Needs the package: ``pip install -e .`` in this checkout. Then ``python examples/train_folder.py --out out/example``.
+Needs the package: ``pip install -e .`` in this checkout. Then ``python demo/train_folder.py --out out/example``.
 """
 
 import argparse
