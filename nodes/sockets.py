@@ -9,7 +9,7 @@ Model = io.Custom("ROLLOUT_MODEL")
 AnyModel = io.Custom("ROLLOUT_MODEL,MODEL")
 """The same, or a MODEL of ComfyUI, which `comfy.as_model` makes one of."""
 Dataset = io.Custom("ROLLOUT_DATASET")
-"""`training.data.dataset.ImageDataset`: pictures and captions, not encoded."""
+"""`training.data.images.ImageDataset`: pictures and captions, not encoded."""
 Data = io.Custom("ROLLOUT_DATA")
 """`training.data.dataset.LatentDataset`: latents and conditioning, ready to train on."""
 AnyData = io.Custom("ROLLOUT_DATA,ROLLOUT_DATASET")

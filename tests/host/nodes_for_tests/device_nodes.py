@@ -2,13 +2,20 @@
 
 import gc
 import hashlib
+import importlib.util
 
-import comfy.memory_management
 import comfy.model_management
 import comfy.sample
 import torch
 
 CATEGORY = "tests"
+
+
+def dynamic_vram() -> bool:
+    """Whether the host fetches weights as they are used; 0.3.64 cannot."""
+    if importlib.util.find_spec("comfy.memory_management") is None:
+        return False
+    return bool(getattr(importlib.import_module("comfy.memory_management"), "aimdo_enabled", False))
 
 
 def allocated():
@@ -37,7 +44,7 @@ class TestDevice:
         comfy.model_management.unload_all_models()
         gc.collect()
         comfy.model_management.soft_empty_cache()
-        dynamic = bool(getattr(comfy.memory_management, "aimdo_enabled", False))
+        dynamic = dynamic_vram()
         facts = {"device": str(comfy.model_management.get_torch_device()), "dynamic": dynamic}
         return {"ui": {"facts": [facts | {"allocated": allocated()}]}}
 
