@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -159,11 +159,7 @@ class Runs:
             LookupError: there is no such run.
         """
         run = RunFolder(run_path(self.root, name))
-        steps, found = run.film_steps(), []
-        for i in equally_spaced(len(steps), FILMS):
-            with suppress(*_BROKEN):
-                found.append(read_numbers(run.film_folder(steps[i])))
-        return found
+        return _told(run.film_steps(), lambda step: read_numbers(run.film_folder(step)))
 
     def frame(self, name: str, step: int, number: int) -> Path:
         """The picture of a frame of a whole film.
@@ -174,8 +170,7 @@ class Runs:
         run = RunFolder(run_path(self.root, name))
         folder = run.film_folder(step)
         path = frame_path(folder, number)
-        inside = path.resolve().is_relative_to(run.path.resolve())
-        if not (inside and path.is_file() and is_whole(folder)):
+        if not (_is_file_of(run, path) and is_whole(folder)):
             raise LookupError(f"no frame {number} of step {step}")
         return path
 
@@ -186,11 +181,7 @@ class Runs:
             LookupError: there is no such run.
         """
         run = RunFolder(run_path(self.root, name))
-        steps, found = run.sample_steps(), []
-        for i in equally_spaced(len(steps), FILMS):
-            with suppress(*_BROKEN):
-                found.append(read_about(run.samples_folder(steps[i])))
-        return found
+        return _told(run.sample_steps(), lambda step: read_about(run.samples_folder(step)))
 
     def sample(self, name: str, step: int, number: int) -> Path:
         """The picture of a prompt.
@@ -201,8 +192,7 @@ class Runs:
         run = RunFolder(run_path(self.root, name))
         folder = run.samples_folder(step)
         path = sample_path(folder, number)
-        inside = path.resolve().is_relative_to(run.path.resolve())
-        if not (inside and path.is_file() and are_whole(folder)):
+        if not (_is_file_of(run, path) and are_whole(folder)):
             raise LookupError(f"no picture {number} of step {step}")
         return path
 
@@ -239,6 +229,20 @@ class Runs:
     def sweep(self) -> None:
         """Finish deletions that were interrupted."""
         sweep(self.root)
+
+
+def _told(steps: Sequence[int], read: Callable[[int], dict[str, Any]]) -> list[dict[str, Any]]:
+    """What ``read(step)`` gives of the steps, `FILMS` of them at most, equally spaced; what cannot be read is out."""
+    found = []
+    for i in equally_spaced(len(steps), FILMS):
+        with suppress(*_BROKEN):
+            found.append(read(steps[i]))
+    return found
+
+
+def _is_file_of(run: RunFolder, path: Path) -> bool:
+    """Whether `path` is a file that lies in the run's folder, and no link that leads out of it."""
+    return path.resolve().is_relative_to(run.path.resolve()) and path.is_file()
 
 
 def folders(root: Path) -> list[str]:
