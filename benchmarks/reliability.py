@@ -32,6 +32,7 @@ if "rollout_trainer" not in sys.modules:
 import torch  # noqa: E402
 from conftest import ToySource, toy_config, toy_data  # noqa: E402
 from everything import EVERYTHING  # noqa: E402
+from mutation import mutated  # noqa: E402
 
 from rollout_trainer.__main__ import main as command  # noqa: E402
 from rollout_trainer.training.files import read_file  # noqa: E402
@@ -86,33 +87,6 @@ def kills(folder: Path, seconds: float, rng: random.Random) -> tuple[int, list[s
         f"  {last.step} steps in all; resumed == uninterrupted bit for bit: {equal(last.state, whole.state)}"
     )
     return done, wrong + [f"stray file {name}" for name in left]
-
-
-def mutated(value: object, rng: random.Random) -> object:
-    """A workflow with one thing in it changed."""
-    odd = [
-        None,
-        -1,
-        1.5,
-        10**400,
-        float("inf"),
-        "x\x1b[2J\n",
-        [],
-        {},
-        [[[]]],
-        True,
-        "a" * 3000,
-        {"__value__": []},
-    ]
-    if isinstance(value, dict) and value and rng.random() < 0.9:
-        key = rng.choice(list(value))
-        if rng.random() < 0.1:
-            return {k: v for k, v in value.items() if k != key}
-        return value | {key: mutated(value[key], rng)}
-    if isinstance(value, list) and value and rng.random() < 0.9:
-        at = rng.randrange(len(value))
-        return [*value[:at], mutated(value[at], rng), *value[at + 1 :]]
-    return rng.choice(odd)
 
 
 def workflows(folder: Path, seconds: float, rng: random.Random) -> tuple[int, list[str]]:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from mutation import mutated
 
 from rollout_trainer.__main__ import main
 from rollout_trainer.host.lines import one_line
@@ -48,33 +49,6 @@ def test_nesting_and_numbers_without_end_are_told_in_a_line(tmp_path, capsys):
     ):
         (tmp_path / "w.json").write_text(text)
         assert checked(capsys, tmp_path / "w.json") == 2
-
-
-def mutated(value, rng):
-    """A workflow with one thing in it changed, at random."""
-    odd = [
-        None,
-        -1,
-        1.5,
-        10**400,
-        float("inf"),
-        "x\x1b[2J\n",
-        [],
-        {},
-        [[[]]],
-        True,
-        "a" * 3000,
-        {"__value__": []},
-    ]
-    if isinstance(value, dict) and value and rng.random() < 0.9:
-        key = rng.choice(list(value))
-        if rng.random() < 0.1:
-            return {k: v for k, v in value.items() if k != key}
-        return value | {key: mutated(value[key], rng)}
-    if isinstance(value, list) and value and rng.random() < 0.9:
-        at = rng.randrange(len(value))
-        return [*value[:at], mutated(value[at], rng), *value[at + 1 :]]
-    return rng.choice(odd)
 
 
 def test_mutated_workflows_are_told_in_lines(tmp_path, capsys):
