@@ -42,6 +42,10 @@ def compared(host: Host, family: str, start: str, ends: str, kind: str = "lora")
 @pytest.mark.parametrize(("family", "start"), [(f, s) for f, starts in FORMS.items() for s in starts])
 def test_a_file_acts_as_in_the_stock_loader(family, start, host):  # noqa: F811
     found = compared(host, family, start, "kohya" if "_" in start else "peft")
+    if not found["layers"]:  # this host has no such name: its own loader leaves the file out, and so do we
+        assert found["changed"] == 0
+        assert "must fit the model" in found["told"]
+        return
     assert found["layers"] > 2
     assert found["effect"] > 1e-3
     assert found["difference"] < 1e-3 * max(found["effect"], 1), found

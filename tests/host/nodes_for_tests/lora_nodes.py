@@ -22,7 +22,8 @@ ENDS = {
 class TestLoRAForms:
     """How far the pack's reading of a file is from the stock loader's, and what the file does.
 
-    `start`: how the file names layers; of the host's own key map those names are taken that begin so.
+    `start`: how the file names layers; of the host's own key map those names are taken that begin so. Does this host
+    have none, its names of diffusers' kind are, without what stands before `start`; `layers` is 0 then.
     """
 
     CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = CATEGORY, "compare", (), True
@@ -52,6 +53,8 @@ class TestLoRAForms:
         tensors, layers = foreign(base, start, ENDS[ends], kind)
         save_file(tensors, path)
         patched, _ = comfy.sd.load_lora_for_models(base, None, load_file(path), 1.0, 0)
+        if not layers:
+            return {"ui": unknown(model, path, base, patched)}
         adapter = model.source.read_lora(path)
         package = type(model).__module__.partition(".training.")[0]
         forms = sys.modules[f"{package}.training.forms"]
@@ -74,12 +77,31 @@ class TestLoRAForms:
         }
 
 
+def unknown(model, path, base, patched):
+    """How many weights the stock loader changes by a file of names that it does not know, and what the pack says."""
+    told = ""
+    try:
+        model.source.read_lora(path)
+    except ValueError as error:
+        told = str(error)
+    return {"layers": [0], "changed": [len(patched.patches) - len(base.patches)], "told": [told]}
+
+
 def foreign(base, start, ends, kind):
     """A file with random factors for all attention layers that the host knows by names beginning with `start`."""
+    known = comfy.lora.model_lora_keys_unet(base.model, {})
+    if any(name.startswith(start) for name in known):
+        return drawn(base, known, start, ends, kind)
+    bare = {name.partition(".")[2]: value for name, value in known.items()}
+    return drawn(base, bare, start, ends, kind)[0], 0
+
+
+def drawn(base, known, start, ends, kind):
+    """Random factors for those of the `known` names that begin with `start`, and how many layers they are of."""
     weights = base.model.state_dict()
     tensors, layers, seen = {}, 0, []
     g = torch.Generator().manual_seed(3)
-    for name, value in sorted(comfy.lora.model_lora_keys_unet(base.model, {}).items()):
+    for name, value in sorted(known.items()):
         key, offset = (value, None) if isinstance(value, str) else value[:2]
         fused = offset is not None
         is_layer = key in weights and key.endswith(".weight") and weights[key].ndim == 2 and "norm" not in key
