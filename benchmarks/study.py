@@ -1,53 +1,62 @@
-"""Do rollouts help a LoRA? Arms x seeds on the demo model, paired by seed.
+"""Which ways to train a LoRA earn their cost? Arms x seeds x two sets of pictures, paired by seed.
 
-    python benchmarks/study.py [--results FILE] [--seeds 8] [--minutes 70] [--arms plain residual]
+    python benchmarks/study.py [--results FILE] [--seeds 4] [--minutes 70] [--arms plain mixflow] [--sets faces objects]
     python benchmarks/study.py --table [docs/study.json]    print the stored study
     python benchmarks/study.py --save docs                  write study.json and study.png there
     python benchmarks/study.py --quick                      a small version of everything, in about a minute
 
-The results file has a line for each run that has ended; a study that was killed goes on where it was.
-What follows was written before any result of an arm with rollouts existed; docs/study.md has the outcome.
+A use of `training/trial`: what is said here is arms, pictures and metrics. The results file has a line for each run
+that has ended; a study that was killed goes on where it was.
+The plan below was committed before the first run of the study. docs/study.md has the outcome.
 
-**Runs.** The quick start's model, 24 pictures and settings (LoRA rank 8, batch 8, AdamW 2e-3 cosine, 300 steps).
-With one seed all arms have the same first weights, batches, noise levels, noise and dropped captions, and those
-with rollouts of one length distribution roll out the same samples equally far.
+**Sets.** `faces`: the demo's 24 blob faces, another 24 held out. `objects`: 24 objects in a shaded style ("toy"),
+another 24 held out (`demo/make/objects.py`). The base has been shown neither style, but knows all the names in two
+others. Of the 24 held out, the first 12 choose each run's best moment by their loss (`validation`); the other 12
+judge the loss. Pictures are drawn for all 24.
 
-| arm | rollouts (per sample: chance, steps of 1/20 of the trajectory) | optimiser steps |
-|---|---|---|
-| plain | none | N = 300 |
-| plain, longer | none | as long as N steps of `quickstart` cost |
-| residual | 0.5, 0 to 3, target `residual` | N |
-| clean | 0.5, 0 to 3, target `clean`, the published one | N |
-| clean, gentle | 0.25, 0 to 1, target `clean`, as careful users of the published form have it | N |
-| solver_error | 0.5, 0 to 3, target `solver_error` | N |
-| quickstart | as `residual`, with ReflexFlow (beta1 0.1): what workflows/quickstart.json has | N |
-| quickstart, shorter | as `quickstart` | as long as N plain steps cost |
-| mixflow | none; every sample up to 0.2 of the way noisier than told (not run yet) | N |
-| guided | as `residual`, own steps at CFG 2 (not run yet) | N |
-| guided, shorter | as `guided` (not run yet) | as long as N plain steps cost |
+**Runs.** The quick start's model and settings: LoRA rank 8, batch 8, AdamW 2e-3 with a cosine (5e-4 on `objects`,
+where a pilot of plain, seed 0, had its best moment at step 30 of 300 with 2e-3: too early to be told apart), at most
+300 steps of `plain`; the other arms have as many as cost the same (counted in forward evaluations, a training row
+being two). With one seed all arms have the same first weights, batches, noise levels, noise and dropped captions.
+Every arm is validated 20 times in its planned steps and stops when the loss has not fallen for 3 of them; its state
+of the least loss is measured. `plain, whole` is plain without stopping, measured at its end. (The loss of `mixflow`
+is higher by construction, docs/theory.md, but what matters here is where along its run it is least.)
 
-Cost is counted in forward evaluations, of which a training row takes two (`TRAIN_COST`); the processor time is told.
-The learning rate falls over an arm's own number of steps. `clean, gentle` runs last, if there is time.
+| arm | what |
+|---|---|
+| plain | no rollouts |
+| mixflow | every sample up to 0.2 of the way noisier than told |
+| residual | half of the samples rolled out over 0 to 3 of 20 solver steps, target `residual` |
+| guided | the same, own steps at CFG 2 |
+| solver_error | the same lengths, target `solver_error` |
+| reflexflow | as `residual`, with ReflexFlow (beta1 0.1): what workflows/quickstart.json ships before this study |
+| preserve | plain, and own states of captions without the trigger asked for what the base says there |
+| plain, whole | as `plain`, to its last step: what stopping in time is worth |
 
-**Moments.** `end`: after the last step. `early`: after N / 3 steps, since a pilot of the plain arm (another seed)
-found that the style rate is at its ceiling, 96 %, from there on. `stopped`: at the least held-out loss of the states
-after every 50 steps and at the end, chosen on one half of the 24 held-out pictures and measured on the other, for both
-halves.
+**Metrics** of 24 pictures drawn for the held-out captions (unipc 2, 8 steps) at CFG 1, 1.5, 2 and 3; `@own` is each
+arm's own best scale, the one with the least mean distance over the seeds:
+- `style`: energy distance to the held-out pictures (0 for one distribution) on the features of the demo's style
+  classifier. It was trained to tell the faces' style from others, the objects' among those.
+- `shapes`: the same on features that nothing was trained for: histograms of oriented gradients (8 x 8 cells of 8
+  pixels, 9 directions) and each cell's mean colour.
+- `loss`: teacher-forced, of the 12 judging pictures, the same noise for all.
+- `blob`: the classifier's mean probability of the faces' style (faces alone).
+- `bleed`: how far the LoRA moves what it was not taught. 24 captions without the trigger, 12 of the set's own names
+  in the base's two styles, 12 of the other set's, drawn by base and LoRA from the same noise at CFG 2: mean root mean
+  square difference of the pixels. `bleed.shapes` is that of the features.
+- `chosen`: the loss that chose; `step`: where the best moment was; `trained`: steps until the run stopped; `seconds`:
+  processor time of training.
+The main metrics are `style@own` and `shapes@own`, then `loss`; for models used without guidance `style@1` and
+`shapes@1`; for `preserve`, `bleed` beside `style@own`. All others describe.
 
-**Metrics**, on the 24 held-out pictures and their captions (`unseen`), and on the 24 of the training set (`taught`):
-- `loss`: teacher-forced, the same noise for all;
-- of pictures drawn with unipc 2, CFG 2, at 20 (`@20`) and 8 steps (`@8`): `style`, the classifier's mean probability;
-  `rate`, the share above its threshold; `distance`, the energy distance of the classifier's features to the real
-  pictures' (0 for one distribution; the row `real` has what the taught pictures give); `nearest`, the RMS pixel
-  distance to the nearest training picture (copying lowers it); `own`, that to the real picture of the caption;
-- of the model's own trajectories at CFG 1 (unipc 2, 10 steps; training/exposure.py): `exposure`, the energy distance to
-  the forward process above its floor, mean over noise levels; `power` of the final latents over that of the data (1
-  is right); `latents`, the energy distance of the final latents to the data.
-The main metric is `distance@20` on unseen captions; then come `loss` and `style@20`. All others describe.
+**Statistics.** Per set, arm and metric: the mean over seeds of the paired differences to `plain`, and Student's 95 %
+interval. Where it holds 0, no difference was seen. A method *wins* where both main metrics are better on both sets,
+intervals without 0. Of many intervals about one in twenty misses 0 by chance. The number of seeds is what fits into
+the time, the same for all arms of a set where time allows; results do not decide it.
 
-**Statistics.** Per metric and comparison: the mean over seeds of the paired differences, its standard error, and
-Student's 95 % interval. A difference whose interval contains 0 is called indistinguishable. Of many such intervals
-about one in twenty misses 0 by chance. The number of seeds is what fits into the time; results do not decide it.
+**Best moment.** Of `plain`, stopped by its patience, against `plain, whole` at its end: `loss`, `style@own` and
+`shapes@own`, and trained steps as a share of all; and whether `plain, whole` had a better moment after the other had
+stopped. The figure to reach: no difference at 0.6 of the steps or fewer.
 """
 
 from __future__ import annotations
@@ -55,83 +64,66 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from rollout_trainer.demo.style import THRESHOLD, style_net, style_probability
-from rollout_trainer.training.conditioning import select
-from rollout_trainer.training.data.dataset import LatentDataset, read_image_folder
+from rollout_trainer.demo.style import style_net, style_probability
+from rollout_trainer.training.conditioning import Cond, select
+from rollout_trainer.training.data.dataset import LatentDataset
 from rollout_trainer.training.data.encoding import encode
+from rollout_trainer.training.data.folders import read_image_folder
 from rollout_trainer.training.data.images import ImageDataset
 from rollout_trainer.training.files import write_atomically
-from rollout_trainer.training.lora.adapter import AdapterState, LoRAConfig
+from rollout_trainer.training.lora.adapter import LoRAConfig
 from rollout_trainer.training.models.diffusers import DiffusersModel
 from rollout_trainer.training.models.families import load_diffusers
 from rollout_trainer.training.models.source import LoadedModel
 from rollout_trainer.training.objective.config import ReflexFlowConfig, RolloutConfig
-from rollout_trainer.training.objective.rollout import expected_extra_forwards
-from rollout_trainer.training.pictures.exposure import energy_distance, exposure_bias
-from rollout_trainer.training.pictures.sampling import sample
+from rollout_trainer.training.pictures.exposure import energy_distance
+from rollout_trainer.training.runs.run import Run, validate
 from rollout_trainer.training.trainer.config import TrainConfig
 from rollout_trainer.training.trainer.optim import OptimizerConfig
-from rollout_trainer.training.trainer.trainer import Trainer, training_mode
-from rollout_trainer.training.trial.results import Metrics, Result, Table, go_on, read
+from rollout_trainer.training.trial.results import Metrics, Result, Table, go_on, read, tabulated
 from rollout_trainer.training.trial.statistics import STUDENT as STUDENT
 from rollout_trainer.training.trial.statistics import Comparison, Estimate, difference, differences
+from rollout_trainer.training.trial.trial import BEST, Drawing, Trial, draw, run_name, trained
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAIN_COST = 2.0
-"""Forward evaluations that a training row costs: forward and activations' gradients; a LoRA's own are small."""
-CFG = 2.0
-
+NAMES = ROOT / "demo" / "make" / "names"
+END = "end"
+CFGS = (1.0, 1.5, 2.0, 3.0)
+USED = 2.0
+"""The guidance scale at which bleeding is measured."""
+NEVER = 10_000
+"""Patience of an arm that trains all its steps."""
 
 # --- the arms -----------------------------------------------------------------------------------
 
 PLAIN = RolloutConfig(reflexflow=ReflexFlowConfig("off"))
 RESIDUAL = replace(PLAIN, max_step_offset=3, probability=0.5, steps_per_trajectory=20)
-QUICKSTART = replace(RESIDUAL, reflexflow=ReflexFlowConfig(beta1=0.1))
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to train."""
-
-    rollout: RolloutConfig
-    budget: RolloutConfig | None = None
-    """The arm trains as many steps as cost what the full number of steps costs with this; None: the full number."""
-
-    def steps(self, full: int) -> int:
-        """Optimiser steps, where an arm without a budget of its own has `full`."""
-        return round(full * step_cost(self.budget or self.rollout) / step_cost(self.rollout))
-
-
-def step_cost(rollout: RolloutConfig) -> float:
-    """Expected forward evaluations per sample of an optimiser step."""
-    active = rollout.rolls_out and rollout.reflexflow.active("flow")
-    return TRAIN_COST + expected_extra_forwards(rollout, active)
-
-
+REFLEXFLOW = replace(RESIDUAL, reflexflow=ReflexFlowConfig(beta1=0.1))
+WHOLE = "plain, whole"
 ARMS = {
-    "plain": Arm(PLAIN),
-    "plain, longer": Arm(PLAIN, budget=QUICKSTART),
-    "residual": Arm(RESIDUAL),
-    "clean": Arm(replace(RESIDUAL, target="clean")),
-    "solver_error": Arm(replace(RESIDUAL, target="solver_error")),
-    "quickstart": Arm(QUICKSTART),
-    "quickstart, shorter": Arm(QUICKSTART, budget=PLAIN),
-    "clean, gentle": Arm(replace(RESIDUAL, target="clean", max_step_offset=1, probability=0.25)),
-    "mixflow": Arm(replace(PLAIN, target="mixflow", probability=1.0)),
-    "guided": Arm(replace(RESIDUAL, guidance=CFG)),
-    "guided, shorter": Arm(replace(RESIDUAL, guidance=CFG), budget=PLAIN),
+    "plain": PLAIN,
+    "mixflow": replace(PLAIN, target="mixflow", probability=1.0, gamma=0.2),
+    "reflexflow": REFLEXFLOW,
+    "guided": replace(RESIDUAL, guidance=USED),
+    "solver_error": replace(RESIDUAL, target="solver_error"),
+    "residual": RESIDUAL,
+    WHOLE: PLAIN,
 }
+"""In the order in which a seed runs them."""
 
 
 @dataclass(frozen=True)
@@ -139,22 +131,20 @@ class Plan:
     """How large the study is."""
 
     steps: int = 300
-    """Optimiser steps of the plain arm."""
-    every: int = 50
-    """Optimiser steps between the states that early stopping chooses from; `early` is the one at a third."""
-    solver_steps: tuple[int, int] = (8, 20)
-    """Few and many steps to draw with."""
-    exposure_steps: int = 10
-    """Steps of the own trajectories whose exposure bias is measured."""
+    """Optimiser steps of the plain arm, at most."""
+    validations: int = 20
+    patience: int = 3
+    drawing: Drawing = field(default_factory=lambda: Drawing(steps=8, cfgs=CFGS))
     pictures: int = 24
-    """Taught pictures, and unseen ones; even."""
+    """Taught pictures, and held-out ones; even."""
 
-    def config(self, arm: Arm, seed: int) -> TrainConfig:
-        """The quick start's settings with the arm's rollouts."""
+    def config(self, arm: str, lr: float = 2e-3) -> TrainConfig:
+        """The quick start's settings with the arm's own, stopped at its best moment."""
         return TrainConfig(
-            steps=arm.steps(self.steps),
+            steps=self.steps,
             batch_size=8,
-            seed=seed,
+            validate_every=max(1, self.steps // self.validations),
+            patience=NEVER if arm == WHOLE else self.patience,
             lora=LoRAConfig(
                 rank=8,
                 alpha=8.0,
@@ -164,45 +154,74 @@ class Plan:
                 ),
             ),
             optimizer=OptimizerConfig(
-                lr=2e-3, weight_decay=0.0, schedule="cosine", warmup_steps=10, final_lr=0.1
+                lr=lr, weight_decay=0.0, schedule="cosine", warmup_steps=10, final_lr=0.1
             ),
             caption_dropout=0.05,
-            rollout=arm.rollout,
+            rollout=ARMS[arm],
         )
 
 
-QUICK = Plan(steps=6, every=2, solver_steps=(2, 3), exposure_steps=2, pictures=4)
+QUICK = Plan(steps=6, validations=3, drawing=Drawing(steps=2, cfgs=(1.0, 2.0)), pictures=4)
+
+# --- the pictures -------------------------------------------------------------------------------
 
 
-# --- what is measured on ------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Views:
+    """N pictures as the metrics see them."""
+
+    style: Tensor
+    """[N, 768], the style classifier's features."""
+    shapes: Tensor
+    """[N, 768], of no training."""
+
+    @classmethod
+    def of(cls, pixels: Tensor) -> Views:
+        """Of pictures [N, 3, H, W] in [0, 1]."""
+        return cls(style_net().pooled(pixels), shapes(pixels))
+
+
+def shapes(pixels: Tensor, cells: int = 8, directions: int = 9) -> Tensor:
+    """Histograms of oriented gradients (Dalal and Triggs 2005) and mean colours of cells x cells places.
+
+    Square roots of the gradients' strength by direction, without a sign, linearly shared between neighbouring
+    directions; no normalisation, since the drawings' contrast matters. [N, 3, H, W] in [0, 1] -> [N, cells^2 (9 + 3)].
+    """
+    small = F.interpolate(pixels.float(), size=(8 * cells, 8 * cells), mode="bilinear", antialias=True)
+    grey = F.pad(small.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+    dx, dy = grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2], grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]
+    place = torch.atan2(dy, dx).remainder(math.pi) * (directions / math.pi)  # [N, 1, S, S] in [0, directions)
+    apart = (place - torch.arange(directions)[:, None, None]).abs()  # [N, directions, S, S]
+    share = (1 - torch.minimum(apart, directions - apart)).clamp(min=0)
+    histogram = F.avg_pool2d(share * torch.hypot(dx, dy), 8).sqrt()
+    return torch.cat([histogram, F.avg_pool2d(small, 8)], 1).flatten(1)
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """N captioned drawings of the style."""
+    """A set: what is taught, what is held out, and captions that are neither."""
 
-    data: LatentDataset
-    """In one bucket."""
-    pixels: Tensor
-    """[N, 3, H, W] in [0, 1], through the autoencoder as the model's own pictures are."""
-    features: Tensor
-    """[N, 768], the classifier's."""
+    name: str
+    source: DiffusersModel
+    taught: LatentDataset
+    """In one bucket, as the next."""
+    unseen: LatentDataset
+    real: Views
+    """Of the unseen pictures, through the autoencoder as the model's own are."""
+    outside: Cond
+    """Captions without the trigger, on which bleeding is measured."""
+    lr: float
+    unmoved: dict[int, Tensor] = field(default_factory=dict)
+    """What the base draws for those, by seed: drawn once."""
 
-    @classmethod
-    def encoded(cls, images: ImageDataset, source: DiffusersModel, count: int) -> Pictures:
-        """Encode the first `count` pictures."""
-        data = encode(replace(images, items=images.items[:count]), source).held()
-        pixels = source.decode_latents(data.buckets[0].latents)
-        return cls(data, pixels, style_net().pooled(pixels))
+    def half(self, which: int) -> LatentDataset:
+        """The unseen pictures that choose (0), or that judge (1)."""
+        return rows_of(self.unseen, torch.arange(len(self.unseen)).chunk(2)[which])
 
-    @property
-    def captions(self) -> tuple[str, ...]:
-        """N captions."""
-        return self.data.buckets[0].captions
-
-    def halves(self) -> list[LatentDataset]:
-        """The first and the second half of the pictures."""
-        return [rows_of(self.data, rows) for rows in torch.arange(len(self.data)).chunk(2)]
+    def trial(self, plan: Plan, arms: Sequence[str]) -> Trial:
+        """Everything that the runs on this set are made of; the first arm is `plain`, whose compute all have."""
+        configs = {arm: plan.config(arm, self.lr) for arm in dict.fromkeys(("plain", WHOLE, *arms))}
+        return Trial(self.source, self.taught, configs, validation=self.half(0), drawing=plan.drawing)
 
 
 def rows_of(data: LatentDataset, rows: Tensor) -> LatentDataset:
@@ -219,213 +238,173 @@ def rows_of(data: LatentDataset, rows: Tensor) -> LatentDataset:
     return replace(data, buckets=(part,))
 
 
-@dataclass(frozen=True)
-class Lab:
-    """The demo model and its pictures."""
+def faces() -> tuple[ImageDataset, ImageDataset]:
+    """The demo's own pictures; the unseen ones in the order of their list."""
+    demo = ROOT / "demo"
+    unseen = read_image_folder(demo / "unseen", default_caption="")
+    items = {item.path.stem.replace("-", " "): item for item in unseen.items}
+    lines = (demo / "unseen_captions.txt").read_text(encoding="utf-8").splitlines()
+    found = [(items[line.partition(",")[0].replace("-", " ")], line) for line in lines]
+    ordered = tuple(replace(item, caption=line) for item, line in found)
+    return read_image_folder(demo / "data"), replace(unseen, items=ordered)
 
-    source: DiffusersModel
-    taught: Pictures
-    unseen: Pictures
 
-    @classmethod
-    def of_the_demo(cls, count: int, device: str = "cpu") -> Lab:
-        """Load and encode `count` pictures of each kind, the unseen ones in the order of their list."""
-        demo = ROOT / "demo"
-        source = load_diffusers(demo / "model", device)
-        captions = (demo / "unseen_captions.txt").read_text(encoding="utf-8").split("\n")
-        unseen = read_image_folder(demo / "unseen", default_caption="")
-        items = {item.path.stem.replace("-", " "): item for item in unseen.items}
-        found = [(items[line.partition(",")[0].replace("-", " ")], line) for line in captions if line]
-        ordered = replace(unseen, items=tuple(replace(item, caption=line) for item, line in found))
-        taught = Pictures.encoded(read_image_folder(demo / "data"), source, count)
-        return cls(source, taught, Pictures.encoded(ordered, source, count))
+def objects() -> tuple[ImageDataset, ImageDataset]:
+    """Shaded drawings of things."""
+    folder = ROOT / "benchmarks" / "objects"
+    return read_image_folder(folder / "taught"), read_image_folder(folder / "unseen")
+
+
+SETS = {"faces": (faces, "blob", "toy", 2e-3), "objects": (objects, "toy", "blob", 5e-4)}
+"""How the pictures are read; the names of the set's own and of the other's; the learning rate."""
+
+
+def without_trigger(own: str, other: str, part: str) -> list[str]:
+    """24 captions in the base's two styles: 12 of the set's own names, 12 of the other's."""
+    lists = [
+        (NAMES / f"{names}_{part}.txt").read_text(encoding="utf-8").splitlines() for names in (own, other)
+    ]
+    names = [name for names in lists for name in names[:12]]
+    backgrounds = ("white", "blue", "yellow", "gray")
+    return [
+        f"{name}, {('noto', 'flat')[i % 2]} style, {backgrounds[i % 4]} background"
+        for i, name in enumerate(names)
+    ]
+
+
+@cache
+def pictures_of(name: str, count: int, device: str) -> Pictures:
+    """Load the demo model and encode `count` pictures of each kind."""
+    read_both, own, other, lr = SETS[name]
+    source = load_diffusers(ROOT / "demo" / "model", device)
+    both = [replace(images, items=images.items[:count]) for images in read_both()]
+    taught, unseen = (encode(images, source).held() for images in both)
+    pixels = source.decode_latents(unseen.buckets[0].latents.to(source.device)).cpu()
+    outside = source.encode_text(without_trigger(own, other, "unseen")[:count])
+    return Pictures(name, source, taught, unseen, Views.of(pixels), outside, lr)
 
 
 # --- one run ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A state of a run."""
-
-    step: int
-    adapter: AdapterState
-    losses: tuple[float, ...]
-    """Held-out loss of either half."""
-
-
-def train(lab: Lab, config: TrainConfig, every: int) -> tuple[list[Checkpoint], Metrics]:
-    """Train an arm; return its states and what it cost: processor seconds, evaluations by kind."""
-    halves = lab.unseen.halves()
-    states, seconds = [], 0.0
-    with training_mode(), Trainer(lab.source, lab.taught.data, config) as trainer:
-        while trainer.done < config.steps:
-            begin = time.process_time()
-            trainer.step()
-            seconds += time.process_time() - begin
-            if trainer.done % every == 0 or trainer.done == config.steps:
-                losses = tuple(trainer.validate(half) for half in halves)
-                states.append(Checkpoint(trainer.done, trainer.adapter.state(), losses))
-        rows = trainer.meter.rows
-    kinds = ("train", "rollout", "clean")
-    return states, {"steps": config.steps, "seconds": seconds} | {f"rows.{k}": rows[k] for k in kinds}
+def run_arm(own: Pictures, plan: Plan, arm: str, seed: int, folder: Path) -> dict[str, Metrics]:
+    """Train an arm as a trial does, and measure it at its best moment, and at its end where it goes there."""
+    trial = own.trial(plan, [arm])
+    begin = time.process_time()
+    best, cost = trained(trial, folder, arm, seed)
+    cost["seconds"] = time.process_time() - begin
+    cost["chosen"] = cost.pop("loss")
+    if arm == WHOLE:
+        last = replace(best, step=trial.config(arm, seed).steps)
+        return {BEST: cost, END: measured(own, trial, last, seed)}
+    return {BEST: cost | measured(own, trial, best, seed)}
 
 
-def run_arm(lab: Lab, plan: Plan, name: str, seed: int) -> Result:
-    """Train an arm and measure it at its three moments."""
-    states, cost = train(lab, plan.config(ARMS[name], seed), plan.every)
-    models = [LoadedModel(lab.source, state.adapter) for state in states]
-    noise = 1000 * (seed + 1)
-    few, many = plan.solver_steps
+def measured(own: Pictures, trial: Trial, run: Run, seed: int) -> Metrics:
+    """Every metric of one state."""
+    out = {"loss": validate(run, own.half(1)), "taught": validate(run, own.taught)}
+    for cfg in trial.drawing.cfgs:
+        pixels = drawn(own, trial, run.model, own.unseen.buckets[0].cond, cfg, seed)
+        out |= {f"{name}@{cfg:g}": value for name, value in looked_at(own, pixels).items()}
+    return out | bled(own, trial, run.model, seed)
 
-    early = next(i for i, state in enumerate(states) if state.step >= plan.steps / 3)
-    chosen = [best(states, half) for half in (1, 0)]  # the first half is measured where the second was best
-    stopped = {
-        "step": statistics.fmean(states[i].step for i in chosen),
-        "unseen.loss": statistics.fmean(states[i].losses[half] for half, i in enumerate(chosen)),
-        **drawn(lab, lab.unseen, [models[i] for i in chosen], many, noise, "unseen", "@20"),
+
+def looked_at(own: Pictures, pixels: Tensor) -> Metrics:
+    """Metrics of pictures [N, 3, H, W], the i-th of which has the i-th held-out caption."""
+    seen = Views.of(pixels)
+    out = {
+        "style": float(energy_distance(seen.style, own.real.style)),
+        "shapes": float(energy_distance(seen.shapes, own.real.shapes)),
     }
-    return Result(
-        name,
-        seed,
-        {
-            "end": cost | at_the_end(lab, plan, models[-1], states[-1].losses, noise),
-            "early": drawn(lab, lab.unseen, [models[early]] * 2, few, noise, "unseen", "@8")
-            | {"unseen.loss": statistics.fmean(states[early].losses)},
-            "stopped": stopped,
-        },
-    )
+    return out | ({"blob": float(style_probability(pixels).mean())} if own.name == "faces" else {})
 
 
-def best(states: Sequence[Checkpoint], half: int) -> int:
-    """The index of the state with the least loss on a half of the held-out pictures."""
-    return min(range(len(states)), key=lambda i: states[i].losses[half])
-
-
-def at_the_end(lab: Lab, plan: Plan, model: LoadedModel, losses: Sequence[float], noise: int) -> Metrics:
-    """Every metric of one model."""
-    few, many = plan.solver_steps
+def bled(own: Pictures, trial: Trial, model: LoadedModel, seed: int) -> Metrics:
+    """How far the LoRA moves pictures of captions without the trigger."""
+    if seed not in own.unmoved:
+        own.unmoved[seed] = drawn(own, trial, LoadedModel(own.source), own.outside, USED, seed)
+    base, moved = own.unmoved[seed], drawn(own, trial, model, own.outside, USED, seed)
+    apart = (Views.of(base).shapes - Views.of(moved).shapes).square().mean(1).sqrt()
     return {
-        "unseen.loss": statistics.fmean(losses),
-        **drawn(lab, lab.unseen, [model] * 2, many, noise, "unseen", "@20"),
-        **drawn(lab, lab.unseen, [model] * 2, few, noise, "unseen", "@8"),
-        **drawn(lab, lab.taught, [model] * 2, few, noise, "taught", "@8"),
-        **exposed(model, lab.unseen, plan.exposure_steps, noise, "unseen"),
-        **exposed(model, lab.taught, plan.exposure_steps, noise, "taught"),
+        "bleed": float((base - moved).square().mean((1, 2, 3)).sqrt().mean()),
+        "bleed.shapes": float(apart.mean()),
     }
 
 
-def drawn(
-    lab: Lab, real: Pictures, models: Sequence[LoadedModel], steps: int, noise: int, label: str, mark: str
-) -> Metrics:
-    """Metrics of pictures drawn for the captions of `real`: one part of them by each of the models."""
-    size = len(real.captions) // len(models)
-    pixels = torch.cat(
-        [
-            sample(
-                model, real.captions[i * size : (i + 1) * size], steps=steps, cfg=CFG, seed=noise + i * size
-            )
-            for i, model in enumerate(models)
-        ]
-    )
-    seen = look(pixels.cpu(), real, lab.taught)
-    return {f"{label}.{name}{mark}": value for name, value in seen.items()}
+def drawn(own: Pictures, trial: Trial, model: LoadedModel, cond: Cond, cfg: float, seed: int) -> Tensor:
+    """Pictures [N, 3, H, W] from noise that depends on the seed alone, on the CPU."""
+    shape = own.unseen.buckets[0].latents.shape[1:]
+    latents = draw(trial, model, cond, shape, cfg, seed)
+    with torch.no_grad():
+        return own.source.decode_latents(latents.to(own.source.device)).cpu()
 
 
-def look(pixels: Tensor, real: Pictures, taught: Pictures) -> Metrics:
-    """Metrics of pictures [N, 3, H, W], the i-th of which has the i-th caption of `real`."""
-    probability = style_probability(pixels)
-    apart = torch.cdist(pixels.flatten(1), taught.pixels.flatten(1)) / math.sqrt(pixels[0].numel())
-    return {
-        "style": float(probability.mean()),
-        "rate": float((probability > THRESHOLD).float().mean()),
-        "distance": float(energy_distance(style_net().pooled(pixels), real.features)),
-        "nearest": float(apart.min(1).values.mean()),
-        "own": float((pixels - real.pixels).square().mean((1, 2, 3)).sqrt().mean()),
-    }
+BASE, REAL = "base", "taught pictures"
 
 
-def exposed(model: LoadedModel, real: Pictures, steps: int, noise: int, label: str) -> Metrics:
-    """How the states of the model's own trajectories differ from noised real pictures."""
-    bias = exposure_bias(model, real.data, len(real.data), steps, sampler="unipc", seed=noise)
-    return {
-        f"{label}.exposure": float((bias.energy - bias.energy_floor).mean()),
-        f"{label}.power": float(bias.power[-1]),
-        f"{label}.latents": float(bias.energy[-1]),
-    }
-
-
-# --- what the metrics are compared with ---------------------------------------------------------
-
-BASE, REAL = "base", "real"
-
-
-def untrained(lab: Lab, plan: Plan) -> Result:
-    """The base model's metrics."""
-    with training_mode(), Trainer(lab.source, lab.taught.data, plan.config(ARMS["plain"], 0)) as trainer:
-        losses = [trainer.validate(half) for half in lab.unseen.halves()]
-    return Result(BASE, 0, {"end": at_the_end(lab, plan, LoadedModel(lab.source), losses, 1000)})
-
-
-def real_pictures(lab: Lab) -> Result:
-    """The unseen pictures' own metrics; distances are those of the two sets of 24, whose captions differ.
-
-    `distance.spread` is the standard deviation of the distance of random halves of all 48: that of chance.
-    """
-    itself = look(lab.unseen.pixels, lab.unseen, lab.taught)
-    seen = {f"unseen.{name}@20": value for name, value in itself.items()}
-    features = torch.cat([lab.taught.features, lab.unseen.features])
-    generator = torch.Generator().manual_seed(0)
-    orders = [torch.randperm(len(features), generator=generator).chunk(2) for _ in range(200)]
-    chance = [float(energy_distance(features[a], features[b])) for a, b in orders]
-    seen["unseen.distance@20"] = float(energy_distance(lab.taught.features, lab.unseen.features))
-    return Result(REAL, 0, {"end": seen | {"distance.spread": statistics.stdev(chance)}})
+def compared_with(own: Pictures, plan: Plan, arm: str) -> dict[str, Metrics]:
+    """The metrics of the base alone, or of the taught pictures themselves, whose captions differ."""
+    if arm == REAL:
+        with torch.no_grad():
+            pixels = own.source.decode_latents(own.taught.buckets[0].latents.to(own.source.device)).cpu()
+        return {BEST: {f"{name}@own": value for name, value in looked_at(own, pixels).items()}}
+    trial = own.trial(plan, [])
+    out: Metrics = {}
+    for cfg in trial.drawing.cfgs:
+        pixels = drawn(own, trial, LoadedModel(own.source), own.unseen.buckets[0].cond, cfg, 0)
+        out |= {f"{name}@{cfg:g}": value for name, value in looked_at(own, pixels).items()}
+    return {BEST: out}
 
 
 # --- statistics ---------------------------------------------------------------------------------
 
-EQUAL_STEPS = ("residual", "quickstart", "clean", "clean, gentle", "solver_error", "mixflow", "guided")
-COMPARISONS = (
-    *(Comparison(f"{arm} - plain", arm, "plain") for arm in EQUAL_STEPS),
-    Comparison("quickstart - plain, longer", "quickstart", "plain, longer"),
-    Comparison("residual - plain, longer", "residual", "plain, longer"),
-    Comparison("quickstart, shorter - plain", "quickstart, shorter", "plain"),
-    Comparison("guided, shorter - plain", "guided, shorter", "plain"),
-    Comparison("plain, stopped - plain", "plain", "plain", "stopped"),
-    Comparison("quickstart - plain, stopped", "quickstart", "plain", "end", "stopped"),
-    *(Comparison(f"{arm} - plain, both stopped", arm, "plain", "stopped", "stopped") for arm in EQUAL_STEPS),
-)
-"""At equal steps, at equal compute, and with early stopping."""
-LOWER_IS_BETTER = ("loss", "distance", "own", "exposure", "latents")
-HIGHER_IS_BETTER = ("style", "rate")
-MAIN: tuple[str, ...] = ("unseen.distance@20", "unseen.loss", "unseen.style@20")
-OTHERS: tuple[str, ...] = (
-    "unseen.distance@8",
-    "unseen.style@8",
-    "unseen.own@20",
-    "unseen.nearest@20",
-    "unseen.exposure",
-)
-TAUGHT: tuple[str, ...] = (
-    "unseen.power",
-    "unseen.latents",
-    "taught.distance@8",
-    "taught.exposure",
-    "taught.power",
-)
-STOPPED: tuple[str, ...] = ("step", *MAIN)
-EARLY: tuple[str, ...] = ("unseen.distance@8", "unseen.loss", "unseen.style@8", "unseen.rate@8")
-COST: tuple[str, ...] = ("steps", "seconds", "rows.train", "rows.rollout", "rows.clean")
+MAIN = ("style@own", "shapes@own", "loss")
+WITHOUT_GUIDANCE = ("style@1", "shapes@1")
+OTHERS = ("style@2", "shapes@2", "blob@2", "taught", "bleed", "bleed.shapes")
+COST = ("chosen", "step", "trained", "planned", "evaluations", "seconds")
+HIGHER_IS_BETTER = ("blob",)
+DESCRIBES = (*COST, "taught")
+"""Neither better nor worse."""
 
 
-def tabulate(results: Sequence[Result]) -> Table:
-    """The results by arm and seed, what the metrics are compared with first."""
-    table: dict[str, dict[int, dict[str, Metrics]]] = {}
-    order = [BASE, REAL, *ARMS]
-    results = sorted(results, key=lambda result: order.index(result.arm))
-    for result in results:
-        table.setdefault(result.arm, {})[result.seed] = result.metrics
-    return table
+def key(name: str, arm: str) -> str:
+    """The name of an arm on a set in the results."""
+    return f"{name}/{arm}"
+
+
+def table_of(results: Sequence[Result]) -> Table:
+    """The results by set and arm, each with the metrics at its own best guidance scale."""
+    order = [key(name, arm) for name in SETS for arm in (BASE, REAL, *ARMS)]
+    table = tabulated(results, order)
+    return {arm: with_own(runs) for arm, runs in table.items()}
+
+
+def with_own(runs: Mapping[int, Mapping[str, Metrics]]) -> dict[int, dict[str, Metrics]]:
+    """The runs of an arm with each distance at the scale where its mean over the seeds is least, by moment."""
+    out: dict[int, dict[str, Metrics]] = {seed: dict(run) for seed, run in runs.items()}
+    for moment in (BEST, END):
+        here = [run[moment] for run in runs.values() if moment in run]
+        for metric in ("style", "shapes"):
+            scales = [f"{metric}@{cfg:g}" for cfg in CFGS if here and f"{metric}@{cfg:g}" in here[0]]
+            if not scales:
+                continue
+            own = min(scales, key=lambda name: statistics.fmean(run[name] for run in here))
+            for run in out.values():
+                if moment in run:
+                    extra = {f"{metric}@own": run[moment][own], f"{metric}.cfg": float(own.partition("@")[2])}
+                    run[moment] = run[moment] | extra
+    return out
+
+
+def comparisons(name: str) -> list[Comparison]:
+    """Every arm against plain, at the best moment of both, on a set; then what stopping in time is worth."""
+    plain = key(name, "plain")
+    arms = [arm for arm in ARMS if arm not in ("plain", WHOLE)]
+    whole = key(name, WHOLE)
+    return [
+        *(Comparison(f"{arm} - plain", key(name, arm), plain, BEST, BEST) for arm in arms),
+        Comparison("plain, stopped - plain, whole, at its end", plain, whole, BEST, END),
+    ]
 
 
 def verdict(metric: str, estimate: Estimate) -> str:
@@ -433,53 +412,46 @@ def verdict(metric: str, estimate: Estimate) -> str:
     if not estimate.distinct:
         return ""
     up = estimate.mean > 0
-    kind = metric.split(".")[-1].partition("@")[0]
-    if kind in LOWER_IS_BETTER:
-        return "worse" if up else "better"
-    if kind in HIGHER_IS_BETTER:
-        return "better" if up else "worse"
-    return "up" if up else "down"
+    if metric in DESCRIBES:
+        return "up" if up else "down"
+    return "better" if up == (metric.partition("@")[0] in HIGHER_IS_BETTER) else "worse"
 
 
 # --- output -------------------------------------------------------------------------------------
 
 
-def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a Markdown table."""
-    for row in (head, ["---", *["---:"] * (len(head) - 1)], *rows):
+def print_rows(title: str, metrics: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
+    """Print a Markdown table without the rows that have nothing in them."""
+    body = [[name, *cells] for name, cells in rows.items() if any(cells)]
+    for row in ([title, *metrics], ["---", *["---:"] * len(metrics)], *body):
         print("| " + " | ".join(row) + " |")
     print(flush=True)
 
 
 def report(table: Table) -> None:
-    """Print the means of all arms and the paired differences, behind each name the number of seeds."""
-    moments = [("at the end", "end", metrics) for metrics in (COST, MAIN, OTHERS, TAUGHT)]
-    for title, at, metrics in (*moments, ("stopped", "stopped", STOPPED), ("early", "early", EARLY)):
-        means = {
-            f"{arm} ({len(table[arm])})": [mean_cell(table[arm], m, at) for m in metrics] for arm in table
-        }
-        print_rows(f"{title}: mean ± standard error", metrics, means)
-    for metrics in (MAIN, OTHERS, TAUGHT):
-        cells = {
-            f"{c.title} ({len(differences(table, c, MAIN[0]))})": [
-                difference_cell(table, c, m) for m in metrics
-            ]
-            for c in COMPARISONS
-        }
-        print_rows("difference [95 % interval]", metrics, cells)
-    shown = [difference(table, c, m) for m in (*MAIN, *OTHERS, *TAUGHT) for c in COMPARISONS]
-    found = [e.distinct for e in shown if e is not None]
-    print(
-        f"{sum(found)} of {len(found)} intervals leave 0 out; chance alone would make it {len(found) / 20:.0f}."
-    )
+    """Print, for each set, the means of all arms and the paired differences, behind each name the number of seeds."""
+    for name in SETS:
+        arms = {arm: runs for arm, runs in table.items() if arm.startswith(f"{name}/")}
+        for metrics in ((*MAIN, *WITHOUT_GUIDANCE, "style.cfg", "shapes.cfg"), OTHERS, COST):
+            rows = {
+                f"{arm.partition('/')[2]}{'' if at == BEST else ', at its end'} ({len(runs)})": [
+                    mean_cell(runs, metric, at) for metric in metrics
+                ]
+                for arm, runs in arms.items()
+                for at in (BEST, END)
+            }
+            print_rows(f"{name}: mean ± standard error", metrics, rows)
+        for metrics in (MAIN, WITHOUT_GUIDANCE, OTHERS, ("step", "trained", "seconds")):
+            cells = {
+                f"{c.title} ({len(differences(table, c, 'loss'))})": [
+                    difference_cell(table, c, m) for m in metrics
+                ]
+                for c in comparisons(name)
+            }
+            print_rows(f"{name}: difference [95 % interval]", metrics, cells)
 
 
-def print_rows(title: str, metrics: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
-    """Print a table without the rows that have nothing in it."""
-    print_table([title, *metrics], [[name, *cells] for name, cells in rows.items() if any(cells)])
-
-
-def mean_cell(runs: Mapping[int, Mapping[str, Metrics]], metric: str, at: str = "end") -> str:
+def mean_cell(runs: Mapping[int, Mapping[str, Metrics]], metric: str, at: str = BEST) -> str:
     """Mean and standard error of a metric over the seeds."""
     values = [run[at][metric] for run in runs.values() if metric in run.get(at, {})]
     if len(values) < 2:
@@ -493,30 +465,38 @@ def difference_cell(table: Table, comparison: Comparison, metric: str) -> str:
     e = difference(table, comparison, metric)
     if e is None:
         return ""
-    return f"{e.mean:+.4f} [{e.low:+.4f}, {e.high:+.4f}] {verdict(metric, e)}".rstrip()
+    word = verdict(metric, e)
+    return f"{e.mean:+.4f} [{e.low:+.4f}, {e.high:+.4f}]" + (f" **{word}**" if word else "")
 
 
 def plot(table: Table, path: Path) -> None:
-    """Draw the differences of the main metrics: every seed, the mean and its interval."""
+    """Draw the differences of the main metrics, a row of charts for each set: every seed, the mean, its interval."""
     from matplotlib.figure import Figure
 
-    rows = [c for c in COMPARISONS if difference(table, c, MAIN[0])]
-    figure = Figure(figsize=(12, 0.36 * len(rows) + 1.4), layout="constrained")
-    for axis, metric in zip(figure.subplots(1, len(MAIN), sharey=True), MAIN, strict=True):
-        for y, comparison in enumerate(rows):
-            values = differences(table, comparison, metric)
-            e = Estimate.of(values)
-            colour = {"better": "#1a7f37", "worse": "#cf222e"}.get(verdict(metric, e), "#6e7781")
-            axis.plot(values, [y] * len(values), "|", color=colour, alpha=0.5)
-            axis.errorbar(e.mean, y, xerr=e.high - e.mean, fmt="o", color=colour, capsize=3)
-        axis.axvline(0, color="black", lw=0.8)
-        better = "right" if verdict(metric, Estimate(1, 0, 1, 1)) == "better" else "left"
-        axis.set(title=metric, xlabel=f"difference; {better} is better")
-        axis.grid(axis="x", alpha=0.3)
-    seeds = [len(differences(table, c, MAIN[0])) for c in rows]
-    axis.set_yticks(range(len(rows)), [f"{c.title} ({n})" for c, n in zip(rows, seeds, strict=True)])
-    axis.invert_yaxis()
-    figure.savefig(path, dpi=90)
+    metrics = (*MAIN, "bleed")
+    figure = Figure(figsize=(13, 6.4), layout="constrained")
+    for axes, name in zip(figure.subplots(len(SETS), len(metrics), squeeze=False), SETS, strict=True):
+        rows = [c for c in comparisons(name) if difference(table, c, MAIN[0])]
+        labels = [f"{c.title} ({len(differences(table, c, MAIN[0]))})" for c in rows]
+        for axis, metric in zip(axes, metrics, strict=True):
+            for y, comparison in enumerate(rows):
+                draw_difference(axis, y, table, comparison, metric)
+            axis.axvline(0, color="black", lw=0.8)
+            axis.set(title=f"{name}: {metric}", xlabel="difference; left is better")
+            axis.set_yticks(range(len(rows)), labels if metric == metrics[0] else [""] * len(rows))
+            axis.invert_yaxis()
+            axis.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=80)
+
+
+def draw_difference(axis: Any, y: int, table: Table, comparison: Comparison, metric: str) -> None:
+    """One comparison in one chart: green is better, red worse, grey neither."""
+    values, e = differences(table, comparison, metric), difference(table, comparison, metric)
+    if e is None:
+        return
+    colour = {"better": "#1a7f37", "worse": "#cf222e"}.get(verdict(metric, e), "#6e7781")
+    axis.plot(values, [y] * len(values), "|", color=colour, alpha=0.5)
+    axis.errorbar(e.mean, y, xerr=e.high - e.mean, fmt="o", color=colour, capsize=3)
 
 
 def save(results: Sequence[Result], folder: Path) -> None:
@@ -527,22 +507,34 @@ def save(results: Sequence[Result], folder: Path) -> None:
             metrics.update({name: float(f"{value:.5g}") for name, value in metrics.items()})
     lines = ",\n ".join(json.dumps(result) for result in plain)
     write_atomically(folder / "study.json", f"[{lines}]\n".encode())
-    plot(tabulate(results), folder / "study.png")
+    plot(table_of(results), folder / "study.png")
 
 
 def study(
-    path: Path, plan: Plan, arms: Sequence[str], seeds: int, minutes: float, device: str = "cpu"
+    path: Path,
+    plan: Plan,
+    arms: Sequence[str],
+    seeds: int,
+    sets: Sequence[str] = tuple(SETS),
+    minutes: float = math.inf,
+    device: str = "cpu",
 ) -> None:
-    """Run what is missing of the study, all arms of a seed before the next seed."""
-    until = time.monotonic() + 60 * minutes
-    lab = Lab.of_the_demo(plan.pictures, device)
-    references = {BASE: partial(untrained, lab, plan), REAL: partial(real_pictures, lab)}
+    """Run what is missing of the study: all arms on all sets of a seed before the next seed."""
 
-    def run(arm: str, seed: int) -> Result:
-        return references[arm]() if arm in references else run_arm(lab, plan, arm, seed)
+    def run(job: str, seed: int) -> Result:
+        name, _, arm = job.partition("/")
+        own = pictures_of(name, plan.pictures, device)
+        if arm in (BASE, REAL):
+            return Result(job, seed, compared_with(own, plan, arm))
+        folder = path.parent / "runs" / name
+        result = Result(job, seed, run_arm(own, plan, arm, seed, folder))
+        for place in folder.glob(f"{run_name(arm, seed)}-*"):
+            shutil.rmtree(place)
+        return result
 
-    jobs = [(arm, 0) for arm in references] + [(arm, seed) for seed in range(seeds) for arm in arms]
-    go_on(path, jobs, run, until, say=partial(print, flush=True))
+    jobs = [(key(name, arm), 0) for name in sets for arm in (BASE, REAL)]
+    jobs += [(key(name, arm), seed) for seed in range(seeds) for name in sets for arm in arms]
+    go_on(path, jobs, run, time.monotonic() + 60 * minutes, say=partial(print, flush=True))
 
 
 def main() -> None:
@@ -550,10 +542,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--results", type=Path, default=ROOT / "out" / "study.jsonl", help="one line per run")
-    parser.add_argument("--seeds", type=int, default=8, help="runs of every arm, 2 to 16")
+    place = ROOT / "out" / "study" / "study.jsonl"
+    parser.add_argument("--results", type=Path, default=place, help="one line per run")
+    parser.add_argument("--seeds", type=int, default=4, help="runs of every arm, 2 to 15")
     parser.add_argument("--minutes", type=float, default=math.inf, help="no run begins after so long")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="these arms alone")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="these sets alone")
     parser.add_argument("--device", default="cpu", help="where the models compute, cpu or cuda")
     parser.add_argument("--table", type=Path, nargs="?", const=ROOT / "docs" / "study.json", metavar="JSON")
     parser.add_argument("--save", type=Path, metavar="DIR", help="write study.json and study.png there")
@@ -564,17 +558,20 @@ def main() -> None:
     torch.set_num_threads(1)
     if options.table:
         stored = json.loads(options.table.read_text(encoding="utf-8"))
-        report(tabulate([Result(**result) for result in stored]))
+        report(table_of([Result(**result) for result in stored]))
     elif options.quick:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "study.jsonl"
-            study(path, QUICK, options.arms, 2, options.minutes, options.device)
-            report(tabulate(read(path)))
+            study(path, QUICK, options.arms, 2, options.sets, options.minutes, options.device)
+            report(table_of(read(path)))
     elif options.save:
         save(read(options.results), options.save)
     else:
-        study(options.results, Plan(), options.arms, options.seeds, options.minutes, options.device)
-        report(tabulate(read(options.results)))
+        plan = Plan()
+        study(
+            options.results, plan, options.arms, options.seeds, options.sets, options.minutes, options.device
+        )
+        report(table_of(read(options.results)))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import sys
 from dataclasses import replace
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from rollout_trainer.training.pictures.exposure import energy_distance
+from rollout_trainer.training.trial.trial import step_cost
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,7 +70,7 @@ def test_differences_pair_the_seeds_that_both_arms_have(study):
     results = [result(study, "residual", seed, loss=value) for seed, value in ((2, 5.0), (0, 1.0), (1, 3.0))]
     results += [result(study, "plain", seed, loss=value) for seed, value in ((0, 0.5), (2, 1.0), (3, 9.0))]
     comparison = study.Comparison("residual - plain", "residual", "plain")
-    table = study.tabulate(results)
+    table = study.tabulated(results, ["residual", "plain"])
     assert study.differences(table, comparison, "loss") == [0.5, 4.0]
     assert study.differences(table, comparison, "style") == []
     assert study.differences(table, replace(comparison, arm="clean"), "loss") == []
@@ -80,23 +80,49 @@ def test_a_verdict_needs_an_interval_without_zero_and_knows_the_direction(study)
     up, down, none = (
         study.Estimate(m, 0, low, high) for m, low, high in ((2, 1, 3), (-2, -3, -1), (1, -1, 3))
     )
-    assert [study.verdict("unseen.loss", e) for e in (up, down, none)] == ["worse", "better", ""]
-    assert [study.verdict("unseen.style@20", e) for e in (up, down, none)] == ["better", "worse", ""]
-    assert [study.verdict("unseen.power", e) for e in (up, down, none)] == ["up", "down", ""]
+    assert [study.verdict("style@own", e) for e in (up, down, none)] == ["worse", "better", ""]
+    assert [study.verdict("blob@2", e) for e in (up, down, none)] == ["better", "worse", ""]
+    assert [study.verdict("step", e) for e in (up, down, none)] == ["up", "down", ""]
+
+
+def test_an_arms_own_scale_is_that_of_the_least_mean_not_of_the_least_value(study):
+    values = ((0.1, 0.9), (0.5, 0.2), (0.6, 0.2))
+    runs = {
+        i: {"best": {"style@1": a, "style@2": b, "shapes@1": b, "shapes@2": a}}
+        for i, (a, b) in enumerate(values)
+    }
+    own = study.with_own(runs)
+    assert [run["best"]["style@own"] for run in own.values()] == [0.1, 0.5, 0.6]
+    assert {run["best"]["style.cfg"] for run in own.values()} == {1.0}
+    assert [run["best"]["shapes@own"] for run in own.values()] == [0.1, 0.5, 0.6]
+    assert {run["best"]["shapes.cfg"] for run in own.values()} == {2.0}
+
+
+# --- the features that nothing was trained for
+
+
+def test_an_edge_lies_in_the_bin_of_its_direction_whatever_its_sign(study):
+    ramp = torch.linspace(0, 1, 64).expand(3, 64, 64)
+    pictures = torch.stack([ramp, ramp.flip(-1), ramp.transpose(1, 2)])
+    histogram = study.shapes(pictures).reshape(3, 12, 8, 8)[:, :9, 3, 3]  # a cell in the middle
+    torch.testing.assert_close(histogram[0], histogram[1], atol=1e-4, rtol=0)
+    assert histogram[0].argmax() == 0  # across: gradient along x
+    assert histogram[2, 4:6].min() > 0.7 * histogram[2].max()  # upright lies between two of nine
+    assert histogram[2, [0, 1, 2, 7, 8]].max() < 1e-3
+
+
+def test_colours_are_those_of_the_cells(study):
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    colours = study.shapes(picture).reshape(1, 12, 8, 8)[:, 9:]
+    torch.testing.assert_close(colours[0, :, 2, 5], picture[0, :, 16:24, 40:48].mean((1, 2)))
 
 
 def test_real_pictures_are_at_distance_zero_from_themselves(study):
     pixels = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    real = study.Pictures(None, pixels, study.style_net().pooled(pixels))
-    seen = study.look(pixels, real, taught=real)
-    assert (seen["distance"], seen["own"]) == pytest.approx((0, 0), abs=1e-6)
-    assert seen["nearest"] == pytest.approx(0, abs=1e-3)
-    assert study.look(1 - pixels, real, real)["distance"] > 0.005
-
-
-def test_a_state_is_chosen_by_one_half_alone(study):
-    states = [study.Checkpoint(i, None, losses) for i, losses in enumerate(((3, 1), (2, 2), (1, 3)))]
-    assert [study.best(states, half) for half in (0, 1)] == [2, 0]
+    own = study.Pictures("faces", None, None, None, study.Views.of(pixels), {}, 1e-3)
+    seen = study.looked_at(own, pixels)
+    assert (seen["style"], seen["shapes"]) == pytest.approx((0, 0), abs=1e-6)
+    assert min(study.looked_at(own, pixels**4)[name] for name in ("style", "shapes")) > 0.003
 
 
 # --- the runner
@@ -128,56 +154,41 @@ def test_a_killed_study_goes_on_where_it_was(study, tmp_path, capsys):
 # --- the arms
 
 
-def test_equal_compute_is_equal(study):
-    full = 300
-    cost = {name: arm.steps(full) * study.step_cost(arm.rollout) for name, arm in study.ARMS.items()}
-    assert cost["plain, longer"] == pytest.approx(cost["quickstart"], rel=0.005)
-    assert cost["quickstart, shorter"] == pytest.approx(cost["plain"], rel=0.005)
-    assert cost["plain"] < cost["residual"] == cost["clean"] < cost["quickstart"]
-
-
-def test_the_quickstart_arm_is_the_shipped_workflow(study):
-    workflow = json.loads((ROOT / "workflows" / "quickstart.json").read_text())
-    shown = {node["type"]: node.get("widgets_values_named", {}) for node in workflow["nodes"]}
-    config = study.Plan().config(study.ARMS["quickstart"], seed=0)
-    assert {k: getattr(config.rollout, k) for k in shown["RolloutScheduledSampling"]} == shown[
-        "RolloutScheduledSampling"
-    ]
-    reflex = shown["RolloutReflexFlow"]
-    assert {k: getattr(config.rollout.reflexflow, k) for k in reflex} == reflex
-    trained = shown["RolloutTrainLoRA"]
-    assert (config.steps, config.batch_size, config.caption_dropout) == (
-        trained["steps"],
-        trained["batch_size"],
-        trained["caption_dropout"],
-    )
-    optimizer = shown["RolloutOptimizerSettings"]
-    names = {"optimizer": "name", "learning_rate": "lr", "final_rate": "final_lr"}
-    assert {k: getattr(config.optimizer, names.get(k, k)) for k in optimizer} == optimizer
-    lora = shown["RolloutLoRASettings"]
-    assert config.lora.targets == tuple(lora["targets"].splitlines())
-    assert (config.lora.rank, config.lora.alpha) == (lora["rank"], lora["alpha"])
+def test_every_arm_costs_what_plain_costs(study, make_source, make_data):
+    own = study.Pictures("faces", make_source("flow"), make_data(12), make_data(12), None, {}, 1e-3)
+    trial = own.trial(study.Plan(), list(study.ARMS))
+    cost = {arm: (own := trial.config(arm, 0)).steps * step_cost(own, trial.source) for arm in study.ARMS}
+    assert all(value == pytest.approx(cost["plain"], rel=0.01) for value in cost.values())
+    assert {trial.config(arm, 0).patience for arm in study.ARMS} == {3, study.NEVER}
 
 
 def test_halves_are_whole_and_apart(study, make_data):
-    first, second = study.Pictures(make_data(12), None, None).halves()
+    own = study.Pictures("faces", None, None, make_data(12), None, {}, 1e-3)
+    first, second = own.half(0), own.half(1)
     assert first.buckets[0].names + second.buckets[0].names == tuple(map(str, range(12)))
     whole = make_data(12).buckets[0].latents
     torch.testing.assert_close(torch.cat([first.buckets[0].latents, second.buckets[0].latents]), whole)
 
 
-# --- the stored study
+def test_captions_of_bleeding_have_no_trigger_and_are_not_those_that_preserve_is_taught(study):
+    for own, other in (("blob", "toy"), ("toy", "blob")):
+        measured, taught = (study.without_trigger(own, other, part) for part in ("unseen", "train"))
+        assert len(measured) == len(taught) == 24
+        assert not {"blob", "toy"} & set(" ".join(measured + taught).replace(",", "").split())
+        assert not set(measured) & set(taught)
 
 
-def test_the_page_quotes_the_stored_study(study, capsys):
-    stored, page = ROOT / "docs" / "study.json", (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
-    assert stored.stat().st_size < 100_000
-    table = study.tabulate([study.Result(**r) for r in json.loads(stored.read_text())])
-    assert min(len(table[arm]) for arm in ("plain", "plain, longer", "residual", "clean", "quickstart")) >= 4
-    study.report(table)
-    printed = capsys.readouterr().out
-    for comparison in study.COMPARISONS:
-        for metric in study.MAIN:
-            cell = study.difference_cell(table, comparison, metric).partition("]")[0]
-            assert cell in page
-            assert cell in printed
+def test_every_object_is_a_name_that_the_base_knows_and_none_is_taught_and_held_out():
+    names = ROOT / "demo" / "make" / "names"
+    taught, unseen, known = (
+        set((names / f"{name}.txt").read_text().splitlines())
+        for name in ("toy_train", "toy_unseen", "concepts")
+    )
+    assert len(taught) == len(unseen) == 24
+    assert not taught & unseen
+    assert taught | unseen <= known
+    for part, own in (("taught", taught), ("unseen", unseen)):
+        captions = {
+            path.read_text().strip() for path in (ROOT / "benchmarks" / "objects" / part).glob("*.txt")
+        }
+        assert captions == {f"{name}, toy style, white background" for name in own}

@@ -38,7 +38,7 @@ from .results import Metrics, Result, Table, go_on, read, tabulated
 logger = logging.getLogger(__name__)
 
 RESULTS, SETTINGS = "trial.jsonl", "trial.json"
-ARMS = range(2, 5)
+ARMS = range(2, 13)
 """How many arms a trial may have."""
 BEST = "best"
 """The moment at which arms are compared."""
@@ -76,7 +76,7 @@ class Trial:
 
     def __post_init__(self) -> None:
         if len(self.arms) not in ARMS:
-            raise ValueError(f"arms must be 2 to 4, got {len(self.arms)}")
+            raise ValueError(f"arms must be 2 to 12, got {len(self.arms)}")
         if not 1 <= self.seeds <= 15:
             raise ValueError(f"seeds must be from 1 to 15, got {self.seeds}")
         if self.equal not in ("compute", "steps"):

@@ -85,7 +85,7 @@ def test_every_arm_has_pictures_held_out_and_a_best_moment(make_trial, make_conf
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"arms": {}}, "arms must be 2 to 4, got 0"),
+        ({"arms": {}}, "arms must be 2 to 12, got 0"),
         ({"seeds": 0}, "seeds must be from 1 to 15, got 0"),
         ({"equal": "time"}, "equal must be compute or steps, got 'time'"),
     ],
