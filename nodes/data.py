@@ -12,6 +12,7 @@ from torch import Tensor
 from ..host import current, io, ui
 from ..host.interface import Progress as Bar
 from ..training.data.cache import TensorCache
+from ..training.data.clips import Cutting, Given, Part
 from ..training.data.dataset import LatentDataset
 from ..training.data.encoding import encode, samples_shown
 from ..training.data.folders import DataProgress, check_image_folder, folder_stamp, read_image_folder
@@ -41,9 +42,9 @@ class RolloutDatasetFromFolder(io.ComfyNode):
         return schema(
             node_id="RolloutDatasetFromFolder",
             display_name="Dataset from Folder",
-            description="Pictures with captions: NAME.png and NAME.txt. A sub-folder 10_name repeats its pictures 10 "
-            "times; NAME.mask.png is a mask. What is not used is named in the summary. demo/data holds the 24 "
-            "pictures that come with the pack.",
+            description="Pictures and clips with captions: NAME.png or NAME.mp4, and NAME.txt. A sub-folder 10_name "
+            "repeats its pictures 10 times; NAME.mask.png is a mask. What is not used is named in the summary. "
+            "demo/data holds the 24 pictures that come with the pack.",
             inputs=[
                 io.String.Input(
                     "folder",
@@ -74,6 +75,7 @@ class RolloutDatasetFromFolder(io.ComfyNode):
                     tooltip="Read sub-folders of any name, at any depth. Off: only those named 10_name.",
                 ),
                 *(widget for i in (1, 2, 3) for widget in control_widgets(i)),
+                *clip_widgets(),
             ],
             outputs=[
                 sockets.Dataset.Output(display_name="dataset"),
@@ -122,6 +124,10 @@ class RolloutDatasetFromFolder(io.ComfyNode):
         control_2_role: Role = "reference",
         control_3: str = "",
         control_3_role: Role = "reference",
+        clip_frames: int = 33,
+        clip_fps: float = 0.0,
+        clip_part: Part = "start",
+        clip_gives: Given = "nothing",
     ) -> io.NodeOutput:
         """Read it."""
         given = ((control_1, control_1_role), (control_2, control_2_role), (control_3, control_3_role))
@@ -134,6 +140,7 @@ class RolloutDatasetFromFolder(io.ComfyNode):
             known=current().cache_dir() / "folders",
             progress=shown(),
             controls=[(place_of(text), role) for text, role in given if text.strip()],
+            cutting=Cutting(clip_frames, clip_fps, clip_part, clip_gives),
         )
         summary = dataset.summary()
         return io.NodeOutput(dataset, summary, ui={"text": (summary,)})
@@ -156,6 +163,47 @@ def control_widgets(number: int) -> list[io.Input]:
             default="reference",
             tooltip="What these pictures are: reference, what the model looks at while it draws; start frame or end "
             "frame of a clip; inpaint, a mask whose white parts are drawn anew.",
+        ),
+    ]
+
+
+def clip_widgets() -> list[io.Input]:
+    """How samples are cut out of clips."""
+    return [
+        io.Int.Input(
+            "clip_frames",
+            optional=True,
+            default=33,
+            min=1,
+            max=4096,
+            tooltip="Clips, for video models: most frames of a sample. Shortened to what the model takes: 81, 49 or 33 "
+            "for Wan and HunyuanVideo, 97, 49 or 33 for LTX. More frames need more memory.",
+        ),
+        io.Float.Input(
+            "clip_fps",
+            optional=True,
+            default=0.0,
+            min=0.0,
+            max=240.0,
+            step=0.001,
+            tooltip="Clips: frames per second that they are brought to. 0 takes what the model was made for: Wan 16 "
+            "(2.2 5B: 24), HunyuanVideo 24, LTX 25.",
+        ),
+        io.Combo.Input(
+            "clip_part",
+            optional=True,
+            options=list(get_args(Part)),
+            default="start",
+            tooltip="Clips longer than clip_frames: use their start, their middle, or all parts, one after the other, "
+            "each as a sample of its own.",
+        ),
+        io.Combo.Input(
+            "clip_gives",
+            optional=True,
+            options=list(get_args(Given)),
+            default="nothing",
+            tooltip="Clips, for image-to-video models: the frames of each sample that the model is given and does not "
+            "make itself. Leave it at nothing for text-to-video.",
         ),
     ]
 

@@ -114,6 +114,14 @@ class ComfyModel:
         size = getattr(self.module, "patch_size", None) or 1
         return int(size[-1] if isinstance(size, (tuple, list)) else size)
 
+    def clip_frames(self, most: int) -> int:
+        """Frames of the longest clip of at most `most` that the autoencoder takes whole; 1: pictures alone."""
+        down, up = getattr(self.vae, "downscale_ratio", 1), getattr(self.vae, "upscale_ratio", 1)
+        pictures = getattr(self.vae, "not_video", False) or not self.frames
+        if pictures or not isinstance(down, tuple) or not isinstance(up, tuple):
+            return 1
+        return next((n for n in range(most, 1, -1) if up[0](down[0](n)) == n), 1)
+
     def flow_sigma(self, u: Tensor) -> Tensor:
         """Sigma of a flow model at fractions of the trajectory."""
         return self._flow_sigma(u)
@@ -263,7 +271,7 @@ class ComfyModel:
         return given.given_frames(self.patcher.model, samples, mask)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """Latent [1, C, ...] of one picture [1, H, W, 3], as the network sees it.
+        """Latent [1, C, ...] of one picture [1, H, W, 3] or clip [F, H, W, 3], as the network sees it.
 
         Raises:
             ValueError: no VAE is wired.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,10 +17,23 @@ from ..conditioning import alike, text_of
 from ..models.source import ModelSource
 from .cache import Layout, TensorCache, cache_key
 from .captions import caption_variants
+from .clips import MOVIES, Clip, ClipReader, Cut, Cutting, cuts, length, resampled
 from .columns import Keys, Texts
 from .dataset import NO_CONTROLS, Captions, LatentDataset, StoredBucket, mold
 from .folders import DataProgress
-from .images import Control, ImageItem, bucket_sizes, fitted, fitted_mask, look_at_mask, nearest_bucket
+from .images import (
+    SHOWN,
+    Control,
+    ImageItem,
+    Items,
+    Role,
+    bucket_sizes,
+    fitted,
+    fitted_frame,
+    fitted_mask,
+    look_at_mask,
+    nearest_bucket,
+)
 from .images import ImageDataset as ImageDataset
 from .sheet import Shown, spread
 
@@ -28,19 +42,66 @@ CACHE_VERSION = 1
 
 MIRRORED = " (mirrored)"
 """How the name of a picture's mirror image ends."""
+FROM = " from frame "
+"""What stands before the number of its first frame, from 0, in the name of a part of a clip but the first."""
 
 
 @dataclass(frozen=True)
 class _Picture:
-    """What is encoded: a picture in its bucket, perhaps mirrored."""
+    """What is encoded: a picture or a part of a clip in its bucket, perhaps mirrored."""
 
     item: ImageItem
     size: tuple[int, int]
     flipped: bool
+    cut: Cut | None = None
+    """The frames of a clip; None: a picture, or the first frame."""
 
     @property
     def name(self) -> str:
-        return self.item.path.name + (MIRRORED if self.flipped else "")
+        part = f"{FROM}{self.cut.first}" if self.cut is not None and self.cut.first else ""
+        return self.item.path.name + part + (MIRRORED if self.flipped else "")
+
+    @property
+    def frames(self) -> int:
+        return 1 if self.cut is None else self.cut.frames
+
+
+class Cutter:
+    """Cuts clips into samples that a model can take.
+
+    Args:
+        model: one that makes clips says so by ``clip_frames`` and ``frame_rate``; others take pictures alone.
+        cutting: what is wanted.
+    """
+
+    def __init__(self, model: ModelSource, cutting: Cutting) -> None:
+        self.cutting = cutting
+        self._model = model.name
+        self._whole: Callable[[int], int] = getattr(model, "clip_frames", lambda most: 1)
+        self.makes_clips = self._whole(1 << 10) > 1
+        self.fps = cutting.fps or (getattr(model, "frame_rate", 0.0) if self.makes_clips else 0.0)
+
+    def cuts(self, item: ImageItem) -> list[Cut | None]:
+        """The samples of a picture or clip; None: as a picture."""
+        if item.clip is None or not self.makes_clips:
+            return [None]
+        available = length(item.clip.frames, item.clip.seconds, self.fps)
+        count = self._whole(min(available, self.cutting.frames))
+        return list(cuts(available, count, self.cutting.part)) if count > 1 else [None]
+
+    def note(self, item: ImageItem) -> str:
+        """What is used of a clip."""
+        name, clip, used = item.path.name, item.clip or Clip(1, 0.0), self.cuts(item)
+        if not self.makes_clips:
+            return (
+                f"{name}: only the first of its {clip.frames} frames is used, as {self._model} makes pictures"
+            )
+        available = length(clip.frames, clip.seconds, self.fps)
+        at = f" at {self.fps:g} per second" if self.fps else ""
+        if used == [None]:
+            return f"{name}: a still, its first frame: fewer than a clip needs are wanted or there ({available}{at})"
+        parts = f" in {len(used)} samples" if len(used) > 1 else ""
+        return f"{name}: {sum(cut.frames for cut in used if cut)} of {available} frames{at}{parts}"
 
 
 @torch.inference_mode(False)  # hosts run nodes under it; what it makes cannot be trained on
@@ -76,22 +137,40 @@ def encode(
         RuntimeError: `cache_dir` cannot be written.
     """
     sizes = _sizes(model, resolution or model.default_resolution, bucket_step, max_aspect)
-    encoder = _Encoder(model, cache_dir, dataset.alpha_masks, variants, keep_tags)
+    encoder = _Encoder(model, cache_dir, dataset, variants, keep_tags)
     flips = (False, True) if flip else (False,)
     texts = len({item.caption for item in dataset.items}) * variants
-    total = len(dataset.items) * len(flips) + texts
+    more = sum(len(encoder.cutter.cuts(item)) - 1 for item in _clips(dataset))
+    total = (len(dataset.items) + more) * len(flips) + texts
     tell = progress or (lambda done, total: None)
     nearest: dict[tuple[int, int], tuple[int, int]] = {}
     try:
         for item in dataset.items:
             shape = (item.width, item.height)
             size = nearest.setdefault(shape, nearest.get(shape) or nearest_bucket(*shape, sizes))
-            for flipped in flips:
-                encoder.picture(_Picture(item, size, flipped))
-                tell(encoder.done, total)
-        return encoder.dataset(lambda: tell(encoder.done, total))
+            for cut in encoder.cutter.cuts(item):
+                for flipped in flips:
+                    encoder.picture(_Picture(item, size, flipped, cut))
+                    tell(encoder.done, total)
+        return replace(
+            encoder.dataset(lambda: tell(encoder.done, total)), notes=_notes(dataset, encoder.cutter)
+        )
     finally:
-        encoder.cache.close_index()
+        encoder.close()
+
+
+def _clips(dataset: ImageDataset) -> Iterator[ImageItem]:
+    """Those of a dataset that are clips."""
+    if isinstance(dataset.items, Items):
+        yield from (dataset.items[i] for i in dataset.items.clips)
+    else:
+        yield from (item for item in dataset.items if item.clip is not None)
+
+
+def _notes(dataset: ImageDataset, cutter: Cutter) -> tuple[str, ...]:
+    """What is used of each clip, a line each."""
+    lines = [cutter.note(item) for item in _clips(dataset)]
+    return (*lines[:SHOWN], *([f"and {len(lines) - SHOWN} more clips"] if len(lines) > SHOWN else []))
 
 
 def samples_shown(
@@ -105,11 +184,12 @@ def samples_shown(
 ) -> list[Shown]:
     """Some pictures as `encode` fits them, in equal distances through the dataset, for a contact sheet."""
     sizes = _sizes(model, resolution or model.default_resolution, bucket_step, max_aspect)
+    cutter = Cutter(model, dataset.cutting)
     out = []
     for i in spread(len(dataset.items), most):
         item = dataset.items[i]
         size = nearest_bucket(item.width, item.height, sizes)
-        pixels, mask = fitted(item, _read(item.path), *size)
+        pictures, mask = _first_and_last(item, size, cutter)
         if item.mask is not None:
             mask = fitted_mask(item, _read(item.mask), *size)
         elif not dataset.alpha_masks:
@@ -117,8 +197,24 @@ def samples_shown(
         often = "" if item.repeats == 1 else f", {item.repeats} times"
         name = item.path.name if len(item.path.name) < 24 else f"...{item.path.name[-20:]}"
         controls = [control_pixels(control, size, model)[0] for control in item.controls]
-        out.append(Shown((pixels, *controls), mask, f"{name}  {size[0]}x{size[1]}{often}", item.caption))
+        cut = cutter.cuts(item)[0]
+        long = "" if cut is None else f"{cut.frames}x"
+        out.append(
+            Shown((*pictures, *controls), mask, f"{name}  {long}{size[0]}x{size[1]}{often}", item.caption)
+        )
     return out
+
+
+def _first_and_last(
+    item: ImageItem, size: tuple[int, int], cutter: Cutter
+) -> tuple[list[Tensor], Tensor | None]:
+    """The picture as it is trained on and its alpha channel, or the first and last frame of a clip's first sample."""
+    cut = cutter.cuts(item)[0]
+    if cut is None:
+        pixels, mask = _still(item, b"", size)
+        return [pixels], mask
+    with closing(ClipReader(item.path, cutter.fps)) as reader:
+        return list(_frames(reader, cut, size, (0, cut.frames - 1))), None
 
 
 def _sizes(model: ModelSource, resolution: int, step: int, max_aspect: float) -> list[tuple[int, int]]:
@@ -157,15 +253,18 @@ class _Encoder:
     """Encodes pictures and captions into the cache, and remembers the keys of all that it has encoded."""
 
     def __init__(
-        self, model: ModelSource, cache_dir: Path | None, alpha_masks: bool, variants: int, keep_tags: int
+        self, model: ModelSource, cache_dir: Path | None, dataset: ImageDataset, variants: int, keep_tags: int
     ) -> None:
         self.model = model
         self.variants, self.keep_tags = variants, keep_tags
-        self.alpha_masks = alpha_masks
+        self.alpha_masks = dataset.alpha_masks
+        self.cutter = Cutter(model, dataset.cutting)
+        self.reader: tuple[Path, ClipReader] | None = None  # of the clip that is being encoded
+        self.frames: tuple[Path, Cut, Tensor] | None = None  # of its sample, at the size that a clip is given
         encoders = model.encoder_fingerprint
         self.base = [CACHE_VERSION, encoders, str(model.dtype)]
         self.cache = TensorCache(None if cache_dir is None else Path(cache_dir) / encoders)
-        self.rows: dict[tuple[int, int], _Rows] = {}
+        self.rows: dict[tuple[int, int, int], _Rows] = {}
         self.numbers: dict[str, int] = {}  # of the different captions
         self.written = Texts()
         self.keys = Keys()
@@ -177,9 +276,13 @@ class _Encoder:
         item = picture.item
         read = _Reads(item)
         contents = [read.digest, read.mask_digest, self.alpha_masks]
-        key = cache_key("picture", *self.base, contents, picture.size, picture.flipped)
+        if picture.cut is None:
+            key = cache_key("picture", *self.base, contents, picture.size, picture.flipped)
+        else:
+            cut = [*picture.cut, self.cutter.fps]
+            key = cache_key("clip", *self.base, contents, picture.size, picture.flipped, cut)
         others = self._variants(item.caption)[1:]
-        told = [[c.role, c.digest] for c in item.controls]
+        told = [[c.role, c.digest] for c in item.controls] + [[role, "own"] for role in self._own(picture)]
         self.keys.append(cache_key(key, item.caption, item.repeats, *others, *([told] if told else [])))
         found = self.cache.ensure(key, lambda: self._encode(picture, read))
         control = self._control(picture, key, told) if told else NO_CONTROLS
@@ -196,15 +299,50 @@ class _Encoder:
 
         def make() -> Mapping[str, Tensor]:
             item = picture.item
-            target, _ = fitted(item, _read(item.path), *picture.size)
+            target = self._target(picture, None)
             given = [(c.role, control_pixels(c, picture.size, self.model)) for c in item.controls]
+            given += [
+                (role, target[:1] if role == "start frame" else target[-1:]) for role in self._own(picture)
+            ]
             if picture.flipped:
                 target, given = target.flip(-1), [(role, pixels.flip(-1)) for role, pixels in given]
-            made: Mapping[str, Tensor] = taking(given, target[None])
+            made: Mapping[str, Tensor] = taking(given, target)
             return made
 
         self.cache.ensure(own, make)
         return own
+
+    def _own(self, picture: _Picture) -> list[Role]:
+        """The roles that frames of a clip itself have: those that are wanted and that no control folder fills."""
+        given = self.cutter.cutting.given
+        if picture.cut is None or given == "nothing":
+            return []
+        roles: list[Role] = ["start frame"] if given == "start frame" else ["start frame", "end frame"]
+        return [role for role in roles if role not in [c.role for c in picture.item.controls]]
+
+    def _target(self, picture: _Picture, read: _Reads | None) -> Tensor:
+        """The frames [F, 3, H, W] of a sample, not mirrored."""
+        item, cut = picture.item, picture.cut
+        if cut is None:
+            return _still(item, read.data() if read else b"", picture.size)[0][None]
+        if self.reader is None or self.reader[0] != item.path:
+            self.close_reader()
+            self.reader = (item.path, ClipReader(item.path, self.cutter.fps))
+        if self.frames is None or self.frames[:2] != (item.path, cut):
+            self.frames = None  # let go of before the next are read
+            self.frames = (item.path, cut, torch.stack(list(_frames(self.reader[1], cut, picture.size))))
+        return self.frames[2]
+
+    def close_reader(self) -> None:
+        """Let go of the clip that was read."""
+        if self.reader is not None:
+            self.reader[1].close()
+        self.reader = self.frames = None
+
+    def close(self) -> None:
+        """Write the index of the cache, and let go of files."""
+        self.close_reader()
+        self.cache.close_index()
 
     def dataset(self, tell: Callable[[], None]) -> LatentDataset:
         """All pictures so far, with their captions, which are encoded now; `tell` is called after each."""
@@ -223,7 +361,7 @@ class _Encoder:
 
     def _put(self, picture: _Picture, key: str, shapes: Mapping[str, tuple[int, ...]], control: str) -> None:
         item = picture.item
-        rows = self.rows.setdefault(picture.size, _Rows(shapes["latent"]))
+        rows = self.rows.setdefault((*picture.size, picture.frames), _Rows(shapes["latent"]))
         rows.keys.append(key)
         rows.names.append(picture.name)
         rows.texts.append(self.numbers.setdefault(item.caption, len(self.numbers)))
@@ -259,17 +397,41 @@ class _Encoder:
         return key
 
     def _encode(self, picture: _Picture, read: _Reads) -> dict[str, Tensor]:
-        pixels, mask = fitted(picture.item, read.data(), *picture.size)
+        if picture.cut is None:
+            pixels, mask = _still(picture.item, read.data(), picture.size)
+        else:
+            pixels, mask = self._target(picture, read), None
         if not self.alpha_masks:
             mask = None
         if read.mask_digest is not None:
             mask = fitted_mask(picture.item, read.mask(), *picture.size)
         if picture.flipped:
             pixels, mask = pixels.flip(-1), None if mask is None else mask.flip(-1)
-        latent = self.model.encode_images(pixels[None])[0]
+        if picture.cut is None:
+            latent = self.model.encode_images(pixels[None])[0]
+        else:
+            encode_clip: Callable[[Tensor], Tensor] = self.model.encode_clip  # type: ignore[attr-defined]
+            latent = encode_clip(pixels)
         if mask is None:
             return {"latent": latent}
         return {"latent": latent, "mask": adaptive_avg_pool2d(mask, (latent.shape[-2], latent.shape[-1]))}
+
+
+def _still(item: ImageItem, data: bytes, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    """A picture [3, H, W] and its alpha channel, or the first frame of a movie; `data`: its content if it is read."""
+    if not item.path.name.lower().endswith(MOVIES):
+        return fitted(item, data or _read(item.path), *size)
+    with closing(resampled(item.path, 0)) as frames:
+        return fitted_frame(next(frames), *size), None
+
+
+def _frames(
+    reader: ClipReader, cut: Cut, size: tuple[int, int], chosen: Collection[int] | None = None
+) -> Iterator[Tensor]:
+    """The frames [3, H, W] of a cut, all or those of these numbers."""
+    for i, image in enumerate(reader.frames(cut)):
+        if chosen is None or i in chosen:
+            yield fitted_frame(image, *size)
 
 
 def control_pixels(control: Control, size: tuple[int, int], model: ModelSource) -> Tensor:
@@ -302,12 +464,12 @@ class _Reads:
             self.mask_digest = item.mask_digest or look_at_mask(self.mask())["digest"]
 
     def data(self) -> bytes:
-        """Content of the picture.
+        """Content of the picture; nothing of a movie, which is read frame by frame.
 
         Raises:
             ValueError: it is not what its folder was read with.
         """
-        if not self._data:
+        if not self._data and not self.item.path.name.lower().endswith(MOVIES):
             self._data = _read(self.item.path)
             named = self.item.path.stem == self.item.digest  # a file that we named after its pixels
             if self.item.digest and not named and hashlib.sha256(self._data).hexdigest() != self.item.digest:

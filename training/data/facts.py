@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 
 from ..files import write_tensors
@@ -35,6 +36,13 @@ VERSION = "1"
 def stamp(stat: os.stat_result) -> Stamp:
     """How a file looks from outside."""
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def line_of(err: Exception) -> str:
+    """What an error says, in one line."""
+    if isinstance(err, UnidentifiedImageError):
+        return "no known kind of picture is in it"
+    return str(err).strip().partition("\n")[0] or type(err).__name__
 
 
 class Facts:

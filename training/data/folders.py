@@ -1,8 +1,8 @@
 """Dataset folders: which file is what, and one line for each that is not used.
 
-A folder holds pictures with captions beside them or in a table (`captions`) and, if wanted, masks (``NAME.mask.png``,
-white is trained). Subfolders named ``N_anything`` hold more of the same, each picture N times an epoch; other
-subfolders are read only where that is asked for.
+A folder holds pictures and clips with captions beside them or in a table (`captions`) and, if wanted, masks
+(``NAME.mask.png``, white is trained). Subfolders named ``N_anything`` hold more of the same, each picture N times an
+epoch; other subfolders are read only where that is asked for.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .captions import BESIDE, TABLES, caption_in, table, with_trigger
-from .facts import Fact, Facts, Stamp, stamp
-from .images import Control, ImageDataset, Items, Role, line_of, look, look_at_mask
+from .clips import ANIMATED, MOVIES, Clip, Cutting, glance_at_clip, look_at_clip
+from .facts import Fact, Facts, Stamp, line_of, stamp
+from .images import Control, ImageDataset, Items, Role, look, look_at_mask
 
 PICTURES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".avif", ".tif", ".tiff",
@@ -47,8 +48,9 @@ def read_image_folder(
     known: Path | None = None,
     progress: DataProgress | None = None,
     controls: Sequence[tuple[Path, Role]] = (),
+    cutting: Cutting | None = None,
 ) -> ImageDataset:
-    """Find the pictures of `folder` and read their captions; every picture is decoded once to be sure of it.
+    """Find the pictures and clips of `folder` and read their captions; each is decoded once to be sure of it.
 
     Args:
         folder: the dataset folder, see the module's text.
@@ -60,6 +62,7 @@ def read_image_folder(
         progress: called after each picture.
         controls: folders with pictures of the same names, and what those are to the pictures. Of one picture there may
             be several: ``NAME``, ``NAME_1``, ``NAME_2`` and so on.
+        cutting: how samples are cut out of clips; None: as by default.
 
     Raises:
         ValueError: no such folder, no pictures in it, none that can be used, or a picture without a caption.
@@ -80,7 +83,7 @@ def read_image_folder(
     reader.refuse_bare()
     if not items:
         raise ValueError(reader.nothing())
-    return ImageDataset(reader.folder, items.close(), reader.left.lines(), alpha_masks)
+    return ImageDataset(reader.folder, items.close(), reader.left.lines(), alpha_masks, cutting or Cutting())
 
 
 def check_image_folder(
@@ -104,6 +107,7 @@ def check_image_folder(
                 raise err from None
         return
     reader = _Reader(Path(folder), default_caption, "", None)
+    reader.look_at_clip = glance_at_clip
     items = Items(reader.folder)
     for place in reader.places(nested):
         for name in place.pictures:
@@ -198,6 +202,7 @@ class _Reader:
         self.bare: list[str] = []
         self.done = 0
         self.controls: list[_Controls] = []
+        self.look_at_clip = look_at_clip
 
     def places(self, nested: bool) -> list[_Place]:
         """The folders whose pictures are read: the dataset folder first, then the others by name."""
@@ -215,15 +220,24 @@ class _Reader:
     def put(self, items: Items, place: _Place, name: str) -> None:
         """Look at a picture, its mask and its caption, and put it in unless something is wrong."""
         self.done += 1
-        fact = self._fact(place, name, look, "it cannot be read as a picture")
+        if _is_movie(name):
+            fact = self._fact(place, name, self.look_at_clip, "it is left out")
+        else:
+            fact = self._fact(
+                place, name, lambda path: look(path.read_bytes()), "it cannot be read as a picture"
+            )
         caption = None if fact is None else self.caption(place, name)
         if fact is None or caption is None:
             return
-        if fact["frames"] > 1:
-            self.left.add(place.name + name, f"only the first of its {fact['frames']} frames is used")
+        clip = self._clip(place, name, fact)
         mask, seen = _stem(name) + MASK, None
         if mask in place.files:
-            seen = self._fact(place, mask, look_at_mask, "its picture is left out, as it cannot be read")
+            seen = self._fact(
+                place,
+                mask,
+                lambda path: look_at_mask(path.read_bytes()),
+                "its picture is left out, as it cannot be read",
+            )
             if seen is None:
                 return
             if seen["empty"]:
@@ -237,7 +251,27 @@ class _Reader:
             if of_it is None:
                 return
             controls += of_it
-        items.append(place.name + name, caption, fact, place.repeats, found, tuple(controls))
+        items.append(place.name + name, caption, fact, place.repeats, found, tuple(controls), clip)
+
+    def _clip(self, place: _Place, name: str, fact: Fact) -> Clip | None:
+        """What is known of a file as a clip; None: it is a picture, which is noted if it has more frames."""
+        if fact["frames"] == 1:
+            return None
+        if _is_movie(name):
+            return Clip(fact["frames"], fact["seconds"])
+        why = ""
+        if name.lower().endswith(ANIMATED):
+            path = self.folder / (place.name + name)
+            try:
+                own = self.facts.of(
+                    f"{place.name}{name} as a clip", place.files[name], lambda: self.look_at_clip(path)
+                )
+            except (ValueError, OSError) as err:
+                why = f" ({line_of(err)})"
+            else:
+                return Clip(own["frames"], own["seconds"])
+        self.left.add(place.name + name, f"only the first of its {fact['frames']} frames is used{why}")
+        return None
 
     def caption(self, place: _Place, name: str) -> str | None:
         """The caption of a picture; None: it has none that can be used, which is noted."""
@@ -248,7 +282,7 @@ class _Reader:
             fact = self._fact(
                 place,
                 beside[0],
-                lambda data: {"text": caption_in(beside[0], data)},
+                lambda path: {"text": caption_in(beside[0], path.read_bytes())},
                 "its picture is left out",
             )
             text = None if fact is None else fact["text"]
@@ -271,15 +305,15 @@ class _Reader:
     def nothing(self) -> str:
         """Why there is nothing to train on."""
         lines = self.left.lines()
-        kinds = ", ".join(end[1:] for end in PICTURES)
+        kinds = ", ".join(end[1:] for end in PICTURES + MOVIES)
         why = f"none is usable: {lines[0]}" if lines else "it has none"
-        return f"dataset folder {self.folder}: it must hold pictures ({kinds}), but {why}"
+        return f"dataset folder {self.folder}: it must hold pictures or clips ({kinds}), but {why}"
 
-    def _fact(self, place: _Place, name: str, judge: Callable[[bytes], Fact], otherwise: str) -> Fact | None:
+    def _fact(self, place: _Place, name: str, judge: Callable[[Path], Fact], otherwise: str) -> Fact | None:
         """What is known of a file; None: it cannot be read, which is noted."""
         path = self.folder / (place.name + name)
         try:
-            return self.facts.of(place.name + name, place.files[name], lambda: judge(path.read_bytes()))
+            return self.facts.of(place.name + name, place.files[name], lambda: judge(path))
         except Exception as err:  # Pillow raises anything from OSError to SyntaxError on a broken file
             self.left.add(place.name + name, f"{otherwise} ({line_of(err)})", True)
             return None
@@ -321,12 +355,12 @@ class _Reader:
 
     def _sort(self, place: _Place) -> None:
         """Tell pictures from captions, masks and tables, and name the rest."""
-        place.pictures = [name for name in place.files if _is_picture(name)]
+        place.pictures = [name for name in place.files if _is_picture(name) or _is_movie(name)]
         place.stems = {_stem(name) for name in place.pictures}
         for name in place.files:
             lower = name.lower()
             stem, end = _stem(name), os.path.splitext(lower)[1]
-            if _is_picture(name) or name.startswith(".") or lower in SYSTEM:
+            if _is_picture(name) or _is_movie(name) or name.startswith(".") or lower in SYSTEM:
                 continue
             if lower.endswith(MASK):
                 if name[: -len(MASK)] not in place.stems:
@@ -427,12 +461,16 @@ def _no_folder(folder: Path) -> str:
 
 
 def _holds_pictures(folder: Path) -> bool:
-    return any(_is_picture(name) for _, _, files in os.walk(folder) for name in files)
+    return any(_is_picture(name) or _is_movie(name) for _, _, files in os.walk(folder) for name in files)
 
 
 def _is_picture(name: str) -> bool:
     lower = name.lower()
     return lower.endswith(PICTURES) and not lower.endswith(MASK) and not name.startswith(".")
+
+
+def _is_movie(name: str) -> bool:
+    return name.lower().endswith(MOVIES) and not name.startswith(".")
 
 
 def _stem(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -10,16 +11,18 @@ import torch
 from torch import Tensor
 
 from .dataset import Bucket, LatentDataset, Part, StoredBucket
-from .encoding import MIRRORED
+from .encoding import FROM, MIRRORED
+
+PART = re.compile(rf"{FROM}\d+$")
 
 
 def hold_out(data: LatentDataset, share: float) -> tuple[LatentDataset, LatentDataset]:
     """Part `data` into what is trained on and what is held out: about `share` of it, at least one sample.
 
     Who is held out follows from the names alone, by their digests: the same in every run and at every seed, and one
-    picture more or less in the data moves hardly any other. Samples of one name (one picture in two sizes) and mirror
-    images stay together, so nothing that is held out is trained on in another form. Of a mixed dataset every part gives
-    its share.
+    picture more or less in the data moves hardly any other. Samples of one name (one picture in two sizes), mirror
+    images and the parts of one clip stay together, so nothing that is held out is trained on in another form. Of a
+    mixed dataset every part gives its share.
 
     Args:
         share: above 0, below 1.
@@ -61,8 +64,8 @@ def _of(buckets: Sequence[Bucket | StoredBucket], names: set[str]) -> list[Bucke
 
 
 def _picture(name: str) -> str:
-    """The picture's name, also of its mirror image."""
-    return name.removesuffix(MIRRORED)
+    """The picture's name, also of its mirror image and of every part of a clip."""
+    return PART.sub("", name.removesuffix(MIRRORED))
 
 
 def _rows(own: Iterable[str], names: set[str]) -> Tensor:

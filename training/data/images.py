@@ -1,4 +1,4 @@
-"""Pictures on disk: what a dataset knows of them, and how they are fitted to a size."""
+"""Pictures and clips on disk: what a dataset knows of them, and how they are fitted to a size."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from typing import Literal, overload
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
+from .clips import Clip, Cutting
 from .columns import Texts
-from .facts import Fact
+from .facts import Fact, line_of
 
 EXIF_ORIENTATION = 0x0112
 SIDEWAYS = (5, 6, 7, 8)
@@ -46,7 +47,7 @@ class Control:
 
 @dataclass(frozen=True)
 class ImageItem:
-    """One picture of a dataset."""
+    """One picture or clip of a dataset."""
 
     path: Path
     caption: str
@@ -60,6 +61,8 @@ class ImageItem:
     """Of the file's content (sha256, hex), if it is known."""
     mask_digest: str = ""
     controls: tuple[Control, ...] = ()
+    clip: Clip | None = None
+    """What is known of it if it has more than one frame."""
 
 
 class Items(Sequence[ImageItem]):
@@ -78,6 +81,8 @@ class Items(Sequence[ImageItem]):
         self._names, self._mask_names = Texts(), Texts()
         self._digests, self._mask_digests = bytearray(), bytearray()
         self._controls: dict[int, tuple[Control, ...]] = {}
+        self.clips: dict[int, Clip] = {}
+        """Of those that are clips."""
 
     def append(
         self,
@@ -87,6 +92,7 @@ class Items(Sequence[ImageItem]):
         repeats: int,
         mask: tuple[str, str] | None,
         controls: tuple[Control, ...] = (),
+        clip: Clip | None = None,
     ) -> None:
         """Put a picture at the end.
 
@@ -97,6 +103,8 @@ class Items(Sequence[ImageItem]):
         """
         if controls:
             self._controls[len(self)] = controls
+        if clip is not None:
+            self.clips[len(self)] = clip
         self._names.append(name)
         if caption not in self._numbers:
             self._numbers[caption] = len(self.written)
@@ -136,6 +144,7 @@ class Items(Sequence[ImageItem]):
             self._digests[32 * i : 32 * i + 32].hex(),
             "" if mask < 0 else self._mask_digests[32 * mask : 32 * mask + 32].hex(),
             self._controls.get(i, ()),
+            self.clips.get(i),
         )
 
     def __len__(self) -> int:
@@ -144,13 +153,22 @@ class Items(Sequence[ImageItem]):
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """The readable pictures of a folder, in the order of their names, and one line for each file left out."""
+    """The readable pictures and clips of a folder, in the order of their names, and one line for each file left out."""
 
     folder: Path
     items: Sequence[ImageItem]
     skipped: tuple[str, ...] = ()
     alpha_masks: bool = False
     """Pictures without a mask file are masked by their alpha channel."""
+    cutting: Cutting = Cutting()
+    """How samples are cut out of clips."""
+
+    @property
+    def clips(self) -> list[Clip]:
+        """What is known of those that are clips."""
+        if isinstance(self.items, Items):
+            return list(self.items.clips.values())
+        return [item.clip for item in self.items if item.clip is not None]
 
     def summary(self) -> str:
         """What was loaded and what was not, a line for each."""
@@ -163,10 +181,19 @@ class ImageDataset:
             masked = sum(item.mask is not None for item in self.items)
         sizes = Counter(shapes)
         common = ", ".join(f"{n} of {width}x{height}" for (width, height), n in sizes.most_common(4))
+        clips = self.clips
+        what = f"{len(self.items) - len(clips)} pictures" if len(self.items) > len(clips) else ""
+        what = " and ".join(filter(None, (what, f"{len(clips)} clips" if clips else "")))
         lines = [
-            f"{len(self.items)} pictures, {samples} samples an epoch",
+            f"{what}, {samples} samples an epoch",
             f"sizes: {common}" + (f" and {len(sizes) - 4} more sizes" if len(sizes) > 4 else ""),
         ]
+        if clips:
+            frames, seconds = [clip.frames for clip in clips], [clip.seconds for clip in clips]
+            lines.append(
+                f"clips: {min(frames)} to {max(frames)} frames, {min(seconds):.1f} to {max(seconds):.1f} s; models "
+                "that make pictures take the first frame"
+            )
         if masked or self.alpha_masks:
             lines.append(f"masks: {masked} from files" + (", the rest by alpha" if self.alpha_masks else ""))
         lines += [f"skipped {line}" for line in self.skipped[:SHOWN]]
@@ -247,6 +274,11 @@ def fitted(item: ImageItem, data: bytes, width: int, height: int) -> tuple[Tenso
     )
 
 
+def fitted_frame(image: Image.Image, width: int, height: int) -> Tensor:
+    """A frame of a clip, resized and cropped as a picture is: [3, height, width] in [0, 1]."""
+    return _tensor(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
+
+
 def fitted_mask(item: ImageItem, data: bytes, width: int, height: int) -> Tensor:
     """The mask file in `data` as [1, height, width] in [0, 1], fitted as its picture is.
 
@@ -294,10 +326,3 @@ def _tensor(image: Image.Image) -> Tensor:
     """Picture to [C, H, W] float32 in [0, 1]."""
     array = np.asarray(image, dtype=np.float32) / 255
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
-
-
-def line_of(err: Exception) -> str:
-    """What an error says, in one line."""
-    if isinstance(err, UnidentifiedImageError):
-        return "no known kind of picture is in it"
-    return str(err).strip().partition("\n")[0] or type(err).__name__

@@ -39,6 +39,19 @@ SIDES = dict.fromkeys(
     ("SDXL", "QwenImage", "Krea2", "Anima", "AuraFlow", "PixArt", "HunyuanDiT", "JoyImage", "MageFlow"), 1024
 )
 """Sides in pixels that families were made for, where their latents do not tell, by the names of ComfyUI's classes."""
+RATES = (
+    ("WAN22_", 16.0),  # of the 14B models, as Wan 2.1 (github.com/Wan-Video/Wan2.1: 81 frames are 5 s)
+    ("WAN22", 24.0),  # Wan 2.2 TI2V-5B (github.com/Wan-Video/Wan2.2: 720p at 24 frames per second)
+    ("WAN", 16.0),
+    ("HunyuanVideo", 24.0),  # arXiv 2412.03603: 129 frames are 5 s; 1.5: 121 frames
+    ("LTX", 25.0),  # what ComfyUI tells the network where nothing else is said
+    ("CosmosPredict2", 16.0),  # github.com/nvidia-cosmos/cosmos-predict2
+    ("CosmosVideo", 24.0),  # arXiv 2501.03575
+    ("GenmoMochi", 30.0),  # github.com/genmoai/mochi
+    ("CogVideoX", 8.0),  # arXiv 2408.06072
+    ("Kandinsky5", 24.0),  # github.com/kandinskylab/kandinsky-5
+)
+"""Frames per second that families were made for, by how the names of ComfyUI's classes begin; the first that fits."""
 SMALLEST_SIGMA = 1e-4
 """Below it, x and the estimate of x0 are too near to tell the velocity in float32."""
 
@@ -103,16 +116,20 @@ class HostNetwork(Protocol):
         """The host's latents as the network sees them."""
         ...
 
+    def clip_frames(self, most: int) -> int:
+        """Frames of the longest clip of at most `most` that the autoencoder takes whole; 1: pictures alone."""
+        ...
+
     def given_frames(self, samples: Tensor, mask: Tensor) -> Sequence[Mapping[str, Tensor]] | None:
         """Controls that say of each of [N, C, F, h, w] which frames a noise mask keeps; None: it keeps none."""
         ...
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """Latent [1, C, ...] of a picture [1, H, W, 3]."""
+        """Latent [1, C, ...] of a picture [1, H, W, 3], or of a video model's clip [F, H, W, 3]."""
         ...
 
     def encode_controls(self, controls: Sequence[tuple[str, Tensor]], target: Tensor) -> Mapping[str, Tensor]:
-        """Conditioning [1, ...] of a sample's controls (role, [1, H, W, 3]); `target` is its picture [1, H, W, 3]."""
+        """Conditioning [1, ...] of a sample's controls (role, [1, H, W, 3]); `target`: its frames [F, H, W, 3]."""
         ...
 
     def decode_latent(self, latent: Tensor) -> Tensor:
@@ -192,6 +209,15 @@ class HostModel:
         scale, frames = self.network.scale_factor, (1,) if self.network.frames else ()
         return self.network.latent_channels, *frames, height // scale, width // scale
 
+    def clip_frames(self, most: int) -> int:
+        """Frames of the longest clip of at most `most` that can be a sample; 1: the model makes pictures."""
+        return 1 if self.name in SIDES else self.network.clip_frames(most)
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second that the family was made for; 0: not known."""
+        return next((rate for start, rate in RATES if self.name.startswith(start)), 0.0)
+
     def on_paper(self) -> AbstractContextManager[None]:
         """See `HostNetwork.on_paper`."""
         return self.network.on_paper()
@@ -216,8 +242,14 @@ class HostModel:
 
     @torch.inference_mode(False)
     @torch.no_grad()
+    def encode_clip(self, frames: Tensor) -> Tensor:
+        """Latent [C, f, h, w] of the frames [F, 3, H, W] of one clip."""
+        return self.network.encode_image(frames.movedim(1, -1))[0].clone()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def encode_controls(self, controls: Sequence[tuple[str, Tensor]], target: Tensor) -> Cond:
-        """Conditioning [1, ...] of a sample's controls, (role, [1, 3, H, W]) each, beside its picture [1, 3, H, W].
+        """Conditioning [1, ...] of a sample's controls, (role, [1, 3, H, W]) each, beside its frames [F, 3, H, W].
 
         Raises:
             ValueError: the family makes nothing of them.

@@ -165,7 +165,8 @@ def latin_caption(folder):
         (lambda folder: None, "it must exist, but there is no such folder"),
         (
             empty,
-            "it must hold pictures (png, jpg, jpeg, jpe, jfif, webp, bmp, gif, avif, tif, tiff), but it has none",
+            "it must hold pictures or clips (png, jpg, jpeg, jpe, jfif, webp, bmp, gif, avif, tif, tiff, mp4, m4v, "
+            "mov, webm, mkv, avi), but it has none",
         ),
         (only_captions, "none is usable: x.txt: there is no picture of that name"),
         (only_broken, "none is usable: x.png: it cannot be read as a picture"),
