@@ -10,14 +10,13 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 SAMPLE = 1024
@@ -33,8 +32,8 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write `content` beside `path`, and give it that name once it is on the disk.
+def replace_file(path: Path, content: Sequence[memoryview]) -> None:
+    """Write the parts of `content` beside `path`, and give it that name once it is on the disk.
 
     Raises:
         OSError: the place cannot be written; `path` is as it was and nothing is left beside it.
@@ -42,7 +41,8 @@ def replace_file(path: Path, content: bytes) -> None:
     partial = partial_path(path)
     try:
         with partial.open("wb") as file:
-            file.write(content)
+            for part in content:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -111,7 +111,7 @@ def digest(tensors: Iterable[tuple[str, Tensor]], sample: int | None = SAMPLE) -
         flat = tensor.detach().reshape(-1)
         step = max(1, len(flat) // sample) if sample else 1
         values = flat[::step].contiguous().cpu()
-        sha.update(values.view(torch.uint8).numpy().tobytes() if len(values) else b"")
+        sha.update(_bytes_of(values))
     return sha.hexdigest()[:16]
 
 
@@ -150,21 +150,75 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    replace_file(path, save(whole, dict(metadata)))
+    replace_file(path, tensor_file(whole, metadata))
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path`: the file appears whole, on the disk, or not at all.
+_DTYPES = {
+    torch.uint64: "U64",
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.complex64: "C64",
+    torch.float32: "F32",
+    torch.uint32: "U32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.uint16: "U16",
+    torch.int16: "I16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""The safetensors format's names of types, in the order in which it lays out tensors."""
+
+
+def tensor_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[memoryview]:
+    """The parts of a safetensors file, laid out as that package does; all but the first are the tensors' own memory.
+
+    The package's `save` builds the file in memory, twice.
+
+    Args:
+        tensors: contiguous, on the CPU.
+
+    Raises:
+        KeyError: a type that such a file cannot hold.
+    """
+    places = {dtype: place for place, dtype in enumerate(_DTYPES)}
+    order = sorted(tensors, key=lambda name: (places[tensors[name].dtype], name.encode()))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    begin = 0
+    for name in order:
+        tensor = tensors[name]
+        end = begin + tensor.nbytes
+        own = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        header[name], begin = own, end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return [memoryview(len(text).to_bytes(8, "little") + text), *(_bytes_of(tensors[name]) for name in order)]
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU."""
+    if not tensor.numel():
+        return memoryview(b"")
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+
+
+def write_atomically(path: Path, content: bytes | Sequence[memoryview]) -> None:
+    """Write `content`, whole or in parts, to `path`: the file appears whole, on the disk, or not at all.
 
     Raises:
         RuntimeError: the place cannot be written.
     """
+    parts = [memoryview(content)] if isinstance(content, bytes) else content
     try:
-        replace_file(path, content)
+        replace_file(path, parts)
     except OSError as err:
+        need = _need(path, err, sum(part.nbytes for part in parts))
         raise RuntimeError(
-            f"{path} must be writable, got {err.strerror or err}{_need(path, err, len(content))}; free space or choose "
-            "another folder"
+            f"{path} must be writable, got {err.strerror or err}{need}; free space or choose another folder"
         ) from err
 
 

@@ -16,6 +16,7 @@ from rollout_trainer.training.data.dataset import Bucket, LatentDataset
 from rollout_trainer.training.forms import expand
 from rollout_trainer.training.lora.adapter import AdapterState, LoRAConfig
 from rollout_trainer.training.models.source import Denoiser
+from rollout_trainer.training.runs.saving import Saver
 from rollout_trainer.training.trainer.config import TrainConfig
 from rollout_trainer.training.trainer.optim import OptimizerConfig
 
@@ -132,6 +133,18 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def toy_source() -> ToySource:
     """A flow model."""
     return ToySource()
+
+
+@pytest.fixture
+def saved_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state that was begun to be saved is on the disk when the step is told of."""
+    saved = Saver.saved
+
+    def waiting(saver: Saver) -> int:
+        saver.finish()
+        return saved(saver)
+
+    monkeypatch.setattr(Saver, "saved", waiting)
 
 
 @pytest.fixture

@@ -292,10 +292,14 @@ class Adapter:
             for layer in self._layers:
                 layer.enable_adapters(True)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights by name; they share memory with the parameters."""
+        tensors = get_peft_model_state_dict(self.module, adapter_name=_NAME)
+        return {name: tensor.detach() for name, tensor in sorted(tensors.items())}
+
     def state(self) -> AdapterState:
         """A copy of the adapter as it is now, on the CPU."""
-        tensors = get_peft_model_state_dict(self.module, adapter_name=_NAME)
-        return AdapterState(self.config, {k: v.detach().cpu().clone() for k, v in sorted(tensors.items())})
+        return AdapterState(self.config, {k: v.cpu().clone() for k, v in self.tensors().items()})
 
     def load(self, state: AdapterState) -> None:
         """Set the weights from `state`.
@@ -303,7 +307,7 @@ class Adapter:
         Raises:
             ValueError: `state` has other modules, shapes or names than this adapter.
         """
-        own = get_peft_model_state_dict(self.module, adapter_name=_NAME)
+        own = self.tensors()
         wrong = sorted(own.keys() ^ state.tensors.keys()) or [
             k for k in own if own[k].shape != state.tensors[k].shape
         ]
@@ -314,7 +318,7 @@ class Adapter:
         # Not through load_state_dict: it visits the base's layers too, and a host's may take what it does not find
         # there for missing, and drop their weights.
         with torch.no_grad():
-            for name, tensor in own.items():  # these share memory with the parameters
+            for name, tensor in own.items():
                 tensor.copy_(state.tensors[name])
 
     def begin_with(self, state: AdapterState) -> None:

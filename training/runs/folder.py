@@ -16,7 +16,7 @@ import logging
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from glob import escape
@@ -26,10 +26,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from ..files import digest, is_full, sweep_partials, write_atomically, write_json
+from ..files import digest, is_full, sweep_partials, tensor_file, write_atomically, write_json
 from ..pictures.film import is_whole
 from ..pictures.strip import are_whole
 from ..trainer.state import RunState
@@ -257,7 +256,7 @@ class RunFolder:
         values = {**state.values, "version": VERSION, "step": state.step, "pinned": pinned}
         tensors = {k: v.detach().cpu().contiguous() for k, v in state.tensors.items()}
         path = self.state_path(state.step)
-        content = save(tensors, metadata=_described(values, tensors))
+        content = tensor_file(tensors, _described(values, tensors))
         try:
             write_atomically(path, content)
         except RuntimeError as err:
@@ -281,7 +280,7 @@ class RunFolder:
         if step not in self.steps() or not self._is_pinned(step):
             self.save(self.load(step), pinned=True)
 
-    def _write_making_room(self, path: Path, content: bytes, err: RuntimeError) -> None:
+    def _write_making_room(self, path: Path, content: Sequence[memoryview], err: RuntimeError) -> None:
         """Write a state that must not be lost to a disk that is full: films and states on the way give their room.
 
         The newest of those states stays, in case that this one cannot be written at all.

@@ -102,8 +102,7 @@ class Live:
         self._curve.add(report.row)
         self._newest = report
         self._best = report.best
-        if report.saved:
-            self.saved()
+        self._saved = report.saved or self._saved
         if report.drawn:
             self._samples = self._folder.sample_steps()
         if report.film is not None and report.film.step not in self._films[-1:]:

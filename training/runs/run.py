@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from ..trainer.state import History, RunState
 from ..trainer.trainer import StepReport, Trainer, training_mode
 from .doubts import LOOKED_AT, before_the_first_step, of_the_history, of_the_weights
 from .folder import RunFolder
+from .saving import Saver
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,10 @@ class Stage:
     trainer: Trainer
     drawing: Drawing | None = None
     """The user's prompts, drawn as it starts and as often as they say."""
+    _saver: Saver = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._saver = Saver(self.run.folder)
 
     def train(self, steps: int, watch: Watch | None = None, asked: Asked = tuple) -> Run:
         """Train on for `steps` optimiser steps.
@@ -123,7 +128,8 @@ class Stage:
         return self.best() if ended else self.run
 
     def _save(self) -> Path:
-        """Save the state that a handle names."""
+        """Save the state that a handle names, after what is being written."""
+        self._saver.finish()
         return self.run.folder.save(self.trainer.state(), pinned=True)
 
     def best(self) -> Run:
@@ -162,9 +168,9 @@ class Stage:
             late = 0 < 60 * config.save_minutes <= time.monotonic() - saved_at
             wanted = late or "save" in requested or improved or due(config.save_every, trainer.done)
             save_now = n < steps and wanted
-            saved = save_now and self._save_midway(pinned="save" in requested)
             if save_now:
                 saved_at = time.monotonic()
+                self._save_midway(pinned="save" in requested)
             if "preview" in requested or due(config.preview_every, trainer.done):
                 with clock.paused():
                     film = self._film()
@@ -175,7 +181,7 @@ class Stage:
                 row, seconds = trainer.history.newest(), trainer.meter.seconds
                 report = replace(report, steps_per_second=n / elapsed, row=row, seconds=seconds)
                 report = replace(report, best=trainer.best if trainer.best.step else None)
-                watch(replace(report, saved=saved, film=film, drawn=drawn))
+                watch(replace(report, saved=self._saver.saved(), film=film, drawn=drawn))
                 film, drawn = None, False
             if trainer.ranks.any("finish" in requested):
                 logger.info("finished at step %d, as asked", trainer.done)
@@ -237,21 +243,10 @@ class Stage:
             return False
         return True
 
-    def _save_midway(self, pinned: bool) -> bool:
-        """Save the state while the stage goes on; whether the disk took it.
-
-        If it did not, that is a line in the log: ending the stage would lose every step since the last save, and going
-        on leaves time to free space before its end.
-        """
-        trainer = self.trainer
-        if not trainer.ranks.first:
-            return False
-        try:
-            self.run.folder.save(trainer.state(), pinned=pinned, keep=self.run.config.keep)
-        except Exception as err:  # a full disk, a state that cannot be written: training on is worth more
-            logger.warning("step %d not saved, training goes on: %s", trainer.done, one_line(err))
-            return False
-        return True
+    def _save_midway(self, pinned: bool) -> None:
+        """Begin to save the state, which is written while the stage goes on."""
+        if self.trainer.ranks.first:
+            self._saver.save(self.trainer.snapshot(), pinned, self.run.config.keep)
 
 
 class Doubts:

@@ -54,6 +54,7 @@ from .optim import (
     unpack_optimizer,
 )
 from .ranks import ALONE, Ranks
+from .snapshot import Snapshot
 from .state import History, RunState
 from .validation import validation_loss
 
@@ -78,8 +79,8 @@ class StepReport:
     """The step's row of the history."""
     seconds: Callable[[], Mapping[str, float]] = dict
     """Model time of the whole run so far, by kind, up to when it is called; waits for the device."""
-    saved: bool = False
-    """The state of this step is on the disk."""
+    saved: int = 0
+    """The step of the state that came onto the disk since the last step; 0: none did."""
     film: Film | None = None
     """A film taken since the last step."""
     drawn: bool = False
@@ -157,6 +158,7 @@ class Trainer:
         self.pool = StatePool(config.rollout.reuse)
         self.best = Best()
         self.done = 0
+        self._copying: Snapshot | None = None
         self.nonfinite_in_a_row = 0
         self.seconds = 0.0  # spent in steps, over all stages
         self.opened = ExitStack()
@@ -183,6 +185,7 @@ class Trainer:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.settle()
         self.opened.close()
 
     # --- one step -------------------------------------------------------------------------------
@@ -360,6 +363,7 @@ class Trainer:
         fine = math.isfinite(measured["total"]) and gradient_fine
         measured["skipped"] = 0.0 if fine else 1.0
         if fine:
+            self.settle()
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.nonfinite_in_a_row = 0
@@ -438,6 +442,7 @@ class Trainer:
         if self.ema is None:
             yield
             return
+        self.settle()
         self.ema.swap()
         try:
             yield
@@ -458,19 +463,32 @@ class Trainer:
             self.generators[name].set_state(saved)
         self.order.load_state_dict(order)
 
+    def snapshot(self) -> Snapshot:
+        """The state as it is now, for a thread that copies and keeps it while the next step is computed."""
+        self.settle()
+        self._copying = Snapshot(self.state(), self.device)
+        return self._copying
+
+    def settle(self) -> None:
+        """Wait for a snapshot that is being copied: what it is made of is about to change."""
+        if self._copying is not None:
+            self._copying.hold()
+            self._copying = None
+
     def state(self) -> RunState:
-        """Everything that the next step depends on."""
+        """Everything that the next step depends on; weights and optimiser share memory with the trainer's."""
         tensors: dict[str, Tensor] = {}
+        weights = self.adapter.tensors()
         groups: dict[str, dict[str, Tensor]] = {
-            "adapter": dict(self.adapter.state().tensors),
+            "adapter": weights,
             "rng": {name: g.get_state() for name, g in self.generators.items()},
             "history": self.history.tensors(),
             "pool": self.pool.tensors(),
         }
         groups["optimizer"], optimizer = pack_optimizer(self.optimizer)
         if self.ema is not None:
-            with self.averaged():
-                groups["average"] = dict(self.adapter.state().tensors)
+            averages = {p.data_ptr(): own for p, own in zip(self.parameters, self.ema.average, strict=True)}
+            groups["average"] = {name: averages.get(own.data_ptr(), own) for name, own in weights.items()}
         groups["order"], order = split(self.order.state_dict())
         for group, members in groups.items():
             tensors |= {f"{group}.{name}": t for name, t in members.items()}
@@ -492,6 +510,7 @@ class Trainer:
 
     def load(self, state: RunState) -> None:
         """Go on from `state` exactly."""
+        self.settle()
         values = state.values
         self.done = state.step
         if self.ema is not None:
