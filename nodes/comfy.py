@@ -87,7 +87,12 @@ class RolloutFromComfyModel(io.ComfyNode):
                     "training. 0 leaves it to ComfyUI (3.5 for Flux). Other models do not use it.",
                 ),
             ],
-            outputs=[sockets.Model.Output(display_name="model")],
+            outputs=[
+                sockets.Model.Output(
+                    display_name="model",
+                    tooltip="The same model, ready to be trained or drawn with by the nodes of this pack.",
+                )
+            ],
         )
 
     @classmethod
@@ -137,7 +142,14 @@ class RolloutDatasetFromLatents(io.ComfyNode):
                     tooltip="How often each picture is used in one pass over the data.",
                 ),
             ],
-            outputs=[sockets.Data.Output(display_name="data"), io.String.Output(display_name="summary")],
+            outputs=[
+                sockets.Data.Output(
+                    display_name="data", tooltip="The latents and their conditioning, ready for training."
+                ),
+                io.String.Output(
+                    display_name="summary", tooltip="How many samples there are, and in which sizes."
+                ),
+            ],
         )
 
     @classmethod
@@ -195,7 +207,13 @@ class RolloutApplyLoRA(io.ComfyNode):
                 ),
                 sockets.Run.Input("run", optional=True, tooltip="The state whose LoRA is applied."),
             ],
-            outputs=[io.Model.Output(display_name="model")],
+            outputs=[
+                io.Model.Output(
+                    display_name="model",
+                    tooltip="Your MODEL with the trained LoRA on it: for KSampler and every other node of "
+                    "ComfyUI.",
+                )
+            ],
         )
 
     @classmethod

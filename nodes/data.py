@@ -78,8 +78,16 @@ class RolloutDatasetFromFolder(io.ComfyNode):
                 *clip_widgets(),
             ],
             outputs=[
-                sockets.Dataset.Output(display_name="dataset"),
-                io.String.Output(display_name="summary"),
+                sockets.Dataset.Output(
+                    display_name="dataset",
+                    tooltip="The pictures with their captions, not encoded yet: for Encode Dataset, Mix "
+                    "Datasets or directly for Train LoRA.",
+                ),
+                io.String.Output(
+                    display_name="summary",
+                    tooltip="How many pictures were found, in which sizes, and a line for each file that "
+                    "is not used and why.",
+                ),
             ],
         )
 
@@ -268,7 +276,8 @@ class RolloutEncodeDataset(io.ComfyNode):
                     min=8,
                     max=1024,
                     step=8,
-                    tooltip="Width and height of pictures that are not square are multiples of this many pixels.",
+                    tooltip="Width and height of pictures that are not square are multiples of this many "
+                    "pixels.",
                 ),
                 io.Float.Input(
                     "max_aspect",
@@ -306,9 +315,20 @@ class RolloutEncodeDataset(io.ComfyNode):
                 *hosted_inputs(),
             ],
             outputs=[
-                sockets.Data.Output(display_name="data"),
-                io.String.Output(display_name="summary"),
-                io.Image.Output(display_name="contact_sheet"),
+                sockets.Data.Output(
+                    display_name="data",
+                    tooltip="The encoded pictures and captions, ready for training: for Train LoRA, "
+                    "Validate, Exposure Bias and Preview Rollout.",
+                ),
+                io.String.Output(
+                    display_name="summary",
+                    tooltip="How many samples there are, and in which sizes they will be trained.",
+                ),
+                io.Image.Output(
+                    display_name="contact_sheet",
+                    tooltip="The pictures as they will be trained on, cropped, with their captions. Wire "
+                    "it to Preview Image and look at it before you train.",
+                ),
             ],
         )
 
@@ -390,12 +410,19 @@ class RolloutDatasetFromImages(io.ComfyNode):
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="Where each picture is trained, white yes and black no: one for all, or one for each.",
+                    tooltip="Where each picture is trained, white yes and black no: one for all, or one "
+                    "for each.",
                 ),
             ],
             outputs=[
-                sockets.Dataset.Output(display_name="dataset"),
-                io.String.Output(display_name="summary"),
+                sockets.Dataset.Output(
+                    display_name="dataset",
+                    tooltip="The pictures with their captions, not encoded yet: for Encode Dataset, Mix "
+                    "Datasets or directly for Train LoRA.",
+                ),
+                io.String.Output(
+                    display_name="summary", tooltip="How many pictures were given, and in which sizes."
+                ),
             ],
         )
 
@@ -463,7 +490,16 @@ class RolloutMixDatasets(io.ComfyNode):
                     "usual for regularisation pictures.",
                 ),
             ],
-            outputs=[sockets.Data.Output(display_name="data"), io.String.Output(display_name="summary")],
+            outputs=[
+                sockets.Data.Output(
+                    display_name="data",
+                    tooltip="The datasets as one, for Train LoRA: each batch is drawn from them by their "
+                    "shares.",
+                ),
+                io.String.Output(
+                    display_name="summary", tooltip="What each dataset gives, and its share of the batches."
+                ),
+            ],
         )
 
     @classmethod

@@ -59,7 +59,13 @@ class RolloutLoadDiffusers(io.ComfyNode):
                     "model trains on a small GPU, slower. Needs gradient_checkpointing. Not for SD1.5, SD2 and SDXL.",
                 ),
             ],
-            outputs=[sockets.Model.Output(display_name="model")],
+            outputs=[
+                sockets.Model.Output(
+                    display_name="model",
+                    tooltip="The base model, to train or to draw with: for Train LoRA, Encode Dataset, "
+                    "Sample and the other nodes of this pack.",
+                )
+            ],
         )
 
     @classmethod
@@ -104,7 +110,12 @@ class RolloutLoadLoRA(io.ComfyNode):
                     tooltip="The LoRA file; a name without a folder is looked for among ComfyUI's LoRAs.",
                 ),
             ],
-            outputs=[sockets.Model.Output(display_name="model")],
+            outputs=[
+                sockets.Model.Output(
+                    display_name="model",
+                    tooltip="The same model with the LoRA on it, to draw with or to train on.",
+                )
+            ],
         )
 
     @classmethod

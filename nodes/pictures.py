@@ -91,7 +91,13 @@ class RolloutSample(io.ComfyNode):
                     tooltip="Seed of the noise: the same seed draws the same pictures.",
                 ),
             ],
-            outputs=[io.Image.Output(display_name="images")],
+            outputs=[
+                io.Image.Output(
+                    display_name="images",
+                    tooltip="The pictures that were drawn, one for each prompt: for Preview Image, Save "
+                    "Image or Compare Images.",
+                )
+            ],
         )
 
     @classmethod
@@ -150,7 +156,8 @@ class RolloutSamplePrompts(io.ComfyNode):
                     default=100,
                     min=1,
                     max=NO_LIMIT,
-                    tooltip="Training steps between two drawings. A drawing takes steps model calls for each prompt.",
+                    tooltip="Training steps between two drawings. A drawing takes steps model calls for "
+                    "each prompt.",
                 ),
                 io.Int.Input(
                     "steps", default=20, min=1, max=1000, tooltip="Sampling steps; 8 to 30 are usual."
@@ -195,7 +202,13 @@ class RolloutSamplePrompts(io.ComfyNode):
                     tooltip="Height in pixels; 0 takes the model's own size.",
                 ),
             ],
-            outputs=[sockets.SamplePrompts.Output(display_name="sample_prompts")],
+            outputs=[
+                sockets.SamplePrompts.Output(
+                    display_name="sample_prompts",
+                    tooltip="For the input sample_prompts of Train LoRA or Train Steps, which draws the "
+                    "prompts while it trains.",
+                )
+            ],
         )
 
     @classmethod
@@ -237,7 +250,8 @@ class RolloutPreview(io.ComfyNode):
                     default=5,
                     min=1,
                     max=1000,
-                    tooltip="Length of the rollout in steps; shorter where it would have to start beyond pure noise.",
+                    tooltip="Length of the rollout in steps; shorter where it would have to start beyond "
+                    "pure noise.",
                 ),
                 io.Float.Input(
                     "target",
@@ -257,10 +271,20 @@ class RolloutPreview(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="filmstrip"),
-                io.Image.Output(display_name="frames"),
-                io.Image.Output(display_name="drift_plot"),
-                io.String.Output(display_name="drift"),
+                io.Image.Output(
+                    display_name="filmstrip",
+                    tooltip="One picture: the model's own states in the upper row, the clean ones below.",
+                ),
+                io.Image.Output(
+                    display_name="frames",
+                    tooltip="The model's own states as a batch of pictures, from noisy to clean.",
+                ),
+                io.Image.Output(
+                    display_name="drift_plot",
+                    tooltip="How far the own states lead away from the clean ones, step by step, beside "
+                    "what a perfect model has.",
+                ),
+                io.String.Output(display_name="drift", tooltip="The same numbers as text."),
             ],
         )
 
@@ -340,7 +364,8 @@ class RolloutExposureBias(io.ComfyNode):
                 io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps of each picture."),
                 *solver_inputs(
                     default="euler",
-                    tooltip="How pictures are calculated from noise. The error that it makes itself is measured too.",
+                    tooltip="How pictures are calculated from noise. The error that it makes itself is "
+                    "measured too.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -352,7 +377,13 @@ class RolloutExposureBias(io.ComfyNode):
                 ),
                 sockets.AnyModel.Input("other", optional=True, tooltip="A second model to compare with."),
             ],
-            outputs=[io.Image.Output(display_name="plot"), io.String.Output(display_name="report")],
+            outputs=[
+                io.Image.Output(
+                    display_name="plot",
+                    tooltip="How much the own states differ from clean ones at each noise level, drawn.",
+                ),
+                io.String.Output(display_name="report", tooltip="The same numbers as text."),
+            ],
         )
 
     @classmethod
@@ -404,7 +435,9 @@ class RolloutLossPlot(io.ComfyNode):
                 io.Int.Input("width", default=900, min=200, max=4096, tooltip="Width in pixels."),
                 io.Int.Input("height", default=500, min=150, max=4096, tooltip="Height in pixels."),
             ],
-            outputs=[io.Image.Output(display_name="plot")],
+            outputs=[
+                io.Image.Output(display_name="plot", tooltip="The losses over the steps, as one picture.")
+            ],
         )
 
     @classmethod
@@ -443,7 +476,11 @@ class RolloutCompareImages(io.ComfyNode):
                 io.Image.Input("fourth", optional=True, tooltip="A fourth row."),
                 io.Image.Input("fifth", optional=True, tooltip="A fifth row."),
             ],
-            outputs=[io.Image.Output(display_name="grid")],
+            outputs=[
+                io.Image.Output(
+                    display_name="grid", tooltip="The batches as rows of one picture, with their names."
+                )
+            ],
         )
 
     @classmethod

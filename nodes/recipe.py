@@ -32,12 +32,33 @@ class RolloutRecipe(io.ComfyNode):
                 ),
             ],
             outputs=[
-                sockets.LoRA.Output(display_name="lora"),
-                sockets.Optimizer.Output(display_name="optimizer"),
-                sockets.Timesteps.Output(display_name="timesteps"),
-                sockets.LossSettings.Output(display_name="loss"),
-                io.Int.Output(display_name="resolution"),
-                io.String.Output(display_name="summary"),
+                sockets.LoRA.Output(
+                    display_name="lora",
+                    tooltip="Rank, alpha and layers that suit the model: for the input lora of Train LoRA.",
+                ),
+                sockets.Optimizer.Output(
+                    display_name="optimizer",
+                    tooltip="Optimizer and learning rate that suit the model: for the input optimizer of "
+                    "Train LoRA.",
+                ),
+                sockets.Timesteps.Output(
+                    display_name="timesteps",
+                    tooltip="The noise levels that the model should be trained at: for the input "
+                    "timesteps of Train LoRA.",
+                ),
+                sockets.LossSettings.Output(
+                    display_name="loss",
+                    tooltip="The loss that suits the model: for the input loss of Train LoRA.",
+                ),
+                io.Int.Output(
+                    display_name="resolution",
+                    tooltip="The side in pixels that the model was made for: for the widget resolution of "
+                    "Encode Dataset or Train LoRA.",
+                ),
+                io.String.Output(
+                    display_name="summary",
+                    tooltip="The settings of the recipe in words, and why they were chosen.",
+                ),
             ],
         )
 

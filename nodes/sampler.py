@@ -85,7 +85,12 @@ class RolloutSampler(io.ComfyNode):
             inputs=[
                 *solver_inputs(),
             ],
-            outputs=[io.Sampler.Output(display_name="sampler")],
+            outputs=[
+                io.Sampler.Output(
+                    display_name="sampler",
+                    tooltip="For the input sampler of SamplerCustom or SamplerCustomAdvanced.",
+                )
+            ],
         )
 
     @classmethod
@@ -125,7 +130,12 @@ class RolloutSigmas(io.ComfyNode):
                     tooltip="Where to stop: 0 is the finished picture.",
                 ),
             ],
-            outputs=[io.Sigmas.Output(display_name="sigmas")],
+            outputs=[
+                io.Sigmas.Output(
+                    display_name="sigmas",
+                    tooltip="For the input sigmas of SamplerCustom or SamplerCustomAdvanced.",
+                )
+            ],
         )
 
     @classmethod

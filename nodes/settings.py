@@ -61,7 +61,11 @@ class RolloutLoRASettings(io.ComfyNode):
                 ),
                 added(widget(LoRAConfig, "preset", optional=True), before="attention"),
             ],
-            outputs=[sockets.LoRA.Output(display_name="lora")],
+            outputs=[
+                sockets.LoRA.Output(
+                    display_name="lora", tooltip="For the input lora of Train LoRA or Init Training."
+                )
+            ],
         )
 
     @classmethod
@@ -82,7 +86,12 @@ class RolloutOptimizerSettings(io.ComfyNode):
             display_name="Optimizer Settings",
             description="The optimizer and its learning rate over the run.",
             inputs=widgets(OptimizerConfig, OPTIMIZER),
-            outputs=[sockets.Optimizer.Output(display_name="optimizer")],
+            outputs=[
+                sockets.Optimizer.Output(
+                    display_name="optimizer",
+                    tooltip="For the input optimizer of Train LoRA or Init Training.",
+                )
+            ],
         )
 
     @classmethod
@@ -105,7 +114,12 @@ class RolloutTimestepSettings(io.ComfyNode):
                 *widgets(TimestepConfig, TIMESTEPS),
                 *widgets(TimestepConfig, LEVELS, {id: {"optional": True} for id in LEVELS}),
             ],
-            outputs=[sockets.Timesteps.Output(display_name="timesteps")],
+            outputs=[
+                sockets.Timesteps.Output(
+                    display_name="timesteps",
+                    tooltip="For the input timesteps of Train LoRA or Init Training.",
+                )
+            ],
         )
 
     @classmethod
@@ -125,7 +139,11 @@ class RolloutLossSettings(io.ComfyNode):
             display_name="Loss Settings",
             description="How an error of the model is counted: the loss, which training makes smaller.",
             inputs=widgets(LossConfig, LOSS),
-            outputs=[sockets.LossSettings.Output(display_name="loss")],
+            outputs=[
+                sockets.LossSettings.Output(
+                    display_name="loss", tooltip="For the input loss of Train LoRA or Init Training."
+                )
+            ],
         )
 
     @classmethod
@@ -148,7 +166,11 @@ class RolloutReflexFlow(io.ComfyNode):
             "rectification turns it back towards the training picture. Costs one more call of the model per "
             "rolled-out sample.",
             inputs=widgets(ReflexFlowConfig, REFLEXFLOW),
-            outputs=[sockets.ReflexFlow.Output(display_name="reflexflow")],
+            outputs=[
+                sockets.ReflexFlow.Output(
+                    display_name="reflexflow", tooltip="For the input reflexflow of Scheduled Sampling."
+                )
+            ],
         )
 
     @classmethod
@@ -178,7 +200,13 @@ class RolloutScheduledSampling(io.ComfyNode):
                 ),
                 *widgets(RolloutConfig, METHODS, {id: {"optional": True} for id in METHODS}),
             ],
-            outputs=[sockets.ScheduledSampling.Output(display_name="scheduled_sampling")],
+            outputs=[
+                sockets.ScheduledSampling.Output(
+                    display_name="scheduled_sampling",
+                    tooltip="For the input scheduled_sampling of Train LoRA, Init Training or Train "
+                    "Steps, and of Preview Rollout.",
+                )
+            ],
         )
 
     @classmethod
@@ -209,7 +237,13 @@ class RolloutSettingsFromJSON(io.ComfyNode):
                     tooltip="The text of a config.json, or the path of one.",
                 )
             ],
-            outputs=[sockets.ScheduledSampling.Output(display_name="scheduled_sampling")],
+            outputs=[
+                sockets.ScheduledSampling.Output(
+                    display_name="scheduled_sampling",
+                    tooltip="The settings that were read: for the input scheduled_sampling of Train LoRA, "
+                    "Init Training or Train Steps.",
+                )
+            ],
         )
 
     @classmethod
@@ -229,7 +263,13 @@ class RolloutSettingsToJSON(io.ComfyNode):
             display_name="Scheduled Sampling to JSON",
             description="Writes scheduled sampling and ReflexFlow as the scheduled_sampling_* keys of a config.json.",
             inputs=[sockets.ScheduledSampling.Input("scheduled_sampling", tooltip="The settings to write.")],
-            outputs=[io.String.Output(display_name="config")],
+            outputs=[
+                io.String.Output(
+                    display_name="config",
+                    tooltip="The settings as JSON text with scheduled_sampling_ keys, as SimpleTuner "
+                    "reads them.",
+                )
+            ],
         )
 
     @classmethod

@@ -255,9 +255,19 @@ def watched(stage: Stage, steps: int, told: str = "") -> tuple[Run, Live]:
 
 
 RUN_OUTPUTS = (
-    sockets.Run.Output(display_name="run"),
-    sockets.Model.Output(display_name="model"),
-    io.String.Output(display_name="summary"),
+    sockets.Run.Output(
+        display_name="run",
+        tooltip="The training at the step that it ended at: for Save LoRA, Apply LoRA, Loss Plot, "
+        "Validate, or Train Steps to go on.",
+    ),
+    sockets.Model.Output(
+        display_name="model",
+        tooltip="The model with the trained LoRA on it: for Sample, Preview Rollout and Exposure Bias.",
+    ),
+    io.String.Output(
+        display_name="summary",
+        tooltip="What the training did, in words: steps, losses, time, model calls, memory.",
+    ),
 )
 
 
@@ -471,7 +481,13 @@ class RolloutValidate(io.ComfyNode):
                 sockets.Run.Input("run", tooltip="The state to measure."),
                 sockets.Data.Input("data", tooltip="Pictures that are not trained on."),
             ],
-            outputs=[io.Float.Output(display_name="loss")],
+            outputs=[
+                io.Float.Output(
+                    display_name="loss",
+                    tooltip="The loss on these data at fixed noise, never rolled out: lower is better, "
+                    "and comparable only on the same data.",
+                )
+            ],
         )
 
     @classmethod
@@ -501,7 +517,7 @@ class RolloutSaveLoRA(io.ComfyNode):
                     tooltip="File name without .safetensors; may include a folder.",
                 ),
             ],
-            outputs=[io.String.Output(display_name="path")],
+            outputs=[io.String.Output(display_name="path", tooltip="Where the LoRA file was written.")],
             is_output_node=True,
         )
 

@@ -47,7 +47,7 @@ export class FilmView {
     const drift = document.createElement("span");
     drift.className = "drift";
     drift.textContent = word("drift");
-    drift.title = word("driftTitle");
+    drift.title = this.drift.title = word("driftTitle");
     this.element.append(drift, this.drift, this.bars);
   }
 
@@ -58,6 +58,7 @@ export class FilmView {
     for (const key of ["ownState", "cleanState", "estimate"]) {
       const title = document.createElement("span");
       title.textContent = this.word(key);
+      title.title = this.word(`${key}Title`);
       titles.append(title);
     }
     return titles;
@@ -71,6 +72,7 @@ export class FilmView {
   slider(key, choose) {
     const [name, input, value] = [document.createElement("span"), document.createElement("input"), document.createElement("output")];
     name.textContent = this.word(key);
+    name.title = input.title = value.title = this.word(`${key}Title`);
     input.type = "range";
     input.min = "0";
     input.setAttribute("aria-label", this.word(key));

@@ -106,6 +106,7 @@ export class Panel {
     this.drawn = "";
     this.numbers = make("span", "numbers");
     this.numbers.textContent = word("waiting");
+    this.numbers.title = word("waitingTitle");
     this.saved = make("span", "numbers");
     this.ended = make("div", "ended");
     this.ended.setAttribute("role", "status");
@@ -120,6 +121,7 @@ export class Panel {
     this.stop = this.button("stop", () => this.askToStop());
     this.plot = make("div", "plot");
     this.plot.append(this.svg);
+    this.plot.title = word("chartTitle");
     root.append(style, this.layOut(), this.samples.dialog);
     this.resized = new ResizeObserver(() => this.measure());
     this.resized.observe(this.plot);
@@ -132,6 +134,7 @@ export class Panel {
   layOut() {
     const label = make("label", "end");
     label.append(this.log, this.word("log"));
+    label.title = this.word("logTitle");
     const head = make("div", "row");
     head.append(this.legend, label);
     const buttons = make("span", "end buttons");
@@ -171,7 +174,8 @@ export class Panel {
     this.finish.textContent = this.word(finishing ? "finishing" : "finishNow");
     this.say(ending(facts, this.word), facts.state === "failed");
     this.legend.replaceChildren(...this.names(facts.curve));
-    this.numbers.textContent = this.summary(facts);
+    this.numbers.title = "";
+    this.numbers.replaceChildren(...this.summary(facts));
     this.showSaved(facts);
     this.element.dataset.step = String(facts.step);
     this.element.dataset.state = facts.state;
@@ -242,22 +246,39 @@ export class Panel {
     return measured.map((name) => {
       const item = make("span", `name ${name}`);
       item.textContent = `${this.word(name)} ${number(newest(curve[name]))}`;
+      item.title = this.word(`${name}Title`);
       return item;
     });
   }
 
-  /** @param {Facts} facts */
+  /**
+   * The numbers of the training in one line, each with its explanation.
+   * @param {Facts} facts
+   * @returns {(Node | string)[]}
+   */
   summary(facts) {
-    const parts = [`${facts.step} / ${facts.last_step}`];
-    if (facts.steps_per_second) parts.push(`${number(facts.steps_per_second)} ${this.word("rate")}`);
-    if (facts.state === "running") parts.push(`${duration(facts.seconds_left)} ${this.word("left")}`);
+    const percent = (/** @type {number} */ share) => `${Math.round(share * 100)} %`;
+    const parts = [this.part("steps", `${facts.step} / ${facts.last_step}`)];
+    if (facts.steps_per_second) parts.push(this.part("rate", `${number(facts.steps_per_second)} ${this.word("rate")}`));
+    if (facts.state === "running") parts.push(this.part("left", `${duration(facts.seconds_left)} ${this.word("left")}`));
     if (facts.probability || facts.rollout_share) {
-      parts.push(`${this.word("probability")} ${Math.round(facts.probability * 100)} %`);
-      parts.push(`${this.word("share")} ${Math.round(facts.rollout_share * 100)} %`);
+      parts.push(this.part("probability", `${this.word("probability")} ${percent(facts.probability)}`));
+      parts.push(this.part("share", `${this.word("share")} ${percent(facts.rollout_share)}`));
     }
-    if (facts.best) parts.push(`${this.word("best")} ${facts.best.step}`);
-    if (facts.memory) parts.push(`${this.word("memory")} ${bytes(facts.memory)}`);
-    return parts.join(" · ");
+    if (facts.best) parts.push(this.part("best", `${this.word("best")} ${facts.best.step}`));
+    if (facts.memory) parts.push(this.part("memory", `${this.word("memory")} ${bytes(facts.memory)}`));
+    return parts.flatMap((part, i) => (i ? [" · ", part] : [part]));
+  }
+
+  /**
+   * @param {string} key its explanation is the word `<key>Title`
+   * @param {string} text
+   */
+  part(key, text) {
+    const made = document.createElement("span");
+    made.textContent = text;
+    made.title = this.word(`${key}Title`);
+    return made;
   }
 
   /** Stop at the next step; what is shown then comes with the last facts. */

@@ -325,6 +325,7 @@ export class RunView {
   chartHead(start) {
     const label = make("label", "soft");
     label.append(this.log, this.word("log"));
+    label.title = this.word("logTitle");
     const head = make("div", "head");
     head.append(start, label);
     return head;
@@ -332,18 +333,19 @@ export class RunView {
 
   showLegend() {
     const runs = this.shown();
-    const entry = (/** @type {string} */ own, /** @type {string} */ text) => {
+    const entry = (/** @type {string} */ own, /** @type {string} */ text, /** @type {string} */ measured) => {
       const made = make("span", `name ${own}`);
+      made.title = this.word(`${measured}Title`);
       made.append(make("span", "", text));
       return made;
     };
     if (runs.length === 1) {
       const [{ curve }] = runs;
       const measured = LOSSES.filter((name) => isMeasured(curve, name));
-      this.legend.replaceChildren(...measured.map((name) => entry(name, `${this.word(name)} ${number(newest(curve[name]))}`)));
+      this.legend.replaceChildren(...measured.map((name) => entry(name, `${this.word(name)} ${number(newest(curve[name]))}`, name)));
     } else {
       const value = (/** @type {Details} */ run) => number(newest(run.curve[this.measure.value] ?? []));
-      this.legend.replaceChildren(...runs.map((run, i) => entry(`run${i}`, `${run.name} ${value(run)}`)));
+      this.legend.replaceChildren(...runs.map((run, i) => entry(`run${i}`, `${run.name} ${value(run)}`, this.measure.value)));
     }
     this.queueDraw();
   }
@@ -358,6 +360,8 @@ export class RunView {
     const resume = this.button("pi-play", this.word("runsResume"), "main", () => {
       this.actions.resume(run, Number(from.value) === newestStep ? -1 : Number(from.value));
     });
+    label.title = this.word("runsFromHow");
+    resume.title = this.word("runsResumeHow");
     from.disabled = !run.steps.length;
     resume.disabled = from.disabled || run.training;
     const lora = this.button("pi-download", this.word("runsSaveLora"), "", async () => {
@@ -373,6 +377,7 @@ export class RunView {
     const path = this.button("pi-copy", this.word("runsCopyPath"), "", () => this.actions.copyPath(run));
     path.title = run.path;
     const remove = this.button("pi-trash", this.word("runsDelete"), "danger", () => this.removeRun(run.name));
+    remove.title = this.word("runsDeleteTip");
     remove.disabled = run.training;
     const [first, second] = [make("div", "row"), make("div", "row")];
     first.append(label, resume, lora);

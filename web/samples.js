@@ -55,7 +55,9 @@ export class SamplesView {
     this.element.hidden = !drawn.length;
     const { steps, rows } = grid(drawn);
     const table = document.createElement("table");
-    table.append(line(cell("th", this.word("samplesStep")), ...steps.map((step) => cell("th", String(step)))));
+    const heads = [cell("th", this.word("samplesStep")), ...steps.map((step) => cell("th", String(step)))];
+    for (const head of heads) head.title = this.word("trainingStepTitle");
+    table.append(line(...heads));
     for (const { prompt, cells } of rows) {
       const head = cell("th", prompt);
       head.setAttribute("scope", "row");
@@ -80,6 +82,7 @@ export class SamplesView {
     picture.draggable = false;
     picture.src = this.address(this.run, drawn, place.number);
     picture.alt = `${prompt}, ${this.word("trainingStep")} ${drawn.step}`;
+    button.title = `${prompt} · ${this.word("trainingStep")} ${drawn.step}\n${this.word("samplesHow")}`;
     button.append(picture);
     button.addEventListener("click", () => this.enlarge(place));
     const made = cell("td");
@@ -92,6 +95,7 @@ export class SamplesView {
     const drawn = this.drawn[place.at];
     this.place = place;
     this.picture.src = this.address(this.run, drawn, place.number);
+    this.caption.title = this.word("samplesKeys");
     this.picture.alt = this.caption.textContent = `${drawn.prompts[place.number]} · ${this.word("trainingStep")} ${drawn.step}`;
     if (!this.dialog.open) this.dialog.showModal();
   }

@@ -80,3 +80,12 @@ def test_every_help_page_shows_pictures_that_are_there(language):
         named = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
         assert f"{page.parent.name}/node.png" in named, page
         assert [name for name in named if not (docs / name).is_file()] == [], page
+
+
+def test_every_input_and_output_says_what_it_is_for(schemas):
+    silent = [
+        f"{path[0]}.{path[2]}"
+        for path in schemas
+        if path[1:2] in (("inputs",), ("outputs",)) and (*path[:3], "tooltip") not in schemas
+    ]
+    assert silent == []
