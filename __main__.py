@@ -16,6 +16,8 @@ import traceback
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -27,12 +29,15 @@ from .host.graph.override import override
 from .host.graph.reading import parse, read_file
 from .host.graph.training import training_alone
 from .host.graph.validate import destination_problems, problems, structure_problems
+from .host.interface import HostError
 from .host.lines import one_line
-from .host.remote import HostError, Installation, find_installation, started
 from .host.standalone.core_nodes import CORE_NODES
 from .host.standalone.host import StandaloneHost, installed, interruptible
 from .host.standalone.run import NodeError, run
 from .training.trainer.ranks import launched
+
+if TYPE_CHECKING:
+    from .host.remote import Installation
 
 FAILED, BAD_INPUT, CANCELLED = 1, 2, 130
 
@@ -181,13 +186,30 @@ def _run(options: argparse.Namespace, nodes: NodeClasses) -> int:
     return CANCELLED if host.cancel_requested() else 0
 
 
+def _remote() -> ModuleType:
+    """What starts a ComfyUI. It starts processes, so the archive of ComfyUI's registry has none of it.
+
+    Raises:
+        HostError: this is such an archive.
+    """
+    if not (Path(__file__).parent / "host" / "remote.py").is_file():
+        raise HostError(
+            "--comfyui must be run from a clone, got the archive of ComfyUI's registry, which starts no processes; "
+            "git clone https://github.com/rollout-trainer/rollout-trainer"
+        )
+    from .host import remote
+
+    return remote
+
+
 def _run_in_comfyui(options: argparse.Namespace, host: StandaloneHost) -> None:
-    installation = find_installation(options.comfyui, options.comfyui_python)
+    remote = _remote()
+    installation = remote.find_installation(options.comfyui, options.comfyui_python)
     read_file(options.graph)  # a file that is none needs no server to tell
     rank = launched()
     if rank.first:
         print(f"Starting ComfyUI in {installation.folder}", file=sys.stderr)
-    with started(installation, host, _device(options)) as server:
+    with remote.started(installation, host, _device(options)) as server:
         catalog = server.catalog()
         graph = _foreign_graph(options, catalog, installation)
         server.run(graph if rank.first else training_alone(graph, catalog), host, shown=rank.first)
@@ -198,8 +220,9 @@ def _validate(options: argparse.Namespace, nodes: NodeClasses) -> int:
     if options.comfyui is None:
         graph = _checked_graph(options, host, _catalog(nodes), [])
     else:
-        installation = find_installation(options.comfyui, options.comfyui_python)
-        with started(installation, host, options.device) as server:
+        remote = _remote()
+        installation = remote.find_installation(options.comfyui, options.comfyui_python)
+        with remote.started(installation, host, options.device) as server:
             graph = _foreign_graph(options, server.catalog(), installation)
     print(f"{options.graph} is valid: {len(graph.nodes)} nodes")
     return 0

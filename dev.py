@@ -32,6 +32,9 @@ PINNED_PYTHON = (3, 11)
 LOWEST_PYTHON = (3, 11)
 # tsc over web/*.js; npx keeps it in npm's cache.
 TYPESCRIPT = "typescript@7.0.2"
+# `comfy node validate`: what ComfyUI's registry asks of a pack. It does without the 300 MB of the other packages that
+# comfy-cli names.
+COMFY_CLI = ("comfy-cli==1.23.0", "semver==3.0.4", "tomlkit==0.15.2")
 DEFAULT_TORCH = "torch==2.13.0"
 # Files whose change means that an existing .venv is out of date.
 INSTALLED_FROM = ("pyproject.toml", "requirements.txt", "requirements-dev.txt", "constraints.txt")
@@ -40,7 +43,7 @@ TAIL_LINES = 12
 COMMANDS = {
     "demo": "train the demo LoRA, sample with it, and say where the results are",
     "test": "run every test that can run here: unit tests, then those that need a ComfyUI or a browser",
-    "lint": "run ruff, mypy and, where node is found, tsc over the JavaScript",
+    "lint": "run ruff, mypy, the checks of ComfyUI's registry and, where node is found, tsc over the JavaScript",
     "setup": "only make .venv",
 }
 TORCH_HELP = (
@@ -362,10 +365,10 @@ def unit_tests(extra: list[str]) -> list[str]:
 
 
 def lint(venv: Venv, extra: list[str]) -> int:
-    """Run ruff, mypy in strict mode and tsc; return the worst of their exit codes."""
+    """Run ruff, mypy in strict mode, tsc and `comfy node validate`; return the worst of their exit codes."""
     check = run_in(venv, "-m", "ruff", "check", *(extra or ["."]))
     form = run_in(venv, "-m", "ruff", "format", "--check", *(extra or ["."]))
-    return max(check, form, mypy(venv), tsc())
+    return max(check, form, mypy(venv), tsc(), registry(venv))
 
 
 def mypy(venv: Venv) -> int:
@@ -390,6 +393,31 @@ def tsc() -> int:
     code = run(npx, "--yes", "--package", TYPESCRIPT, "tsc", "-p", str(ROOT))
     print(f"tsc: {'no errors in web/*.js' if code == 0 else f'exit code {code}'}", flush=True)
     return code
+
+
+def registry(venv: Venv) -> int:
+    """Run `comfy node validate` and return 1 if it warns of anything: it exits with 0 then too."""
+    folder = venv.folder / "lint" / COMFY_CLI[0]
+    if not folder.exists():
+        install(venv, "installing comfy-cli", "--no-deps", "--target", str(folder), *COMFY_CLI)
+    home = str(folder / "home")  # where it keeps settings of its own
+    own = {"PYTHONPATH": str(folder), "DO_NOT_TRACK": "1", "HOME": home, "USERPROFILE": home, "TERM": "dumb"}
+    command = [str(venv.python), "-m", "comfy_cli", "--skip-prompt", "node", "validate"]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment() | own,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    if done.returncode == 0 and "validation checks passed" in said and "warning" not in said.lower():
+        print("comfy node validate: no complaints", flush=True)
+        return 0
+    print(f"comfy node validate: exit code {done.returncode}\n{said}", flush=True)
+    return 1
 
 
 def run_in(venv: Venv, *arguments: str, cwd: Path | None = None) -> int:

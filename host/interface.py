@@ -18,6 +18,10 @@ class Cancelled(BaseException):
     """
 
 
+class HostError(RuntimeError):
+    """A ComfyUI that runs a workflow for the command line did not start, stopped, or a node failed in it."""
+
+
 MakeFacts = Callable[[], Mapping[str, Any]]
 """Makes what a node's panel shows, plain JSON values; called only when somebody will see it."""
 

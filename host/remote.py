@@ -29,6 +29,7 @@ from typing import Any
 
 from .graph.catalog import NodeSpec, from_object_info
 from .graph.normal import Graph, GraphError
+from .interface import HostError
 from .paths import PACK
 from .report import FOLDERS_VARIABLE, REPORT_VARIABLE
 from .standalone.host import StandaloneHost
@@ -40,10 +41,6 @@ START_SECONDS = 600
 POLL_SECONDS = 0.3
 PIECE_BYTES, TAIL_PIECES = 4096, 64
 LAST_LINES = 40
-
-
-class HostError(RuntimeError):
-    """ComfyUI did not start, stopped, or a node failed in it."""
 
 
 @dataclass(frozen=True)

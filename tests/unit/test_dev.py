@@ -264,12 +264,13 @@ def linted(dev, steps, monkeypatch):
             return codes.get(names[-1].strip("-") if names[-1] != "--check" else "format", 0)
 
         monkeypatch.setattr(dev, "run", run)
+        monkeypatch.setattr(dev, "registry", lambda venv: codes.get("registry", 0))
         return dev.main(["lint"]), ran
 
     return lint
 
 
-@pytest.mark.parametrize("name", ["check", "format", "mypy", "tsc"])
+@pytest.mark.parametrize("name", ["check", "format", "mypy", "tsc", "registry"])
 def test_lint_runs_all_checks_and_fails_with_any(dev, linted, monkeypatch, name):
     monkeypatch.setattr(dev.shutil, "which", lambda command: command)
     assert linted() == (0, ["check", "--check", "mypy", "tsc"])
@@ -280,3 +281,30 @@ def test_lint_says_that_it_skipped_tsc_without_node(dev, linted, monkeypatch, ca
     monkeypatch.setattr(dev.shutil, "which", lambda command: None)
     assert linted() == (0, ["check", "--check", "mypy"])
     assert "tsc: skipped, npx of node is not found" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "result"),
+    [
+        (0, "\u2713 All validation checks passed successfully", 0),
+        (0, "Warning: Invalid requires-comfyui format\nAll validation checks passed successfully", 1),
+        (0, "Security warnings found:\n__init__.py:1:1: S102 Use of `exec` detected", 1),
+        (1, "Error: project version is empty", 1),
+    ],
+)
+def test_a_warning_of_the_registrys_checks_fails_the_lint(dev, monkeypatch, capsys, code, said, result):
+    installed = []
+    monkeypatch.setattr(dev, "install", lambda venv, title, *arguments: installed.append(arguments))
+    commands = []
+
+    def run(command, **options):
+        commands.append((command, options["env"]))
+        return dev.subprocess.CompletedProcess(command, code, stdout=said, stderr="")
+
+    monkeypatch.setattr(dev.subprocess, "run", run)
+    assert dev.registry(dev.Venv(dev.ROOT / ".venv", "torch", "")) == result
+    assert installed[0][:2] == ("--no-deps", "--target")
+    ((command, environment),) = commands
+    assert command[1:] == ["-m", "comfy_cli", "--skip-prompt", "node", "validate"]
+    assert environment["DO_NOT_TRACK"] == "1"  # nothing is sent anywhere
+    assert ("no complaints" in capsys.readouterr().out) == (result == 0)

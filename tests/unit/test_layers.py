@@ -60,7 +60,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "graph": {"lines", "schema"},
         "standalone": {"graph", "interface", "lines", "paths", "report", "schema", "terminal"},
         "comfyui": {"interface", "paths", "report", "terminal"},
-        "remote": {"graph", "paths", "report", "standalone"},
+        "remote": {"graph", "interface", "paths", "report", "standalone"},
     },
 }
 # Modules of ComfyUI; `nodes` is one of them, and with an absolute import it would be theirs, not ours.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pathspec
 import pytest
+from PIL import Image
 
 import rollout_trainer
 
@@ -65,8 +66,10 @@ def requirements(lines) -> dict[str, str]:
     return {pair[1].lower(): pair[2] for pair in pairs}
 
 
-def test_requirements_are_the_dependencies_without_torch(pyproject):
+def test_requirements_are_the_dependencies_without_torch_and_the_front_end(pyproject):
     dependencies = requirements(pyproject["project"]["dependencies"])
+    # What ComfyUI's registry reads as a range of front ends; ComfyUI itself says which one it starts with.
+    assert dependencies.pop("comfyui-frontend-package")
     # torch in requirements.txt would replace the build that a ComfyUI's owner chose.
     assert dependencies.pop("torch")
     text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
@@ -125,6 +128,21 @@ def test_registry_has_what_it_asks_for(pyproject):
     assert pyproject["project"]["urls"]["Repository"].startswith("https://")
     comfy = pyproject["tool"]["comfy"]
     assert {"PublisherId", "DisplayName", "requires-comfyui"} <= comfy.keys()
+    kinds = [kind for kind in pyproject["project"]["classifiers"] if kind.startswith("Operating System")]
+    assert kinds == ["Operating System :: OS Independent"]
+    # Versions as the registry takes them: an operator and three numbers.
+    (front_end,) = (
+        dependency.removeprefix("comfyui-frontend-package")
+        for dependency in pyproject["project"]["dependencies"]
+        if dependency.startswith("comfyui-frontend-package")
+    )
+    for version in (comfy["requires-comfyui"], front_end):
+        assert re.fullmatch(r">=\d+\.\d+\.\d+", version)
+    for key, size in (("Icon", (400, 400)), ("Banner", (1260, 540))):  # square, up to 400; 21 to 9
+        picture = ROOT / "docs" / comfy[key].rpartition("/")[2]
+        assert comfy[key].startswith("https://raw.githubusercontent.com/")
+        with Image.open(picture) as image:
+            assert image.size == size
     # WEB_DIRECTORY in __init__.py names the scripts; naming them here too would load each of them twice.
     assert "web" not in comfy
 
@@ -215,7 +233,8 @@ def test_the_registrys_archive_holds_the_pack_and_its_demo_and_little_else():
     code = [path for name in folders_with_code() for path in folder_of(name).glob("*.py")]
     data = [path for folder in DATA_FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()]
     needed = [path for path in (*code, *data, *(ROOT / "demo" / "data").iterdir()) if path.suffix != ".ts"]
-    needed = [path for path in needed if path.relative_to(ROOT).as_posix() in names and path.name != "dev.py"]
+    needed = [path for path in needed if path.relative_to(ROOT).as_posix() in names]
+    needed = [path for path in needed if path not in (ROOT / "dev.py", ROOT / "host" / "remote.py")]
     assert {path.relative_to(ROOT).as_posix() for path in needed} <= set(kept)
     rest = {
         "requirements.txt",
@@ -238,6 +257,65 @@ def test_the_registrys_archive_holds_the_pack_and_its_demo_and_little_else():
     }
     demo = in_["demo/model"] + in_["demo/data"]
     assert in_.total() - demo < 3_000_000  # 2.0 MB in 2026-11, 0.8 of them workflows with their thumbnails
+
+
+FORBIDDEN_MODULES = {"subprocess", "multiprocessing", "pip", "ensurepip", "pickle", "pty"}
+FORBIDDEN_CALLS = {"eval", "exec", "os.system", "os.popen", "os.execv", "os.execve", "os.spawnv"}
+
+
+def breaches(path: Path) -> list[str]:
+    """What a module does that the registry's scan forbids: start processes, run text as code, unpickle."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+        called = [ast.unparse(node.func)] if isinstance(node, ast.Call) else []
+        found += [name for name in names if name.partition(".")[0] in FORBIDDEN_MODULES]
+        found += [name for name in called if name in FORBIDDEN_CALLS]
+    return [f"{path.name}: {name}" for name in found]
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """The registry's archive as a folder: what `comfy node pack` zips, unpacked."""
+    left_out = pathspec.PathSpec.from_lines("gitignore", (ROOT / ".comfyignore").read_text().splitlines())
+    packed = tmp_path_factory.mktemp("archive") / "node.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as made:
+        for name in tracked():
+            if not left_out.match_file(name):
+                made.write(ROOT / name, name)
+    assert packed.stat().st_size < 17_000_000
+    folder = packed.parent / "rollout-trainer"
+    with zipfile.ZipFile(packed) as made:
+        made.extractall(folder)
+    return folder
+
+
+def test_the_registrys_archive_starts_no_process_and_runs_no_text(archive):
+    code = list(archive.rglob("*.py"))
+    assert len(code) > 100
+    assert [breach for path in code for breach in breaches(path)] == []
+    # The scan would find it.
+    assert "remote.py: subprocess" in breaches(ROOT / "host" / "remote.py")
+
+
+def test_the_registrys_archive_works_without_what_it_leaves_out(archive, tmp_path):
+    # Under another name, so that nothing of the checkout can stand in.
+    script = (
+        "import importlib.util, sys\n"
+        f"root = {str(archive)!r}\n"
+        "spec = importlib.util.spec_from_file_location('packed', root + '/__init__.py',"
+        " submodule_search_locations=[root])\n"
+        "sys.modules['packed'] = module = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "from packed.__main__ import main\n"
+        "workflow = root + '/workflows/quickstart.json'\n"
+        "print(main(['validate', workflow]), main(['validate', workflow, '--comfyui', root]))\n"
+    )
+    command = [sys.executable, "-I", "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 1", done.stdout + done.stderr
+    assert "--comfyui must be run from a clone" in done.stderr
 
 
 def test_the_host_finds_one_folder_of_templates():
