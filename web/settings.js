@@ -10,7 +10,7 @@ const SAMPLING = "RolloutScheduledSampling";
 const COSTING = ["RolloutReflexFlow", "RolloutTrainLoRA", "RolloutInitTraining"]; // the cost depends on them too
 const SLOW = 5; // times the time of a plain step, above which the cost line warns
 const COST_HEIGHT = 36; // pixels: two lines
-const WARNING_HEIGHT = 72;
+const WARNING_HEIGHT = 92; // five lines, in any language
 const PLAIN = { background: "", color: "var(--descrip-text, #999)" };
 const WARNING = { background: "#ffe08a", color: "#3d2c00" }; // readable whatever the theme's nodes look like
 

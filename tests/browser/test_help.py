@@ -33,7 +33,7 @@ def host(tmp_path_factory):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("locale", "heading"), [("en", "Sane values"), ("ja", "目安")])
+@pytest.mark.parametrize(("locale", "heading"), [("en", "Sensible values"), ("ja", "目安")])
 def test_the_help_of_a_node_is_our_page_with_its_pictures(mode, locale, heading, browser, host):
     page = browser.new_context(viewport={"width": 1500, "height": 950}).new_page()
     visit(page, host.url)

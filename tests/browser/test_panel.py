@@ -33,7 +33,7 @@ SECONDS = 3.0  # of a measurement
 SCALE = 0.75  # the whole panel is on the screen
 OWN = f"/{PACK_FOLDER}/"
 LOADED = f"""() => {{
-    const picture = document.querySelector("{PANEL}").shadowRoot.querySelector("img");
+    const picture = document.querySelector("{PANEL}").shadowRoot.querySelector(".film img");
     return picture.complete && picture.naturalWidth;
 }}"""
 
@@ -46,6 +46,9 @@ def nothing_is_left_running(request):
         host = request.getfixturevalue("comfyui")
         host.post_json("/queue", {"clear": True})
         host.interrupt()
+        deadline = time.monotonic() + 60
+        while host.get_json("/queue")["queue_running"] and time.monotonic() < deadline:
+            time.sleep(0.2)
 
 
 def filmed(every=5, steps=5000, name="quickstart"):
@@ -76,7 +79,7 @@ def press(page, name):
 def picture(page):
     """Address of the frame that is shown, once it is there."""
     page.wait_for_function(LOADED)
-    return page.locator(f"{PANEL} img").get_attribute("src")
+    return page.locator(f"{PANEL} .film img").get_attribute("src")
 
 
 def stop(page):
