@@ -21,6 +21,7 @@ from ..training.objective.rollout import step_time_factor
 from ..training.objective.timesteps import TimestepConfig
 from ..training.pictures.sampling import Drawing, Prompts
 from ..training.plan.memory import fitted
+from ..training.runs.board import Board, board_of, check_installed
 from ..training.runs.export import save_lora
 from ..training.runs.folder import RunFolder
 from ..training.runs.live import Live
@@ -169,8 +170,24 @@ def drawing_of(prompts: Prompts | None, source: ModelSource) -> Drawing | None:
     return None if prompts is None else Drawing(source, prompts)
 
 
+def events_input() -> io.Input:
+    """Whether a node writes event files."""
+    return io.Boolean.Input(
+        "tensorboard",
+        default=False,
+        optional=True,
+        tooltip="Also writes the curves and pictures as TensorBoard event files into the run's folder. Needs the "
+        "Python package tensorboard; nothing is sent anywhere.",
+    )
+
+
 def train_watched(
-    opening: AbstractContextManager[Stage], steps: int, told: str = "", drawing: Drawing | None = None
+    opening: AbstractContextManager[Stage],
+    steps: int,
+    told: str = "",
+    drawing: Drawing | None = None,
+    tensorboard: bool = False,
+    graph: Mapping[str, Any] | None = None,
 ) -> io.NodeOutput:
     """Train with the host's progress bar and the node's panel.
 
@@ -178,15 +195,22 @@ def train_watched(
         opening: of `starting` or `resuming`.
         told: what to say first of the memory that it will need.
         drawing: the user's prompts.
+        tensorboard: whether to write event files.
+        graph: what `graph_of` says, kept in the run's folder.
     """
     check_launch()
+    if tensorboard:
+        check_installed()
     try:
         with opening as stage:
             trainer = stage.trainer
             cards = cards_told(trainer.ranks, trainer.device, torch.cuda.device_count())
             told = "; ".join(filter(None, [told, cards]))
             stage.drawing = drawing
-            run, live = watched(stage, steps, told)
+            if graph and trainer.ranks.first:
+                stage.run.folder.keep_workflow(graph)
+            with board_of(stage.run, tensorboard and trainer.ranks.first) as board:
+                run, live = watched(stage, steps, told, board)
             best = stage.trainer.best if run.config.patience else None
     except RankStopped as err:  # a stop of one rank is one of all
         raise Cancelled from err
@@ -195,6 +219,12 @@ def train_watched(
         measured["best"] = best.plain() | {"trained": stage.trainer.done}
     current().report(measured)
     return outputs(run, measured, live.facts(), told)
+
+
+def graph_of(node: type[io.ComfyNode]) -> dict[str, Any]:
+    """The graph that a node runs in, ``prompt`` and ``workflow``; ComfyUI tells it to output nodes."""
+    hidden = getattr(node, "hidden", None)
+    return {} if hidden is None else {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}
 
 
 def check_launch() -> None:
@@ -210,7 +240,7 @@ def check_launch() -> None:
         )
 
 
-def watched(stage: Stage, steps: int, told: str = "") -> tuple[Run, Live]:
+def watched(stage: Stage, steps: int, told: str = "", board: Board | None = None) -> tuple[Run, Live]:
     """Train, and show how it goes; tell first what it and its rollouts will cost.
 
     Returns:
@@ -230,6 +260,8 @@ def watched(stage: Stage, steps: int, told: str = "") -> tuple[Run, Live]:
 
     def watch(done: StepReport) -> None:
         live.add(done)
+        if board is not None:
+            board.add(done)
         text = f"loss {done.loss:.4f}, {done.steps_per_second:.1f} steps/s"
         if done.probability:
             what = "slowed" if run.config.rollout.slowed else "rollouts"
@@ -299,18 +331,21 @@ class RolloutTrainLoRA(io.ComfyNode):
             display_name="Train LoRA (Rollout)",
             description="Trains a LoRA, with rollouts if scheduled sampling is connected. Cancel at any time: the "
             "run is saved and can be resumed.",
-            inputs=[*setup_inputs(), prompts_input()],
+            inputs=[*setup_inputs(), prompts_input(), events_input()],
             outputs=list(RUN_OUTPUTS),
             is_output_node=True,  # a graph may end here: the run is on the disk, the sidebar saves its LoRA
         )
 
     @classmethod
-    def execute(cls, sample_prompts: Prompts | None = None, **inputs: Any) -> io.NodeOutput:
+    def execute(
+        cls, sample_prompts: Prompts | None = None, tensorboard: bool = False, **inputs: Any
+    ) -> io.NodeOutput:
         """Start and train."""
+        if tensorboard:
+            check_installed()  # before the data are encoded
         run, told = new_run(**inputs)
-        return train_watched(
-            starting(**run), inputs["steps"], told, drawing_of(sample_prompts, run["source"])
-        )
+        drawing = drawing_of(sample_prompts, run["source"])
+        return train_watched(starting(**run), inputs["steps"], told, drawing, tensorboard, graph_of(cls))
 
 
 class RolloutInitTraining(io.ComfyNode):
@@ -377,6 +412,7 @@ class RolloutTrainSteps(io.ComfyNode):
                     "ramp_steps and start_step count from the start of the first stage that has them.",
                 ),
                 prompts_input(),
+                events_input(),
             ],
             outputs=list(RUN_OUTPUTS),
             is_output_node=True,  # a graph may end here: the run is on the disk, the sidebar saves its LoRA
@@ -391,6 +427,7 @@ class RolloutTrainSteps(io.ComfyNode):
         learning_rate: float = 0.0,
         scheduled_sampling: RolloutConfig | None = None,
         sample_prompts: Prompts | None = None,
+        tensorboard: bool = False,
     ) -> io.NodeOutput:
         """Train."""
         if until_step:
@@ -398,7 +435,8 @@ class RolloutTrainSteps(io.ComfyNode):
             if steps <= 0:
                 return outputs(run)
         branched = branch(run, scheduled_sampling, learning_rate or None, steps)
-        return train_watched(resuming(branched), steps, drawing=drawing_of(sample_prompts, run.source))
+        drawing = drawing_of(sample_prompts, run.source)
+        return train_watched(resuming(branched), steps, "", drawing, tensorboard, graph_of(cls))
 
 
 class RolloutResumeTraining(io.ComfyNode):
@@ -524,8 +562,6 @@ class RolloutSaveLoRA(io.ComfyNode):
     @classmethod
     def execute(cls, run: Run, filename: str) -> io.NodeOutput:
         """Write it."""
-        hidden = getattr(cls, "hidden", None)
-        graph = {} if hidden is None else {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}
-        path = save_lora(run, current().loras_dir(), filename, graph)
+        path = save_lora(run, current().loras_dir(), filename, graph_of(cls))
         current().report({"lora": str(path)})
         return io.NodeOutput(str(path), ui={"text": (f"saved {path}",)})

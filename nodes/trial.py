@@ -94,8 +94,10 @@ def _asking(nodes: Sequence[type[io.ComfyNode]]) -> tuple[Catalog, Given]:
             return schema
 
         @classmethod
-        def execute(cls, sample_prompts: Any = None, **inputs: Any) -> io.NodeOutput:
-            given.append(inputs)  # a trial draws its own pictures
+        def execute(
+            cls, sample_prompts: Any = None, tensorboard: bool = False, **inputs: Any
+        ) -> io.NodeOutput:
+            given.append(inputs)  # a trial draws its own pictures and curves
             return io.NodeOutput(None, None, "")
 
     return from_nodes([Asked if node is RolloutTrainLoRA else node for node in nodes]), given

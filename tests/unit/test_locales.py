@@ -46,6 +46,9 @@ def test_own_words_and_category_have_a_text(language):
     own = leaves(locale(language, "main.json"))
     assert own.keys() == leaves(locale("en", "main.json")).keys()
     assert ("nodeCategories", "rollout") in own
+    # All that the front end looks up of a pack's templates is what their group is called, by the name of the pack's
+    # folder. A card's title is the file's name, and notes are what the file says: neither can be translated.
+    assert ("templateWorkflows", "category", "rollout-trainer") in own
 
 
 @pytest.mark.parametrize("name", ["nodeDefs.json", "main.json"])

@@ -46,9 +46,13 @@ def save_lora(run: Run, folder: str | Path, name: str, workflow: Mapping[str, An
         ValueError: `name` is empty or leaves `folder`.
         RuntimeError: the folder cannot be written.
     """
-    graph = {key: json.dumps(without_paths(value)) for key, value in (workflow or {}).items() if value}
-    about = metadata(run) | graph
+    about = metadata(run) | _graph(workflow or {})
     return _write(folder, name, lambda path: run.source.save_lora(run.adapter, about, path))
+
+
+def _graph(workflow: Mapping[str, Any]) -> dict[str, str]:
+    """A graph in the header as ComfyUI's front end looks for it where a file is dropped on it."""
+    return {key: json.dumps(without_paths(value)) for key, value in workflow.items() if value}
 
 
 def without_paths(value: Any) -> Any:
@@ -86,7 +90,7 @@ def save_lora_of_state(run: RunFolder, step: int, folder: str | Path, name: str)
         )
     history = History.from_tensors(run.load(step, "history").group("history"))
     about = _metadata(described, config, step, history, described.get("parents", []))
-    about |= _date(run, step)
+    about |= _date(run, step) | _graph(run.workflow())
     own = renamed(tensors)
     return _write(folder, name, lambda path: write_tensors(path, own, sealed(own, about)))
 

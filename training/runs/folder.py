@@ -37,7 +37,8 @@ from .lock import RunLock
 VERSION = 1
 DELETED = ".deleted-"
 """How the name of a folder begins that was a run; whatever is in it may go at any time."""
-_CONFIG, _PANEL, _FILMS, _SAMPLES = "config.json", "panel.json", "film", "samples"
+_CONFIG, _PANEL, _FILMS, _SAMPLES, _EVENTS = "config.json", "panel.json", "film", "samples", "tensorboard"
+_WORKFLOW = "workflow.json"
 _FILM = re.compile(r"step-(\d{8,})")
 _STATE = re.compile(r"state-(\d{8,})\.safetensors")
 _UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError)
@@ -148,6 +149,27 @@ class RunFolder:
         """The steps that the user's prompts were drawn at, ascending."""
         found = [(_FILM.fullmatch(path.name), path) for path in (self.path / _SAMPLES).glob("step-*")]
         return sorted(int(match[1]) for match, path in found if match and are_whole(path))
+
+    def keep_workflow(self, graph: Mapping[str, Any]) -> None:
+        """Keep the graph that trained the run last: ``prompt`` and ``workflow``, whole or not at all.
+
+        Raises:
+            RuntimeError: the place cannot be written.
+        """
+        write_json(self.path / _WORKFLOW, graph)
+
+    def workflow(self) -> dict[str, Any]:
+        """What `keep_workflow` kept; {} where nothing was, or it cannot be read."""
+        try:
+            kept = json.loads((self.path / _WORKFLOW).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return kept if isinstance(kept, dict) else {}
+
+    @property
+    def events_folder(self) -> Path:
+        """Where TensorBoard's event files lie, if the run has any."""
+        return self.path / _EVENTS
 
     @property
     def panel_path(self) -> Path:
