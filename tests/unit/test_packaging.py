@@ -23,9 +23,9 @@ else:
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_PACKAGES = {"tests", "tools", "demo", "benchmarks", "build", "dist", "out", "runs"}
-# ComfyUI's own modules, aiohttp of its server, and psutil, which host/report.py does without where it is missing.
+# ComfyUI's own modules, aiohttp of its server, av, which it brings, and psutil, which host/report.py does without.
 HOST_OR_OPTIONAL = {
-    "aiohttp", "comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "nodes", "psutil",
+    "aiohttp", "av", "comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "nodes", "psutil",
     "sentencepiece", "server",
 }  # fmt: skip
 DATA_FOLDERS = ("web", "workflows", "locales")

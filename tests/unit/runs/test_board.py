@@ -14,7 +14,11 @@ from rollout_trainer.training.runs import board as boards
 from rollout_trainer.training.runs.board import board_of
 from rollout_trainer.training.runs.run import start, train
 
-SETTINGS = {"validate_every": 2, "preview_every": 2, "rollout": RolloutConfig(max_step_offset=2, probability=1.0)}
+SETTINGS = {
+    "validate_every": 2,
+    "preview_every": 2,
+    "rollout": RolloutConfig(max_step_offset=2, probability=1.0),
+}
 
 
 def trained(run, steps, wanted=True):

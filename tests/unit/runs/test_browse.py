@@ -286,7 +286,9 @@ def test_the_lora_of_a_saved_state_is_written_without_the_model(ema, runs, make_
 def test_the_lora_of_a_saved_state_brings_the_graph_that_trained_it(runs, make_run, tmp_path):
     # The front end opens it where the file is dropped on the page, as with a picture.
     folder = make_run().folder
-    folder.keep_workflow({"prompt": {"1": {"inputs": {"folder": "/home/me/cats"}}}, "workflow": {"nodes": []}})
+    folder.keep_workflow(
+        {"prompt": {"1": {"inputs": {"folder": "/home/me/cats"}}}, "workflow": {"nodes": []}}
+    )
     runs.save_lora("run-0001", 3)
     with safe_open(tmp_path / "loras" / "run-0001-step-3.safetensors", "pt") as file:
         header = file.metadata()
