@@ -6,7 +6,7 @@ touched, and what a block of work needs is undone at its end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal, cast
 
@@ -22,9 +22,10 @@ from comfy import (
     sd,
     utils,
 )
+from comfy.model_base import WAN21
 from torch import Tensor, nn
 
-from . import given
+from . import controls, given
 from .conditioning import Row, as_given, concatable, conditioning_rows
 from .sampling import model_noise_levels
 from .trainable import (
@@ -67,6 +68,7 @@ class ComfyModel:
         self.table: Tensor = levels.table
         self._flow_sigma = levels.flow_sigma
         self._options: dict[str, Any] = {}
+        self._uses: dict[str, bool] = {}
 
     # --- facts ----------------------------------------------------------------------------------
 
@@ -283,68 +285,89 @@ class ComfyModel:
             latent = latent[:, :, None]
         return self.latent_in(latent).to(pixels)
 
-    def encode_controls(self, controls: Sequence[tuple[str, Tensor]], target: Tensor) -> dict[str, Tensor]:
-        """Conditioning of a sample's controls (role, [1, H, W, 3]), as ComfyUI's own nodes make it.
+    def encode_controls(
+        self, given_controls: Sequence[controls.Control], target: Tensor
+    ) -> dict[str, Tensor]:
+        """Conditioning of a sample's controls (role, [1, H, W, 3]), as ComfyUI's own nodes make it: see `controls`.
 
-        References as ReferenceLatent, frames as WanImageToVideo, what is painted anew as InpaintModelConditioning.
+        Args:
+            target: the sample's frames [F, H, W, 3].
 
         Raises:
-            ValueError: no VAE is wired, or the family makes nothing of such controls.
+            ValueError: no VAE is wired, or the family makes nothing of one of them.
         """
-        if self.vae is None:
+        vae = self.vae
+        if vae is None:
             raise ValueError("vae must be wired to Model from ComfyUI, to turn pictures into latents")
-        named: dict[str, Any] = {}
-        references = [self.vae.encode(pixels) for role, pixels in controls if role == "reference"]
-        if references:
-            named["reference_latents"] = references
-        frames = [(role, pixels) for role, pixels in controls if role != "reference"]
-        if frames:
-            named |= self._concat(frames, target)
-        (row,) = conditioning_rows([[torch.zeros(1, 1, 1), named]])
-        row = {name: value for name, value in row.items() if name != "cross_attn"}
-        if not self._makes_use_of(row, target):
-            roles = ", ".join(dict.fromkeys(role for role, _ in controls))
+        by_role = dict(reversed(given_controls))  # of each role the first, references excepted
+        named = controls.references(given_controls, vae.encode)
+        if named:
+            self._require("reference", lambda: self._differs(named, {}, target))
+        if "inpaint" in by_role:
+            anew = controls.painted_anew(by_role["inpaint"], target, vae.encode)
+            self._require("inpaint", lambda: self._differs(anew, {}, target))
+            named |= anew
+        start, end = by_role.get("start frame"), by_role.get("end frame")
+        if start is not None or end is not None:
+            named |= self._frames(start, end, target)
+        return self._row(named)
+
+    def _frames(self, start: Tensor | None, end: Tensor | None, target: Tensor) -> dict[str, Any]:
+        """What given frames become, by the way that the family takes them."""
+        model = self.patcher.model
+
+        def beside() -> dict[str, Any]:
+            return controls.frames_beside(model, start, end, target, self.vae.encode)
+
+        def seen() -> bool:
+            made = beside()
+            other = made | {"concat_latent_image": made["concat_latent_image"] + 1}
+            return self._differs(made, other, target)
+
+        laid_beside = self._known("frames beside", seen)
+        if end is not None:
+            self._require("end frame", lambda: laid_beside and isinstance(model, WAN21))
+        if laid_beside:
+            return beside()
+        self._require("start frame", lambda: given.keeps_frames(model))
+        frames = self.vae.downscale_ratio[0](len(target)) if len(target) > 1 else 1
+        return {} if start is None or frames == 1 else controls.frames_held(start, frames, self.encode_image)
+
+    def _known(self, what: str, ask: Callable[[], bool]) -> bool:
+        """What the family makes of a kind of control; asked once, as it takes a while."""
+        if what not in self._uses:
+            self._uses[what] = ask()
+        return self._uses[what]
+
+    def _require(self, role: str, makes_use: Callable[[], bool]) -> None:
+        if not self._known(role, makes_use):
             raise ValueError(
-                f"control folders must suit the model, but {self.name} makes nothing of: {roles}; leave them out or "
+                f"control folders must suit the model, but {self.name} makes nothing of: {role}; leave them out or "
                 "choose an edit, inpaint or image-to-video model"
             )
-        return row
 
-    def _concat(self, controls: Sequence[tuple[str, Tensor]], target: Tensor) -> dict[str, Any]:
-        """What is laid beside the network's input: the target with what is not given grey, and where that is (1)."""
-        hidden = torch.ones_like(target[..., :1])  # [F, H, W, 1]
-        seen = target.clone()
-        for role, pixels in controls:
-            if role == "inpaint":
-                hidden = pixels[..., :1].round().expand_as(hidden)
-            else:
-                frame = 0 if role == "start frame" else len(target) - 1
-                seen[frame], hidden[frame] = pixels[0], 0.0
-        latent = self.vae.encode(torch.where(hidden > 0, torch.full_like(seen, 0.5), seen))
-        if all(role == "inpaint" for role, _ in controls):
-            return {"concat_latent_image": latent, "concat_mask": hidden.movedim(-1, 1)}
-        mask = torch.ones(1, 1, *latent.shape[2:])
-        mask[:, :, 0] = float(hidden[0].max())
-        mask[:, :, -1] = min(float(hidden[-1].max()), float(mask[0, 0, -1].max()))
-        return {"concat_latent_image": latent, "concat_mask": mask}
+    def _row(self, named: Mapping[str, Any]) -> dict[str, Tensor]:
+        (row,) = conditioning_rows([[torch.zeros(1, 1, 1), dict(named)]])
+        return {name: value for name, value in row.items() if name != "cross_attn"}
 
-    def _makes_use_of(self, row: Row, target: Tensor) -> bool:
-        """Whether the family's conditioning is another one with `row` than without."""
+    def _differs(self, one: Mapping[str, Any], other: Mapping[str, Any], target: Tensor) -> bool:
+        """Whether the family's conditioning is another one with `one` beside a caption than with `other`."""
         height, width = (side // self.scale_factor for side in target.shape[1:3])
-        frames = [1] if self.frames else []
+        mask = one.get("concat_mask")
+        frames = [1 if mask is None or mask.ndim < 5 else mask.shape[2]] if self.frames else []
         x = torch.zeros(1, self.latent_channels, *frames, height, width, device=self.device)
         text: dict[str, Tensor] = (
             {"cross_attn": torch.zeros(1, 1, 1)} if self.clip is None else self.encode_caption("")
         )
         text = {name: value.to(self.device) for name, value in text.items()}
-        on = {name: value.to(self.device) for name, value in row.items()}
-        with_it, without = self._model_conds(x, {**text, **on}), self._model_conds(x, text)
-        if with_it.keys() != without.keys():
-            return True
-        pairs = ((value.cond, without[name].cond) for name, value in with_it.items())
-        return any(
-            isinstance(a, Tensor) and isinstance(b, Tensor) and (a.shape != b.shape or not torch.equal(a, b))
-            for a, b in pairs
+        made = []
+        for named in (one, other):
+            row = {name: value.to(self.device) for name, value in self._row(named).items()}
+            made.append({k: v.cond for k, v in self._model_conds(x, {**text, **row}).items()})
+        with_it, without = made
+        return with_it.keys() != without.keys() or any(
+            isinstance(a, Tensor) and (a.shape != without[k].shape or not torch.equal(a, without[k]))
+            for k, a in with_it.items()
         )
 
     def decode_latent(self, latent: Tensor) -> Tensor:

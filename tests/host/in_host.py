@@ -7,10 +7,12 @@ Run by `test_in_host.py`.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
 import traceback
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,11 @@ import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 import comfy.ops  # noqa: E402
+import comfy.sd  # noqa: E402
 import tiny_families  # noqa: E402
 import torch  # noqa: E402
 from comfy.clip_vision import Output  # noqa: E402
+from comfy.taesd.taesd import TAESD  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from rollout_trainer.host.comfyui.conditioning import as_given, conditioning_rows  # noqa: E402
@@ -225,6 +229,194 @@ def memory_that_all_layers_share_changes_no_gradient() -> None:
 @check
 def memory_that_all_layers_share_changes_no_gradient_with_checkpointing() -> None:
     fetching_changes_no_gradient(resident=False, checkpointing=True)
+
+
+# -- controls ------------------------------------------------------------------------------------------
+
+
+def video_vae(channels: int = 16) -> Any:
+    """A VAE of Wan's kind, small, with random weights."""
+    kind = importlib.import_module("comfy.ldm.wan.vae" if channels == 16 else "comfy.ldm.wan.vae2_2")
+    real = kind.WanVAE
+    kind.WanVAE = lambda **options: real(**{**options, "dim": 8})
+    try:
+        sizes = {"z_dim": channels, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": []}
+        weights = kind.WanVAE(temperal_downsample=[False, True, True], dropout=0.0, **sizes).state_dict()
+        g = torch.Generator().manual_seed(0)
+        return comfy.sd.VAE(
+            sd={k: tiny_families.random_like(k, w, g) for k, w in weights.items()}, dtype=torch.float32
+        )
+    finally:
+        kind.WanVAE = real
+
+
+def picture_vae() -> Any:
+    """The tiny autoencoder with random weights."""
+    g = torch.Generator().manual_seed(0)
+    weights = TAESD(latent_channels=16).state_dict()
+    return comfy.sd.VAE(sd={k: tiny_families.random_like(k, w, g) for k, w in weights.items()})
+
+
+class Words:
+    """A CLIP of no weights."""
+
+    def __init__(self) -> None:
+        self.patcher = types.SimpleNamespace(model=torch.nn.Linear(1, 1))
+
+    def tokenize(self, text: str) -> str:
+        """As it is."""
+        return text
+
+    def encode_from_tokens_scheduled(self, tokens: str) -> Any:
+        """The same for every text."""
+        return [[torch.ones(1, 3, 48), {"pooled_output": torch.ones(1, 768)}]]
+
+
+def clip_of(frames: int, seed: int = 0) -> Tensor:
+    """Frames [F, H, W, 3], of shapes that change slowly."""
+    g = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.interpolate(torch.rand(frames, 3, 4, 4, generator=g), (64, 64)).movedim(1, -1)
+
+
+def alike(row: dict[str, Tensor], entry: Any) -> None:
+    """That a control row holds what a node has put into CONDITIONING, beside the text."""
+    (theirs,) = conditioning_rows([entry])
+    theirs = {k: v for k, v in theirs.items() if k != "cross_attn"}
+    assert row.keys() == theirs.keys(), (sorted(row), sorted(theirs))
+    for name, value in row.items():
+        own = theirs[name]
+        assert torch.allclose(value, own, atol=1e-6), (name, value.shape, own.shape)
+
+
+def node(module: str, name: str) -> Any:
+    """One of the host's nodes."""
+    return getattr(importlib.import_module(module), name)
+
+
+def run(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    """What a node of the new kind returns first."""
+    return cls.execute(*args, **kwargs).args[0][0]
+
+
+TEXT = [[torch.rand(1, 3, 48), {}]]
+
+
+@check
+@torch.no_grad()
+def start_and_end_frames_are_what_wans_nodes_give() -> None:
+    vae, clip = video_vae(), clip_of(9)
+    for family in ("wan21_i2v", "wan22_i2v_14b"):
+        model = ComfyModel(tiny_families.build(family), vae=vae)
+        row = model.encode_controls([("start frame", clip[:1])], clip)
+        wan = node("comfy_extras.nodes_wan", "WanImageToVideo")
+        alike(row, run(wan, TEXT, TEXT, vae, 64, 64, 9, 1, start_image=clip[:1]))
+        row = model.encode_controls([("start frame", clip[:1]), ("end frame", clip[-1:])], clip)
+        wan = node("comfy_extras.nodes_wan", "WanFirstLastFrameToVideo")
+        alike(row, run(wan, TEXT, TEXT, vae, 64, 64, 9, 1, start_image=clip[:1], end_image=clip[-1:]))
+
+
+@check
+@torch.no_grad()
+def a_start_frame_of_hunyuan_video_is_what_its_node_gives() -> None:
+    vae, clip = video_vae(), clip_of(9)
+    model = ComfyModel(tiny_families.build("hunyuan_i2v"), Words(), vae)
+    row = model.encode_controls([("start frame", clip[:1])], clip)
+    hunyuan = node("comfy_extras.nodes_hunyuan", "HunyuanImageToVideo")
+    alike(row, run(hunyuan, TEXT, vae, 64, 64, 9, 1, "v1 (concat)", start_image=clip[:1]))
+
+
+@check
+@torch.no_grad()
+def a_start_frame_of_wan_5b_and_ltx_is_held_as_a_noise_mask_holds_it() -> None:
+    clip = clip_of(9)
+    for family, channels in (("wan22_5b", 48), ("ltxv", 16)):
+        base = tiny_families.build(family)
+        vae = video_vae(channels)
+        model = ComfyModel(base, vae=vae)
+        if family == "ltxv":
+            vae.downscale_ratio = (lambda frames: (frames + 7) // 8, 32, 32)
+            vae.encode = lambda pixels: torch.full(
+                (1, 128, (len(pixels) + 7) // 8, 2, 2), float(pixels[0].mean())
+            )
+        row = model.encode_controls([("start frame", clip[:1])], clip)
+        samples = model.encode_image(clip)
+        mask = torch.ones(1, 1, *samples.shape[2:])
+        mask[:, :, 0] = 0
+        held = model.given_frames(samples, mask)
+        assert held is not None
+        assert row.keys() == held[0].keys(), (sorted(row), sorted(held[0]))
+        for name, value in row.items():
+            assert torch.allclose(value, held[0][name], atol=1e-4), (family, name)
+        told = ""
+        try:
+            model.encode_controls([("start frame", clip[:1]), ("end frame", clip[-1:])], clip)
+        except ValueError as error:
+            told = str(error)
+        assert "makes nothing of: end frame" in told, told
+
+
+@check
+@torch.no_grad()
+def what_is_painted_anew_is_what_inpaint_model_conditioning_gives() -> None:
+    mask = torch.zeros(1, 64, 64)
+    mask[:, 16:48, :32] = 1.0
+    nodes = importlib.import_module("nodes")
+    vae, target = picture_vae(), clip_of(1)
+    model = ComfyModel(tiny_families.build("flux_fill"), vae=vae)
+    row = model.encode_controls([("inpaint", mask[..., None].expand(1, 64, 64, 3))], target)
+    positive, _, _ = nodes.InpaintModelConditioning().encode(TEXT, TEXT, target, vae, mask)
+    alike(row, positive[0])
+
+
+@check
+@torch.no_grad()
+def a_reference_is_what_reference_latent_gives() -> None:
+    vae = picture_vae()
+    model = ComfyModel(tiny_families.build("flux_kontext"), vae=vae)
+    row = model.encode_controls([("reference", clip_of(1)), ("reference", clip_of(1, 1))], clip_of(1, 2))
+    reference, entry = node("comfy_extras.nodes_edit_model", "ReferenceLatent"), TEXT
+    for seed in (0, 1):
+        entry = [run(reference, entry, {"samples": vae.encode(clip_of(1, seed))})]
+    alike(row, entry[0])
+
+
+@check
+@torch.no_grad()
+def the_network_sees_every_kind_of_control() -> None:
+    clip, other = clip_of(9), clip_of(9, 5)
+    for family, channels, roles in (
+        ("wan21_i2v", 16, ("start frame", "end frame")),
+        ("wan22_5b", 48, ("start frame",)),
+        ("hunyuan_i2v", 16, ("start frame",)),
+    ):
+        source = HostModel(ComfyModel(tiny_families.build(family), Words(), video_vae(channels)))
+        _, captions, _ = tiny_families.data(family)
+        text = {k: v for k, v in conditioning_rows(captions[:1])[0].items() if not k.startswith("concat")}
+        x = torch.randn(1, *source.encode_clip(clip.movedim(-1, 1)).shape)
+        for role in roles:
+            found = []
+            for own in (clip, other):
+                frame = own[:1] if role == "start frame" else own[-1:]
+                row = source.encode_controls([(role, frame.movedim(-1, 1))], clip.movedim(-1, 1))
+                with torch.no_grad(), source.denoiser().opened():
+                    found.append(source.denoiser().velocity(x, torch.tensor([0.5]), {**text, **row}))
+            assert (found[0] - found[1]).abs().max() > 1e-4, (family, role)
+
+
+@check
+@torch.no_grad()
+def a_clip_is_as_long_as_the_autoencoder_takes_it_and_pictures_are_pictures() -> None:
+    for family, channels, most in (
+        ("wan21_t2v", 16, 13),
+        ("wan22_5b", 48, 13),
+        ("qwen_image", 16, 1),
+        ("flux_dev", 16, 1),
+    ):
+        source = HostModel(ComfyModel(tiny_families.build(family), vae=video_vae(channels)))
+        assert source.clip_frames(15) == most, (family, source.clip_frames(15))
+    assert [HostModel(ComfyModel(tiny_families.build(f))).frame_rate for f in ("wan21_t2v", "wan22_5b", "ltxv")] == [
+        16.0, 24.0, 25.0,
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -99,7 +99,8 @@ class Cutter:
         available = length(clip.frames, clip.seconds, self.fps)
         at = f" at {self.fps:g} per second" if self.fps else ""
         if used == [None]:
-            return f"{name}: a still, its first frame: fewer than a clip needs are wanted or there ({available}{at})"
+            wanted = min(available, self.cutting.frames)
+            return f"{name}: its first frame as a still, as {wanted} frames{at} are too few for a clip"
         parts = f" in {len(used)} samples" if len(used) > 1 else ""
         return f"{name}: {sum(cut.frames for cut in used if cut)} of {available} frames{at}{parts}"
 

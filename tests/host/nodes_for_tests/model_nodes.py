@@ -10,13 +10,14 @@ import comfy.samplers
 import comfy.sd
 import folder_paths
 import torch
+from comfy.ldm.wan import vae as wan_vae
 from comfy.taesd.taesd import TAESD
 from safetensors.torch import save_file
 
 from . import tiny_models
 
 CATEGORY = "tests"
-CONTEXT = {"sd15": 768, "wan": 4096}
+CONTEXT = {"sd15": 768, "wan": 4096, "wan_i2v": 4096}
 POOLED = {"sd3": 32, "flux": 32, "hunyuan_video": 768}
 DTYPES = {"float32": None, "scaled float8": None, "float8": torch.float8_e4m3fn, "bfloat16": torch.bfloat16}
 
@@ -123,6 +124,28 @@ class TestTinyVae:
         weights = TAESD(latent_channels=channels).state_dict()
         g = torch.Generator().manual_seed(0)
         return (comfy.sd.VAE(sd={k: tiny_models.random_like(k, w, g) for k, w in weights.items()}),)
+
+
+class TestTinyVideoVae:
+    """A VAE of Wan's kind, small, with random weights."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = CATEGORY, "make", ("VAE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        return {"required": {}}
+
+    def make(self):
+        real = wan_vae.WanVAE
+        wan_vae.WanVAE = lambda **options: real(**{**options, "dim": 8})
+        try:
+            sizes = {"z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": []}
+            network = wan_vae.WanVAE(temperal_downsample=[False, True, True], dropout=0.0, **sizes)
+            g = torch.Generator().manual_seed(0)
+            weights = {k: tiny_models.random_like(k, w, g) for k, w in network.state_dict().items()}
+            return (comfy.sd.VAE(sd=weights, dtype=torch.float32),)
+        finally:
+            wan_vae.WanVAE = real
 
 
 class TestSample:
@@ -234,6 +257,7 @@ NODES = (
     TestTinyData,
     TestTinyClip,
     TestTinyVae,
+    TestTinyVideoVae,
     TestSample,
     TestCompare,
     TestFaultyModel,

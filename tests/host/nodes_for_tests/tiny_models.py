@@ -41,12 +41,15 @@ def network(family, context=48, pooled=32):
         from comfy.ldm.hunyuan_video.model import HunyuanVideo
 
         return HunyuanVideo(image_model="hunyuan_video", **known(HUNYUAN, HunyuanVideo), **common)
-    if family == "wan":
+    if family in ("wan", "wan_i2v"):
         from comfy.ldm.wan.model import WanModel
 
-        return WanModel(
-            model_type="t2v", in_dim=16, dim=128, ffn_dim=128, num_heads=1, num_layers=2, out_dim=16, **common
+        kind = (
+            {"model_type": "i2v", "in_dim": 36}
+            if family == "wan_i2v"
+            else {"model_type": "t2v", "in_dim": 16}
         )
+        return WanModel(**kind, dim=128, ffn_dim=128, num_heads=1, num_layers=2, out_dim=16, **common)
     if family == "cogvideox":
         from comfy.ldm.cogvideo.model import CogVideoXTransformer3DModel
 

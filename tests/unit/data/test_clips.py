@@ -302,9 +302,8 @@ def test_a_clip_of_fewer_frames_than_the_model_needs_is_a_still_and_says_so(tmp_
     movie(tmp_path / "a.mp4", 3)
     data = encode(read_image_folder(tmp_path), Video())
     assert data.buckets[0].shape == (3, 1, 8, 8)
-    assert (
-        "a.mp4: a still, its first frame: fewer than a clip needs are wanted or there (3 at 8 per second)"
-        in (data.summary())
+    assert "a.mp4: its first frame as a still, as 3 frames at 8 per second are too few for a clip" in (
+        data.summary()
     )
 
 
