@@ -44,6 +44,8 @@ PREFIX = "diffusion_model"
 """Where the network lies in the host's model, and what its LoRA keys begin with."""
 
 Prediction = Literal["flow", "epsilon", "v"]
+OWN_OUTPUT = ("COSMOS_RFLOW", "EDM")
+"""The host's kinds of sampling that count as epsilon and are not, see `ComfyModel.loss_weight`."""
 
 
 class ComfyModel:
@@ -222,6 +224,22 @@ class ComfyModel:
             frames = given.Given(self.patcher.model, x, rows)
             return frames.kept(self._denoised(frames.held(x, sigma), sigma, rows))
         return self._denoised(x, sigma, rows)
+
+    def loss_weight(self, sigma: Tensor) -> Tensor | None:
+        """[B]: the square of an error of the network's own output, for one of epsilon at `sigma: [B]`; None: 1.
+
+        Cosmos and EDM models are treated as epsilon models, but their networks predict neither that nor v. The error of
+        an estimate of x0 is ``sigma`` times that of epsilon, and ``c_out`` times that of the network's output, where
+        ``c_out`` is what the host multiplies the output with (Karras et al., 2206.00364, table 1). For Cosmos's
+        rectified flow that is ``sigma / (1 + sigma)``, and the weight ``(1 + sigma)^2``: the loss of its velocity.
+        """
+        sampling = self.patcher.get_model_object("model_sampling")
+        own = tuple(getattr(model_sampling, name) for name in OWN_OUTPUT if hasattr(model_sampling, name))
+        if not isinstance(sampling, own):
+            return None
+        level = sigma.float()
+        c_out = sampling.calculate_denoised(level, torch.ones_like(level), torch.zeros_like(level))
+        return (level / c_out).square()
 
     def _denoised(self, x: Tensor, sigma: Tensor, rows: Sequence[Row]) -> Tensor:
         conds = [self._model_conds(x[i : i + 1], row) for i, row in enumerate(rows)]
@@ -467,7 +485,7 @@ def prediction_of(sampling: Any) -> Prediction:
         )
     if getattr(sampling, "noise_scale", 1.0) != 1.0:
         raise ValueError(
-            f"model must use noise of scale 1, got {sampling.noise_scale}; training does not know this kind"
+            f"model must use noise of scale 1, got {sampling.noise_scale}, as HiDream O1 has; choose another"
         )
     if isinstance(sampling, kinds.CONST):
         return "flow"

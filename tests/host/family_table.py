@@ -67,6 +67,7 @@ TITLES = {
     "lens": "Lens",
     "pixeldit": "PixelDiT",
     "cascade_c": "Stable Cascade",
+    "hidream_o1": "HiDream O1",
     "ace_step": "ACE-Step (sound)",
     "stable_audio": "Stable Audio",
 }
@@ -74,6 +75,7 @@ NAMES = tuple(TITLES)
 REFUSED = {
     "cascade_c": "noise levels",
     "svd": "frames of one clip",
+    "hidream_o1": "noise of scale 1",
     "ace_step": "sound",
     "stable_audio": "sound",
 }

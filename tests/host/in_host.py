@@ -25,6 +25,7 @@ import comfy.options  # noqa: E402
 comfy.options.enable_args_parsing()
 import comfy.ops  # noqa: E402
 import comfy.sd  # noqa: E402
+import musubi  # noqa: E402
 import tiny_families  # noqa: E402
 import torch  # noqa: E402
 from comfy.clip_vision import Output  # noqa: E402
@@ -33,8 +34,14 @@ from torch import Tensor  # noqa: E402
 
 from rollout_trainer.host.comfyui.conditioning import as_given, conditioning_rows  # noqa: E402
 from rollout_trainer.host.comfyui.model import ComfyModel  # noqa: E402
+from rollout_trainer.nodes.comfy import latent as node_latent  # noqa: E402
 from rollout_trainer.training.conditioning import joined, separated  # noqa: E402
+from rollout_trainer.training.lora.adapter import target_modules  # noqa: E402
+from rollout_trainer.training.lora.presets import linear_layers, preset_targets  # noqa: E402
 from rollout_trainer.training.models.hosted import HostModel  # noqa: E402
+from rollout_trainer.training.objective.config import ReflexFlowConfig  # noqa: E402
+from rollout_trainer.training.objective.losses import LossConfig, batch_loss  # noqa: E402
+from rollout_trainer.training.objective.states import Goal  # noqa: E402
 
 torch.set_num_threads(1)
 CHECKS: list[Callable[[], None]] = []
@@ -124,6 +131,132 @@ def what_cannot_be_kept_or_holds_for_a_part_is_one_line() -> None:
             told = str(error)
         assert said in told, f"{options}: {told}"
         assert "\n" not in told
+
+
+# -- what an error counts --------------------------------------------------------------------------
+
+
+def own_loss(family: str, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The trained loss of each row, the network's own output and what that should have been."""
+    source = HostModel(ComfyModel(tiny_families.build(family)))
+    latent, captions, _ = tiny_families.data(family)
+    outputs: list[Tensor] = []
+    hook = source.network.module.register_forward_hook(lambda _m, _a, out: outputs.append(out.float()))
+    with torch.inference_mode(False), torch.no_grad():
+        x0 = source.network.latent_in(latent["samples"]).clone()
+        cond = joined(conditioning_rows(captions))
+        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(9))
+        level = sigma.reshape(-1, *[1] * (x0.ndim - 1))
+        denoiser = source.denoiser()
+        with denoiser.opened():
+            output = denoiser.predict(x0 + level * noise, sigma, cond)
+            weight = denoiser.loss_weight(sigma)
+        assert weight is not None
+        loss = batch_loss(
+            LossConfig(), ReflexFlowConfig(), "epsilon", output, Goal(noise), sigma, weight=weight
+        )
+    hook.remove()
+    own = torch.cat(outputs)
+    if family == "cosmos1":
+        wanted = ((x0 + level * noise) * 0.25 / (level**2 + 0.25) - x0) / (
+            -level * 0.5 / (level**2 + 0.25).sqrt()
+        )
+    else:
+        wanted = noise - x0
+    return loss.total, own, wanted
+
+
+@check
+def cosmos_is_judged_by_its_networks_own_output() -> None:
+    """Rectified flow, and what EDM's network predicts: as each was trained, at every noise level alike."""
+    sigma = torch.tensor([0.3, 40.0])
+    for family, weight in (
+        ("cosmos_predict2", (1 + sigma) ** 2),
+        ("cosmos1", (sigma**2 + 0.25) / 0.25),
+    ):
+        found = HostModel(ComfyModel(tiny_families.build(family))).denoiser().loss_weight(sigma)
+        assert found is not None
+        assert torch.allclose(found, weight, rtol=1e-5), (family, found)
+        loss, own, wanted = own_loss(family, sigma)
+        expected = (own - wanted).square().mean()
+        assert torch.allclose(loss, expected, rtol=1e-3), (family, float(loss), float(expected))
+
+
+@check
+def other_models_are_judged_as_before() -> None:
+    for family in ("flux_dev", "sd15", "sd2_v", "cogvideox"):
+        denoiser = HostModel(ComfyModel(tiny_families.build(family))).denoiser()
+        assert denoiser.loss_weight(torch.tensor([0.5])) is None, family
+
+
+# -- what is refused ---------------------------------------------------------------------------------
+
+
+def told(what: Callable[[], object]) -> str:
+    """The line of a refusal, of the kind that a node shows."""
+    try:
+        what()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@check
+def sound_and_models_without_a_schedule_are_one_line_each() -> None:
+    for family, said in (
+        ("hidream_o1", "model must use noise of scale 1, got 8.0"),
+        ("cascade_c", "model must have noise levels of a common kind, got StableCascade_C"),
+        ("ace_step", "model must make pictures or video, got ACEStep, which makes sound"),
+        ("stable_audio", "model must make pictures or video, got StableAudio1, which makes sound"),
+        ("svd", "model must take each picture or clip by itself, got SVD_img2vid"),
+    ):
+        try:
+            model = tiny_families.build(family)
+        except (AttributeError, ImportError):  # an older host does not know it
+            assert family in ("hidream_o1",)
+            continue
+        line = told(lambda: ComfyModel(model))  # noqa: B023
+        assert line.startswith(said), f"{family}: {line}"
+        assert "\n" not in line
+        assert "choose another" in line
+
+
+@check
+def a_latent_of_picture_and_sound_is_one_line() -> None:
+    """LTX-2 with sound: its latents are nested."""
+    nested = importlib.import_module("comfy.nested_tensor").NestedTensor
+    source = HostModel(ComfyModel(tiny_families.build("ltx2_av_video_only")))
+    video, _, _ = tiny_families.data("ltx2_av_video_only")
+    both = nested([video["samples"], torch.randn(2, 8, 4, 16)])
+    line = told(lambda: node_latent(source, {"samples": both}))
+    assert "sound" in line
+    assert "\n" not in line, line
+
+
+# -- which layers are trained ------------------------------------------------------------------------
+
+
+@check
+def the_default_preset_is_musubi_tuners_but_for_what_is_listed() -> None:
+    found = {}
+    for family, rule in musubi.RULES.items():
+        try:
+            source = HostModel(ComfyModel(tiny_families.build(family)))
+        except (AttributeError, ImportError, TypeError):  # an older host does not know it
+            continue
+        network = source.network.module
+        linear = linear_layers(network)
+        ours = set(
+            target_modules(network, preset_targets("attention+mlp", network, source.default_lora_targets))
+        )
+        theirs = musubi.layers(rule, network, linear)
+        assert theirs, family
+        assert not ours - theirs, f"{family}: trained here alone: {musubi.kinds(ours - theirs)}"
+        if theirs - ours:
+            there = musubi.kinds(theirs - ours)
+            found[family] = there if family != "krea2" else "every other linear layer"
+    assert found == {name: musubi.TRAINED_THERE_ALONE[name] for name in found}, found
+    assert "krea2" in found or not hasattr(tiny_families.base, "Krea2")
 
 
 # -- weights that the host fetches for each use --------------------------------------------------------

@@ -1072,6 +1072,28 @@ FAMILIES = {
         48,
         lambda g, n: {"conditioning_lyrics": torch.zeros(1, 4, dtype=torch.long)},
     ),
+    "hidream_o1": Tiny(
+        "HiDreamO1",
+        {
+            "image_model": "hidream_o1",
+            "text_config_overrides": {
+                "hidden_size": 64,
+                "intermediate_size": 64,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 1,
+                "num_key_value_heads": 1,
+                "vocab_size": 100,
+            },
+            "vision_config_overrides": {
+                "depth": 1,
+                "hidden_size": 64,
+                "num_heads": 1,
+                "intermediate_size": 64,
+            },
+        },
+        (3, 64, 64),
+        48,
+    ),
     "stable_audio": Tiny(
         "StableAudio",
         {

@@ -112,6 +112,10 @@ class HostNetwork(Protocol):
         """The estimate of x0 of B samples, each with the conditioning of its own row; inside `opened`."""
         ...
 
+    def loss_weight(self, sigma: Tensor) -> Tensor | None:
+        """[B]: the square of an error of the network's own output, for one of `prediction`'s; None: 1."""
+        ...
+
     def latent_in(self, latent: Tensor) -> Tensor:
         """The host's latents as the network sees them."""
         ...
@@ -328,6 +332,10 @@ class HostDenoiser(Denoiser):
     def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """The same in the form that the network was trained in."""
         return from_velocity(self.prediction, x, sigma, self.velocity(x, sigma, cond))
+
+    def loss_weight(self, sigma: Tensor) -> Tensor | None:
+        """See `Denoiser.loss_weight`."""
+        return self._network.loss_weight(sigma)
 
     def _estimate(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         own, sigma = separated(cond), sigma.clamp(min=SMALLEST_SIGMA)

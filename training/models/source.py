@@ -180,3 +180,10 @@ class Denoiser(Protocol):
     def denoised(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """The same prediction as the estimate of x0."""
         return to_denoised(self.prediction, x, sigma, self.predict(x, sigma, cond))
+
+    def loss_weight(self, sigma: Tensor) -> Tensor | None:
+        """[B]: what a squared error of `predict` at `sigma: [B]` counts; None: 1.
+
+        Of a network whose own output is none of the forms of a `Prediction` it is what brings the error to that output.
+        """
+        return None

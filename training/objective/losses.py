@@ -139,6 +139,7 @@ def batch_loss(
     sigma: Tensor,
     mask: Tensor | None = None,
     rolled: RolledRows | None = None,
+    weight: Tensor | None = None,
 ) -> Loss:
     """Loss of a batch; every term is a mean over elements first, then over rows.
 
@@ -148,9 +149,12 @@ def batch_loss(
         sigma: [B].
         mask: [B, 1, ...] weight of each place, or None.
         rolled: the rolled rows, or None.
+        weight: [B] what each row's error counts, see `Denoiser.loss_weight`; None: 1.
     """
     error = elementwise(config, output, goal.output)
     scale = torch.ones_like(sigma, dtype=torch.float32) if goal.weight is None else goal.weight.float()
+    if weight is not None:
+        scale = scale * weight.float()
     if config.min_snr_gamma and prediction != "flow":
         scale = scale * min_snr(config, prediction, sigma)
     base = masked_mean(error, mask) * scale  # [B]

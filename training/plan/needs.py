@@ -121,7 +121,8 @@ def one_pass(
         output = denoiser.predict(inputs.x, inputs.sigma, inputs.cond)
     goal = training_goal(prediction, inputs, TARGETS[config.rollout.target], None, output)
     reflex = config.rollout.reflexflow
-    loss = batch_loss(config.loss, reflex, prediction, output, goal, inputs.sigma, inputs.mask)
+    weight = denoiser.loss_weight(inputs.sigma)
+    loss = batch_loss(config.loss, reflex, prediction, output, goal, inputs.sigma, inputs.mask, weight=weight)
     kept = ledger.live
     loss.total.backward()
     return kept, sum(taken)

@@ -322,7 +322,10 @@ class Trainer:
         config, prediction = self.config, self.prediction
         goal = training_goal(prediction, inputs, self.target, rolled, output)
         reflex = config.rollout.reflexflow
-        return batch_loss(config.loss, reflex, prediction, output, goal, inputs.sigma, inputs.mask, rolled)
+        weight = self.denoiser.loss_weight(inputs.sigma)
+        return batch_loss(
+            config.loss, reflex, prediction, output, goal, inputs.sigma, inputs.mask, rolled, weight
+        )
 
     def predict(self, kind: Kind, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """The model's output; counted and timed as `kind`."""
@@ -409,6 +412,7 @@ class Trainer:
                 self.device,
                 self.config.loss,
                 self.levels,
+                self.denoiser.loss_weight,
             )
 
     def note_validation(self, data: LatentDataset) -> bool:

@@ -46,12 +46,14 @@ def validation_loss(
     device: torch.device,
     loss: LossConfig,
     within: tuple[float, float] = (0.0, 1.0),
+    loss_weight: Callable[[Tensor], Tensor | None] = lambda sigma: None,
 ) -> float:
     """Mean loss over pictures and noise levels, without min-SNR weights or any term of ReflexFlow.
 
     Args:
         predict: ``predict(x, sigma, cond) -> model output`` with the adapter on and its dropout off.
         within: the part of the trajectory that the model is for.
+        loss_weight: see `Denoiser.loss_weight`.
     """
     generator = torch.Generator().manual_seed(SEED)
     places = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS
@@ -65,5 +67,6 @@ def validation_loss(
             sigma = level.to(x0).expand(len(x0))
             inputs = teacher_forced(prediction, x0, noise, sigma, batch.cond, batch.mask)
             error = elementwise(loss, predict(inputs.x, sigma, inputs.cond), true_output(prediction, inputs))
-            losses.append(masked_mean(error, inputs.mask))
+            mean, weight = masked_mean(error, inputs.mask), loss_weight(sigma)
+            losses.append(mean if weight is None else mean * weight)
     return float(torch.cat(losses).mean())

@@ -84,6 +84,20 @@ def case(b=4, rows=(1, 3)):
     return output, Goal(target), sigma, RolledRows(index, states, clean)
 
 
+def test_a_rows_weight_counts_in_every_term_but_adr():
+    output, goal, sigma, rolled = case()
+    reflex = ReflexFlowConfig(alpha=0.7, beta1=0.0)
+    weight = (1 + sigma) ** 2 * torch.tensor([1.0, 2.0, 3.0, 4.0])
+    loss = batch_loss(LossConfig(), reflex, "epsilon", output, goal, sigma, rolled=rolled, weight=weight)
+    error = (output - goal.output).square().mean((1, 2, 3))
+    torch.testing.assert_close(loss.base, (error * weight).mean())
+    plain = batch_loss(LossConfig(), reflex, "epsilon", output[1:2], Goal(goal.output[1:2]), sigma[1:2])
+    alone = batch_loss(
+        LossConfig(), reflex, "epsilon", output[1:2], Goal(goal.output[1:2]), sigma[1:2], weight=weight[1:2]
+    )
+    torch.testing.assert_close(alone.total, plain.total * weight[1])
+
+
 def test_terms_by_hand():
     output, goal, sigma, rolled = case()
     reflex = ReflexFlowConfig(alpha=0.7, beta1=0.3, beta2=0.9)
