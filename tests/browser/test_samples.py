@@ -103,7 +103,7 @@ def trained(open_look, comfyui):
     page.evaluate(ADD_PROMPTS, [TRAIN, PROMPTS, 3])
     page.evaluate("app.queuePrompt(0, 1)")
     wait_for_state(page, "done", 120)
-    loras = comfyui.base / "output" / "rollout_trainer" / "loras"
+    loras = comfyui.base / "output" / "loras"
     deadline = time.monotonic() + 120
     while not (saved := sorted(loras.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)):
         assert time.monotonic() < deadline, "no LoRA was saved"
