@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from ..host import io
 from ..training.models.hosted import HostModel
-from ..training.models.source import LoadedModel
+from ..training.models.source import LoadedModel, ModelSource
 from ..training.trainer.recipes import RECIPES, recipe_for
 from . import sockets
 from .schemas import schema
+
+
+def model_class(source: ModelSource) -> str:
+    """The class of a model, as recipes name it: ComfyUI's, or our diffusers backend's."""
+    return source.name if isinstance(source, HostModel) else type(source).__name__
 
 
 class RolloutRecipe(io.ComfyNode):
@@ -66,7 +71,7 @@ class RolloutRecipe(io.ComfyNode):
     def execute(cls, model: LoadedModel, recipe: str) -> io.NodeOutput:
         """Look it up and say what it sets."""
         source = model.source
-        own = recipe_for(recipe, source.name if isinstance(source, HostModel) else type(source).__name__)
+        own = recipe_for(recipe, model_class(source))
         summary = own.summary(source.schedule)
         return io.NodeOutput(
             own.lora,

@@ -82,10 +82,45 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 """What people type who look for a node, beside its name."""
 
 
+ADVANCED: Mapping[str, tuple[str, ...]] = {
+    "LoadDiffusers": ("swap_weights",),
+    "DatasetFromFolder": (
+        *("alpha_masks", "subfolders", "control_1", "control_1_role", "control_2", "control_2_role"),
+        *("control_3", "control_3_role", "clip_frames", "clip_fps", "clip_part", "clip_gives"),
+    ),
+    "EncodeDataset": ("bucket_step", "max_aspect", "caption_variants", "keep_tags"),
+    "LoRASettings": ("kind", "dropout", "targets"),
+    "OptimizerSettings": ("final_rate", "weight_decay", "beta1", "beta2", "grad_clip"),
+    "TimestepSettings": ("low", "high", "sigma_low", "sigma_high"),
+    "LossSettings": ("huber_delta",),
+    "ScheduledSampling": (
+        *("ramp_steps", "prob_start", "prob_end", "start_step", "ramp_shape", "order", "strategy"),
+        *("steps_per_trajectory", "gamma", "guidance"),
+    ),
+    "ReflexFlow": ("alpha", "beta2", "fc_norm"),
+    **dict.fromkeys(("TrainLoRA", "InitTraining"), (
+        *("accumulation", "seed", "caption_dropout", "autocast", "ema_decay", "keep", "validate_every"),
+        *("activation_offload", "memory", "hold_out", "patience", "save_minutes", "recipe", "tensorboard"),
+    )),
+    "TrainSteps": ("until_step", "learning_rate", "tensorboard"),
+    "Sample": ("negative", "width", "height", "order"),
+    "SamplePrompts": ("sampler", "order", "negative", "width", "height"),
+    "Preview": ("target", "seed"),
+    "ExposureBias": ("sampler", "order", "seed"),
+    "Sigmas": ("start", "end"),
+    "MixDatasets": ("caption_dropout", "loss_weight"),
+}  # fmt: skip
+"""Widgets that most people never touch: a node opens without those that stand at their default, until it is asked for
+them (`web/advanced.js`; by the front end itself in Nodes 2.0)."""
+
+
 def schema(node_id: str, **given: Any) -> io.Schema:
     """A node's `io.Schema`, with its place in the menu and, where the host takes them, its search words."""
     name = node_id.removeprefix("Rollout")
     (folder,) = (folder for folder, names in PLACES.items() if name in names)
     if "search_aliases" in signature(io.Schema).parameters:  # ComfyUI 0.33 does, 0.3.64 does not
         given["search_aliases"] = list(ALIASES[name])
+    for item in given.get("inputs", []):
+        if item.id in ADVANCED.get(name, ()):
+            item.extra_dict = {**item.extra_dict, "advanced": True}  # io.Input of 0.3.64 takes no `advanced`
     return io.Schema(node_id=node_id, category=f"{CATEGORY}/{folder}", **given)

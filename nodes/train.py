@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,12 +32,14 @@ from ..training.runs.stages import branch
 from ..training.trainer.config import TrainConfig, cost
 from ..training.trainer.optim import OptimizerConfig
 from ..training.trainer.ranks import RankStopped, cards_told, launched
+from ..training.trainer.recipes import Recipe, fitting
 from ..training.trainer.trainer import StepReport
 from . import sockets
 from .comfy import as_model, hosted_inputs
 from .data import as_data
+from .recipe import model_class
 from .schemas import schema
-from .widgets import NO_LIMIT, same, widget, widgets
+from .widgets import NO_LIMIT, added, same, widget, widgets
 
 TRAIN = same(
     *("steps", "batch_size", "accumulation", "seed", "caption_dropout", "autocast", "gradient_checkpointing"),
@@ -108,6 +111,19 @@ def setup_inputs() -> list[io.Input]:
     ]
 
 
+def recipe_input() -> io.Input:
+    """Whether settings that are not connected are those of the model's recipe."""
+    choice = io.Combo.Input(
+        "recipe",
+        options=["automatic", "none"],
+        default="automatic",
+        optional=True,
+        tooltip="Settings that are not connected (LoRA, optimizer, timesteps, loss): automatic takes those that "
+        "trainers use for your model, as the Recipe node has them, and says so; none takes the same for every model.",
+    )
+    return added(choice, before="none")
+
+
 def new_run(
     model: Any,
     data: LatentDataset | ImageDataset,
@@ -121,21 +137,26 @@ def new_run(
     memory: str = "manual",
     clip: Any = None,
     vae: Any = None,
+    recipe: str = "none",
     **own: Any,
 ) -> tuple[dict[str, Any], str]:
-    """The arguments of `start` and `starting`, and what to say of the memory that the run will need.
+    """The arguments of `start` and `starting`, and what to say of its recipe and of the memory that it will need.
 
     `own` are the widgets that are fields of `TrainConfig`.
     """
     model = as_model(model, clip, vae)
+    found = recipe_of(model.source, data) if recipe == "automatic" else None
     data = as_data(data, model)
     validation = None if validation is None else as_data(validation, model)
-    own_lora = model.adapter.config if model.adapter is not None else LoRAConfig(preset="attention")
+    if model.adapter is not None:
+        own_lora = model.adapter.config
+    else:
+        own_lora = found.lora if found else LoRAConfig(preset="attention")
     config = TrainConfig(
         lora=lora or own_lora,
-        optimizer=optimizer or OptimizerConfig(),
-        timesteps=timesteps or TimestepConfig(),
-        loss=loss or LossConfig(),
+        optimizer=optimizer or (found.optimizer if found else OptimizerConfig()),
+        timesteps=timesteps or (found.timesteps if found else TimestepConfig()),
+        loss=loss or (found.loss if found else LossConfig()),
         rollout=scheduled_sampling or RolloutConfig(),
         **own,
     )
@@ -145,6 +166,8 @@ def new_run(
             "validation, or set hold_out to 0.1 or more"
         )
     config, told = fitted(model.source, data, config, memory == "auto")
+    if found and None in (lora, optimizer, timesteps, loss):
+        told = "; ".join(filter(None, [f"settings of the recipe {found.family}, {found.kind}", told]))
     return {
         "root": current().runs_dir(),
         "name": run_name,
@@ -154,6 +177,12 @@ def new_run(
         "validation": validation,
         "adapter": model.adapter,
     }, told
+
+
+def recipe_of(source: ModelSource, data: LatentDataset | ImageDataset) -> Recipe | None:
+    """The recipe of a model's family: for pairs if the pictures have controls, else for a look; None: it has none."""
+    pairs = isinstance(data, ImageDataset) and bool(data.items[0].controls)
+    return fitting(model_class(source), "edit" if pairs else "style")
 
 
 def prompts_input() -> io.Input:
@@ -188,6 +217,7 @@ def train_watched(
     drawing: Drawing | None = None,
     tensorboard: bool = False,
     graph: Mapping[str, Any] | None = None,
+    save_as: str = "",
 ) -> io.NodeOutput:
     """Train with the host's progress bar and the node's panel.
 
@@ -197,6 +227,7 @@ def train_watched(
         drawing: the user's prompts.
         tensorboard: whether to write event files.
         graph: what `graph_of` says, kept in the run's folder.
+        save_as: name of the LoRA file; "": none.
     """
     check_launch()
     if tensorboard:
@@ -218,7 +249,8 @@ def train_watched(
     if best is not None:
         measured["best"] = best.plain() | {"trained": stage.trainer.done}
     current().report(measured)
-    return outputs(run, measured, live.facts(), told)
+    saved = saved_lora(run, save_as, graph or {}) if save_as and launched().first else None
+    return outputs(run, measured, live.facts(), told, saved)
 
 
 def graph_of(node: type[io.ComfyNode]) -> dict[str, Any]:
@@ -308,15 +340,18 @@ def outputs(
     measured: dict[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
     told: str = "",
+    saved: Path | None = None,
 ) -> io.NodeOutput:
     """What every training node gives: the handle, the model with its adapter, a text, and facts for its panel.
 
     Args:
         measured: the run's report, where it was made already.
         told: what to say first.
+        saved: the file of the LoRA.
     """
     text = "\n".join(filter(None, [told, describe(run, measured or report(run))]))
-    shown = {"text": (text,)} | ({"rollout_trainer": (facts,)} if facts else {})
+    lines = (text,) if saved is None else (text, f"saved {saved}")
+    shown = {"text": lines} | ({"rollout_trainer": (facts,)} if facts else {})
     return io.NodeOutput(run, run.model, text, ui=shown)
 
 
@@ -331,21 +366,39 @@ class RolloutTrainLoRA(io.ComfyNode):
             display_name="Train LoRA (Rollout)",
             description="Trains a LoRA, with rollouts if scheduled sampling is connected. Cancel at any time: the "
             "run is saved and can be resumed.",
-            inputs=[*setup_inputs(), prompts_input(), events_input()],
+            inputs=[
+                *setup_inputs(),
+                prompts_input(),
+                events_input(),
+                recipe_input(),
+                io.String.Input(
+                    "save_lora_as",
+                    default="",
+                    optional=True,
+                    tooltip="File name of the LoRA, which is saved at the end where ComfyUI's LoRA loader finds it. "
+                    "Empty: it is not; connect Save LoRA, or save it from the list of runs in the sidebar.",
+                ),
+            ],
             outputs=list(RUN_OUTPUTS),
             is_output_node=True,  # a graph may end here: the run is on the disk, the sidebar saves its LoRA
         )
 
     @classmethod
     def execute(
-        cls, sample_prompts: Prompts | None = None, tensorboard: bool = False, **inputs: Any
+        cls,
+        sample_prompts: Prompts | None = None,
+        tensorboard: bool = False,
+        save_lora_as: str = "",
+        **inputs: Any,
     ) -> io.NodeOutput:
-        """Start and train."""
+        """Start, train, and save the LoRA if it was given a name."""
         if tensorboard:
             check_installed()  # before the data are encoded
         run, told = new_run(**inputs)
         drawing = drawing_of(sample_prompts, run["source"])
-        return train_watched(starting(**run), inputs["steps"], told, drawing, tensorboard, graph_of(cls))
+        return train_watched(
+            starting(**run), inputs["steps"], told, drawing, tensorboard, graph_of(cls), save_lora_as.strip()
+        )
 
 
 class RolloutInitTraining(io.ComfyNode):
@@ -359,7 +412,7 @@ class RolloutInitTraining(io.ComfyNode):
             display_name="Init Training",
             description="Starts a run but does not train yet: connect Train Steps after it, with previews in "
             "between.",
-            inputs=setup_inputs(),
+            inputs=[*setup_inputs(), recipe_input()],
             outputs=list(RUN_OUTPUTS),
         )
 
@@ -536,6 +589,13 @@ class RolloutValidate(io.ComfyNode):
         return io.NodeOutput(loss, ui={"text": (f"step {run.step}: {loss:.5f}",)})
 
 
+def saved_lora(run: Run, name: str, graph: Mapping[str, Any]) -> Path:
+    """The LoRA of a run as a file that has the graph which made it."""
+    path = save_lora(run, current().loras_dir(), name, graph)
+    current().report({"lora": str(path)})
+    return path
+
+
 class RolloutSaveLoRA(io.ComfyNode):
     """The adapter as a file."""
 
@@ -562,6 +622,5 @@ class RolloutSaveLoRA(io.ComfyNode):
     @classmethod
     def execute(cls, run: Run, filename: str) -> io.NodeOutput:
         """Write it."""
-        path = save_lora(run, current().loras_dir(), filename, graph_of(cls))
-        current().report({"lora": str(path)})
+        path = saved_lora(run, filename, graph_of(cls))
         return io.NodeOutput(str(path), ui={"text": (f"saved {path}",)})

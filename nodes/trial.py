@@ -95,9 +95,9 @@ def _asking(nodes: Sequence[type[io.ComfyNode]]) -> tuple[Catalog, Given]:
 
         @classmethod
         def execute(
-            cls, sample_prompts: Any = None, tensorboard: bool = False, **inputs: Any
+            cls, sample_prompts: Any = None, tensorboard: bool = False, save_lora_as: str = "", **inputs: Any
         ) -> io.NodeOutput:
-            given.append(inputs)  # a trial draws its own pictures and curves
+            given.append(inputs)  # a trial draws its own pictures and curves, and its LoRAs are not kept
             return io.NodeOutput(None, None, "")
 
     return from_nodes([Asked if node is RolloutTrainLoRA else node for node in nodes]), given

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "host")]
 
 from prompt_builder import Link, PromptBuilder  # noqa: E402
-from save_workflow import front_end, save  # noqa: E402
+from save_workflow import front_end, lay_out_again, save  # noqa: E402
 
 GREEN, BLUE, BROWN = ["#232", "#353"], ["#223", "#335"], ["#432", "#653"]
 BYPASSED = 4
@@ -132,14 +132,13 @@ def lora_workflow(
     conditions = [(prompt, 130), (negative, 100), *([wanted] if wanted != prompt else [])]
     return columns(
         sheet,
-        (400, [group("Read me", about), group("1 - Model files", *loaders, source)]),
-        (380, [group("2 - Pictures with captions", pictures, data),
-               group("3 - What is trained", *[(link, h) for link, h in sized(settings)])]),
-        (380, [group("4 - Rollouts", *extra_rollouts, (rollouts, 400))]),
-        (400, [group("5 - Train", saved, (run, 760))]),
-        (380, [group("6 - Draw with it", *conditions, empty, seed, sampler, sigmas, adapted)]),
-        (340, [group("Same noise, without and with", before, rows[0], after, rows[1], (grid, 260)),]),
-        (720, [group("7 - Look", (shown, 520), film, (strip, 420))]),
+        (360, [group("Read me", about), group("1 - Model files", *loaders, source)]),
+        (320, [group("2 - Pictures with captions", pictures, data), group("4 - Rollouts", *extra_rollouts, rollouts)]),
+        (320, [group("3 - What is trained", *[link for _, link in settings]), group("6 - Prompts", *conditions)]),
+        (400, [group("5 - Train", (run, 700), saved), group("Size and seed", empty, seed)]),
+        (320, [group("7 - Draw with it", sampler, sigmas, adapted),
+               group("Same noise, without and with", before, after)]),
+        (460, [group("8 - Look", *rows, grid, (shown, 400), film, (strip, 280))]),
     )  # fmt: skip
 
 
@@ -159,12 +158,6 @@ def train_nodes(
     )  # fmt: skip
     saved = sheet.put("RolloutSaveLoRA", "Save LoRA", BLUE, run=run, filename=f"{name}_blob")
     return saved, run
-
-
-def sized(settings: Sequence[tuple[str, Link]]) -> list[tuple[Link, int]]:
-    """Settings nodes with the heights that their widgets need."""
-    heights = {"lora": 220, "optimizer": 270, "timesteps": 180, "loss": 110}
-    return [(link, heights[name]) for name, link in settings]
 
 
 def lora_settings(sheet: Sheet, rank: int) -> tuple[str, Link]:
@@ -392,11 +385,10 @@ def sampler_comparison() -> dict[str, Any]:
     )
     return columns(
         sheet,
-        (400, [group("Read me", about), group("1 - Model and captions", model, (captions, 240))]),
-        (340, [group("2 - What they share", cost, quarter, seed), group("The aim", (rows[4], 340))]),
-        (340, [group("3 - Equal cost", *[(row, 340) for row in rows[:2]])]),
-        (340, [group("3 - Equal cost", *[(row, 340) for row in rows[2:4]])]),
-        (1000, [group("4 - Look", (grid, 260), (shown, 760))]),
+        (380, [group("Read me", about), group("1 - Model and captions", model, (captions, 200))]),
+        (320, [group("2 - What they share", cost, quarter, seed), group("The aim", rows[4])]),
+        (320, [group("3 - Equal cost", *rows[:4])]),
+        (1000, [group("4 - Look", grid, (shown, 760))]),
     )
 
 
@@ -408,7 +400,48 @@ WORKFLOWS: dict[str, Callable[[], dict[str, Any]]] = {
     "sampler-comparison": sampler_comparison,
 }
 
+# -- workflows that are changed in the front end, and laid out here ------------------------------------
+
+LAID_OUT: dict[str, Sequence[tuple[int, Sequence[tuple[str, Sequence[Any]]]]]] = {
+    "quickstart": (
+        (380, (("Read me", [[19, 200]]), ("1 - Model and pictures", [1, 2, 3]))),
+        (340, (("2 - What is trained", [4, 5]), ("3 - Rollouts", [6, 7]))),
+        (400, (("4 - Train", [[8, 700], 13]),)),
+        (340, (("5 - Draw captions it has never seen", [[18, 200], 14, 15]),)),
+        (640, (("6 - Look", [16, [17, 330], 9, [10, 180], 11, [12, 360]]),)),
+    ),
+    "staged-training": (
+        (360, (("Read me", [[31, 220]]), ("1 - Model and pictures", [1, 2, 3]))),
+        (320, (("2 - How it is trained", [4, 5, 7]),)),
+        (340, (("3 - Start", [8]), ("Captions it has never seen", [[30, 200]]))),
+        (340, (("4 - First stage", [[9, 420], 20]),)),
+        (340, (("5 - Second stage", [[10, 420], 21]),)),
+        (340, (("6 - Third stage", [[11, 420], 22]),)),
+        (460, (("7 - Look", [25, [26, 330], 27, [28, 280], 29]),)),
+    ),
+    "exposure-bias": (
+        (380, (("Read me", [[12, 230]]), ("1 - Model and pictures", [1, 2, 3]))),
+        (340, (("2 - What is trained", [4, 5]),)),
+        (400, (("3 - Train, plain", [[8, 700]]),)),
+        (900, (("4 - Measure", [9, [11, 200], [10, 420]]),)),
+    ),
+}  # fmt: skip
+"""Columns: a width, and titles of groups with the numbers of their nodes."""
+
+
+def laid_out(name: str) -> list[dict[str, Any]]:
+    """The columns of one of `LAID_OUT`, as `lay_out_again` takes them."""
+    return [
+        {"width": width, "groups": [{"title": title, "items": items} for title, items in groups]}
+        for width, groups in LAID_OUT[name]
+    ]
+
+
 if __name__ == "__main__":
     with front_end() as new_page:
-        for chosen in sys.argv[1:] or WORKFLOWS:
-            save(new_page(), WORKFLOWS[chosen](), ROOT / "workflows" / f"{chosen}.json")
+        for chosen in sys.argv[1:] or [*WORKFLOWS, *LAID_OUT]:
+            file = ROOT / "workflows" / f"{chosen}.json"
+            if chosen in LAID_OUT:
+                lay_out_again(new_page, laid_out(chosen), file)
+            else:
+                save(new_page, WORKFLOWS[chosen](), file)

@@ -6,11 +6,13 @@
 interface HostWidget {
   name: string;
   value: unknown;
+  label?: string;
   disabled?: boolean;
+  hidden?: boolean;
   tooltip?: string;
   serialize?: boolean;
   element?: HTMLElement;
-  options?: { getOptionLabel?: (value: string | null) => string };
+  options?: { getOptionLabel?: (value: string | null) => string; advanced?: boolean; canvasOnly?: boolean };
   callback?: (value: unknown) => void;
 }
 
@@ -43,6 +45,7 @@ interface HostNode {
   widgets?: HostWidget[];
   inputs?: HostInput[];
   subgraph?: HostGraph;
+  showAdvanced?: boolean;
   findInputSlot(name: string): number;
   getInputLink(slot: number): { origin_id: number | string; origin_slot: number } | null;
   getInputNode(slot: number): HostNode | null;
@@ -60,6 +63,7 @@ interface HostNode {
 interface HostGraph {
   id?: string;
   nodes: HostNode[];
+  extra?: Record<string, any> & { ds?: { scale: number; offset: [number, number] } };
   getNodeById(id: number | string): HostNode | null | undefined;
   add(node: HostNode): unknown;
 }
@@ -131,6 +135,7 @@ interface HostApi {
 }
 
 declare const LiteGraph: {
+  vueNodesMode?: boolean;
   createNode(type: string): HostNode;
   LGraphCanvas?: { link_type_colors?: Record<string, string> };
 };
@@ -142,6 +147,7 @@ declare module "*/scripts/app.js" {
     canvas: HostCanvas;
     extensionManager: HostManager;
     registerExtension(extension: HostExtension): void;
+    ui?: { settings?: { addEventListener?(event: string, listener: () => void): void } };
     refreshComboInNodes?(): Promise<void>;
   };
 }

@@ -105,6 +105,7 @@ function addCostLine(node) {
   const options = { serialize: false, hideOnZoom: false, getMinHeight: height, getMaxHeight: height };
   const widget = node.addDOMWidget("rollout_cost", "rollout_cost", line, options);
   widget.serialize = false; // widgets are stored by position
+  node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
   costLines.set(node, line);
 }
 

@@ -8,8 +8,8 @@ import { told } from "./ending.js";
 
 const HEIGHT = 54; // pixels: three lines, more are scrolled to
 const WIDGET = "rollout_status";
-/** Nodes that draw their text otherwise, or whose text is a report of many lines. */
-const SILENT = ["RolloutTrainLoRA", "RolloutTrainSteps", "RolloutInitTraining", "RolloutExposureBias", "RolloutPreview"];
+/** Nodes that draw their text otherwise, or whose text is a report of many lines: of it, what was saved is told alone. */
+const REPORTING = ["RolloutTrainLoRA", "RolloutTrainSteps", "RolloutInitTraining", "RolloutExposureBias", "RolloutPreview"];
 
 /** By the type of a socket; `MODEL` and what is like it have the colours that the host gives its own. */
 const COLOURS = {
@@ -78,10 +78,12 @@ app.registerExtension({
     }
     api.addEventListener("executed", ({ detail }) => {
       const node = findNode(app.rootGraph ?? app.graph, detail?.display_node ?? detail?.node ?? "");
-      if (!node?.comfyClass?.startsWith("Rollout") || SILENT.includes(node.comfyClass)) return;
-      const text = told(detail.output?.text);
+      if (!node?.comfyClass?.startsWith("Rollout")) return;
+      const lines = told(detail.output?.text).split("\n");
+      const saved = lines.filter((line) => line.startsWith("saved "));
+      const text = (REPORTING.includes(node.comfyClass) ? saved : lines).join("\n");
       if (text) show(node, text);
-      if (text && node.comfyClass === "RolloutSaveLoRA") app.refreshComboInNodes?.(); // loaders offer the new file
+      if (saved.length) app.refreshComboInNodes?.(); // loaders offer the new file
     });
   },
 });

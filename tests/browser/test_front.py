@@ -240,21 +240,35 @@ def without_model_files(workflow):
     return json.loads(re.sub(r'(?<=")(?=[^"/]+\.safetensors")', "absent-", json.dumps(workflow)))
 
 
+BOXES = """() => {
+    const title = 30, { ds } = app.canvas, drawn = [...document.querySelectorAll("[data-node-id]")];
+    if (LiteGraph.vueNodesMode) return drawn.map((element) => {
+        const { left, top, width, height } = element.getBoundingClientRect();
+        const node = app.graph.getNodeById(Number(element.dataset.nodeId));
+        return [node.title, node.pos[0], node.pos[1] - title, width / ds.scale, height / ds.scale];
+    });
+    return app.graph.nodes.map((n) => [n.title, n.pos[0], n.pos[1] - title, n.size[0], n.size[1] + title]);
+}"""
+"""Nodes as they are drawn, titles and footers too."""
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_workflow_opens_without_a_complaint_and_nothing_overlaps(name, open_page, shots, comfyui):
+def test_a_workflow_opens_without_a_complaint_and_nothing_overlaps(name, mode, open_page, shots, comfyui):
     files = model_files(prompt_of(comfyui, name))
     make_files(comfyui, files)
-    page = open_page("classic", workflow=without_model_files(shipped(f"{name}.json")))
+    page = open_page(mode, workflow=without_model_files(shipped(f"{name}.json")))
     # What is not there is the user's to choose; the front end marks the loaders, or lists the files as it opens.
     lacking = page.evaluate(NOT_OFFERED)
     assert {value for _, _, value in lacking} == {f"absent-{file}" for file in files}
     assert set(page.evaluate(IN_ERROR)) <= {kind for kind, _, _ in lacking} <= LOADERS
-    page.screenshot(path=shots / f"{name}-without-files.png")
+    assert overlapping(page) == []  # a node of Nodes 2.0 that lacks a file has one line more
+    page.screenshot(path=shots / f"{name}-{mode}-without-files.png")
 
     page.keyboard.press("Escape")  # the list of missing files
     page.wait_for_timeout(500)
     page.evaluate("workflow => app.loadGraphData(workflow)", shipped(f"{name}.json"))
-    page.wait_for_timeout(1000)
+    page.wait_for_timeout(1500)
     assert page.evaluate(UNKNOWN) == []
     assert page.evaluate(NOT_OFFERED) == []
     assert page.evaluate(IN_ERROR) == []
@@ -262,17 +276,50 @@ def test_a_workflow_opens_without_a_complaint_and_nothing_overlaps(name, open_pa
     page.wait_for_timeout(500)
     page.keyboard.press(".")
     page.wait_for_timeout(700)
-    page.screenshot(path=shots / f"{name}.png")
+    page.screenshot(path=shots / f"{name}-{mode}.png")
     assert page.locator(".p-toast-message, [data-sonner-toast]").all_inner_texts() == []
-    boxes = page.evaluate("app.graph.nodes.map((n) => [n.title, ...n.pos, ...n.size])")
-    titles = 30  # pixels above a node's position
-    overlapping = [
+    assert len(page.evaluate(BOXES)) == len(shipped(f"{name}.json")["nodes"])
+    assert overlapping(page) == []
+
+
+def overlapping(page):
+    """Pairs of nodes that are drawn over each other."""
+    boxes = page.evaluate(BOXES)
+    return [
         (a, b)
         for i, (a, ax, ay, aw, ah) in enumerate(boxes)
         for b, bx, by, bw, bh in boxes[:i]
-        if ax < bx + bw and bx < ax + aw and ay - titles < by + bh and by - titles < ay + ah
+        if ax < bx + bw - 1 and bx < ax + aw - 1 and ay < by + bh - 1 and by < ay + ah - 1
     ]
-    assert overlapping == []
+
+
+TEXT_FROM = 0.6  # the scale below which a front end draws boxes without text
+FIRST = """() => {
+    const { ds, canvas } = app.canvas, [first] = app.graph.groups, [x, y, w, h] = first._bounding ?? first.boundingRect;
+    const box = canvas.getBoundingClientRect();
+    const left = box.left + (x + ds.offset[0]) * ds.scale, top = box.top + (y + ds.offset[1]) * ds.scale;
+    return [ds.scale, left, top, left + w * ds.scale, top + h * ds.scale];
+}"""
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_template_opens_on_its_first_group_and_can_be_read(mode, open_page, comfyui, shots):
+    page = open_page(mode)
+    page.set_viewport_size({"width": 1920, "height": 1080})
+    for name in NAMES:
+        visit(page, f"{comfyui.url}/?template={name}&source={PACK_FOLDER}")
+        page.wait_for_function(
+            "count => app.graph.nodes.length === count", arg=len(shipped(f"{name}.json")["nodes"])
+        )
+        page.wait_for_timeout(1000)
+        scale, left, top, right, bottom = page.evaluate(FIRST)
+        page.screenshot(path=shots / f"opened-{name}-{mode}.png")
+        assert scale > TEXT_FROM, name
+        assert (left >= 60, top >= 90, right <= 1920, bottom <= 1080) == (True,) * 4, name
+        saved = page.evaluate("JSON.stringify(app.graph.serialize())")
+        page.evaluate("workflow => app.loadGraphData({ ...JSON.parse(workflow), extra: "
+                      "{ ...JSON.parse(workflow).extra, ds: { scale: 1.25, offset: [5, 7] } } })", saved)  # fmt: skip
+        assert page.evaluate("app.canvas.ds.scale") == 1.25, "what the user saves opens as it was saved"
 
 
 STATUS = ".rollout-trainer-status"

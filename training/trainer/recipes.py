@@ -230,3 +230,8 @@ def recipe_for(name: str, model: str) -> Recipe:
         ways = f"choose {' or '.join(fitting)}" if fitting else "wire the settings nodes instead"
         raise ValueError(f"recipe must suit the model, got {name} for {model}; {ways}")
     return recipe
+
+
+def fitting(model: str, kind: Kind) -> Recipe | None:
+    """The first recipe of the table for a model, by its class, and a kind of data; None: there is none."""
+    return next((r for r in RECIPES.values() if model in r.classes and r.kind == kind), None)
