@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 logger = logging.getLogger(__name__)
 
+CPU = torch.device("cpu")
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
@@ -80,23 +81,29 @@ def _checkpointed(block: nn.Module, forward: Callable[..., Any]) -> Callable[...
 
 
 @contextmanager
-def writes_allowed(module: nn.Module, run: Callable[[], Tensor]) -> Iterator[None]:
+def writes_allowed(
+    module: nn.Module, run: Callable[[], Tensor], device: torch.device = CPU
+) -> Iterator[None]:
     """Inside, gradients flow through `module` although it writes into tensors that it has read.
 
     Layers whose inputs are overwritten read copies. Where that is not enough, as where the result of a bare function is
     overwritten, autograd itself copies what it has kept before a write (`allow_mutation_on_saved_tensors`): that sees
     every operation and so costs time, which the networks that do without are spared.
 
+    Looking draws no random numbers that anybody else would have drawn: a run that is resumed looks again.
+
     Args:
         run: one forward pass, whose result depends on what is trained.
+        device: where it is computed.
     """
     with ExitStack() as stack:
-        layers, output = overwritten(module, run)
-        if layers:
-            stack.enter_context(given_copies(layers))
-            with torch.random.fork_rng([output.device] if output.is_cuda else []):
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            layers, output = overwritten(module, run)
+            if layers:
+                stack.enter_context(given_copies(layers))
                 output = run()
-        if not has_gradient(module, output):
+            fine = has_gradient(module, output)
+        if not fine:
             stack.close()
             stack.enter_context(torch.autograd.graph.allow_mutation_on_saved_tensors())
             layers = []

@@ -353,7 +353,7 @@ class HostDenoiser(Denoiser):
                 return x - self._network.denoised(x, sigma, own)
 
         if stack is not None:
-            stack.enter_context(writes_allowed(self.module, velocity))
+            stack.enter_context(writes_allowed(self.module, velocity, x.device))
 
 
 def flow_schedule(network: HostNetwork) -> FlowSchedule:

@@ -187,3 +187,20 @@ def test_everything_is_undone():
     for module in network.modules():
         assert "forward" not in vars(module)
         assert not module._forward_pre_hooks
+
+
+class Dropping(Network):
+    """The same with dropout, which draws from the global generator as an adapter's does."""
+
+    def forward(self, x):
+        return nn.functional.dropout(super().forward(x), 0.5)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_looking_draws_no_random_number(in_place):
+    """A run that is resumed looks again: its dropout masks must be those of the uninterrupted one."""
+    network = Dropping(in_place)
+    torch.manual_seed(3)
+    expected = torch.random.get_rng_state()
+    with writes_allowed(network, lambda: network(X[:1])):
+        assert torch.equal(torch.random.get_rng_state(), expected)
