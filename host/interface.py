@@ -97,6 +97,9 @@ class Host(Protocol):
 
         `~` is expanded. A relative path is looked for in the host's own folders and last in the pack, so that
         `demo/model` works from anywhere; if it is nowhere, the first candidate is returned.
+
+        Raises:
+            ValueError: whoever reaches the host may not look there.
         """
         ...
 

@@ -116,7 +116,10 @@ class RolloutDatasetFromFolder(io.ComfyNode):
         if not folder:
             return ""
         controls = [str(text) for name, text in inputs.items() if re.fullmatch(r"control_\d", name) and text]
-        return ";".join(folder_stamp(current().resolve_path(text)) for text in (folder, *controls))
+        try:
+            return ";".join(folder_stamp(current().resolve_path(text)) for text in (folder, *controls))
+        except ValueError:  # execute says so
+            return ""
 
     @classmethod
     def execute(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -128,5 +129,8 @@ def lora_path(file: str) -> Path:
     """Where a LoRA file is that a user named: among the host's LoRAs, or a path; if nowhere, the path as named."""
     host = current()
     named = host.resolve_path(file)
-    places = [host.loras_dir() / file, named, host.resolve_path(f"loras/{file}")]
+    loras = Path(os.path.normpath(host.loras_dir()))
+    inside = Path(os.path.normpath(loras / file)).is_relative_to(loras)
+    own = [host.resolve_path(str(loras / file))] if inside else []
+    places = [*own, named, host.resolve_path(f"loras/{file}")]
     return next((place for place in places if place.is_file()), named)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..host import current, io
+from ..host.lines import one_line
 from ..training.lora.adapter import LoRAConfig, Preset
 from ..training.objective.config import ReflexFlowConfig, RolloutConfig
 from ..training.objective.losses import LossConfig
@@ -288,10 +289,17 @@ def read_json(text: str) -> dict[str, Any]:
         path = Path(current().resolve_path(text.strip()))
         if not path.is_file():
             raise ValueError(
-                f"config must be JSON text or the path of a file, got {text.strip()!r}; there is none"
+                f"config must be JSON text or the path of a file, got {text.strip()!r:.120}; there is none"
             )
-        text = path.read_text()
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as err:
+            raise ValueError(f"config must be a file of text in UTF-8, but {path.name} is not") from err
     try:
-        return dict(json.loads(text))
-    except ValueError as err:
-        raise ValueError(f"config must be valid JSON, got an error: {err}") from err
+        value = json.loads(text)
+    except (ValueError, RecursionError) as err:
+        why = one_line(err) if isinstance(err, json.JSONDecodeError) else "it is nested too deep or has a number too long"
+        raise ValueError(f"config must be valid JSON, but: {why}") from err
+    if not isinstance(value, dict):
+        raise ValueError(f"config must be a JSON object with names and values, got {type(value).__name__}")
+    return value

@@ -535,8 +535,10 @@ class RolloutResumeTraining(io.ComfyNode):
         folder = folder or current().linked_text("folder")
         if not folder:
             return ""
-        path = current().resolve_path(folder)
-        return ",".join(map(str, RunFolder(path).steps()))
+        try:
+            return ",".join(map(str, RunFolder(current().resolve_path(folder)).steps()))
+        except ValueError:  # execute says so
+            return ""
 
     @classmethod
     def execute(

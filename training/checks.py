@@ -69,7 +69,7 @@ def check_settings(config: Any) -> None:
         elif isinstance(default, (int, float)) and not isinstance(default, bool):
             is_number = isinstance(value, Real)
             if not is_number:
-                raise ValueError(f"{called} must be a number, got {value!r}")
+                raise ValueError(f"{called} must be a number, got {value!r:.100}")
             check_range(called, value, own.low, own.high)
 
 
@@ -97,7 +97,7 @@ def check_range(name: str, value: float, low: float, high: float = math.inf) -> 
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     """Raise ValueError unless `value` is one of `choices`."""
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r:.100}")
 
 
 T = TypeVar("T")

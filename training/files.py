@@ -21,6 +21,8 @@ from torch import Tensor
 
 SAMPLE = 1024
 """Values of each tensor that a fingerprint looks at, evenly spread: the whole of a large model takes minutes."""
+DEEPEST = 100
+"""Levels of values in values that a JSON file of ours may have."""
 SEAL = "rollout_trainer_digest"
 """Where in its header a LoRA file has the digest of `sealed`."""
 _PARTIAL = re.compile(r".+\.(\d+)-[0-9a-f]{8}\.partial")
@@ -236,6 +238,35 @@ def _need(path: Path, err: OSError, size: int) -> str:
         free = shutil.disk_usage(path.parent).free
         return f" ({size / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free)"
     return f" ({size / 1e6:.1f} MB needed)"
+
+
+def read_json(path: Path, folder: Path) -> Any:
+    """The JSON value in a file of ours in `folder`, numbers that JSON does not have as None.
+
+    People and other programs put things into folders, and what is read here may be shown to whoever reaches a server.
+
+    Raises:
+        OSError: it is no file, or a link that leads out of `folder`.
+        ValueError: it is not JSON, or nested deeper than `DEEPEST`.
+    """
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise PermissionError(errno.EPERM, "it is a link to elsewhere", str(path))
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
+    except RecursionError as err:
+        raise ValueError(f"{path.name} must be nested at most {DEEPEST} deep") from err
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [v for own in level for v in _members(own) if isinstance(v, (dict, list))]
+        if not level:
+            return value
+    raise ValueError(f"{path.name} must be nested at most {DEEPEST} deep")
+
+
+def _members(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def write_json(path: Path, value: Any) -> None:

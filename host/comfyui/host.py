@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import folder_paths
 import torch
 from comfy import model_management
+from comfy.cli_args import args
 from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 from comfy_execution.utils import get_executing_context
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..interface import Ask, Ending, MakeFacts, PanelKeeper, Progress
-from ..paths import PACK, first_existing
+from ..paths import PACK, first_allowed, first_existing, is_loopback
 from ..report import FOLDERS_VARIABLE, REPORT_VARIABLE, merge, write
 from ..terminal import TerminalBar
 from .links import text_behind
@@ -31,6 +32,11 @@ else:
 
 PREVIEW_SIZE = 512
 """Longest side in pixels of a preview sent to the front end, ComfyUI's own default."""
+
+
+def given_folders() -> list[Path]:
+    """Folders that the owner of the machine names in the environment, beside ComfyUI's own."""
+    return [Path(name) for name in os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep) if name]
 
 
 class ComfyHost:
@@ -62,11 +68,27 @@ class ComfyHost:
         return self.output_dir() / "rollout_trainer" / "cache"
 
     def resolve_path(self, text: str) -> Path:
-        """Look for `text` in ComfyUI's input, output, models and base folders and in the pack."""
-        given = filter(None, os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep))
+        """Look for `text` in ComfyUI's input, output, models and base folders and in the pack.
+
+        Raises:
+            ValueError: other machines can reach this ComfyUI, and it lies in none of its `open_folders`.
+        """
         bases = (folder_paths.models_dir, folder_paths.base_path)
-        folders = [*map(Path, given), self.input_dir(), self.output_dir(), *map(Path, bases), PACK]
-        return first_existing(text, folders)
+        folders = [*given_folders(), self.input_dir(), self.output_dir(), *map(Path, bases), PACK]
+        if is_loopback(str(getattr(args, "listen", ""))):
+            return first_existing(text, folders)
+        return first_allowed(text, folders, self.open_folders())
+
+    def open_folders(self) -> list[Path]:
+        """What whoever reaches the server may name: input, output, models, the demo, and what the owner adds."""
+        models = [
+            folder
+            for kind, (folders, _) in folder_paths.folder_names_and_paths.items()
+            if kind != "custom_nodes"
+            for folder in folders
+        ]
+        own = [self.input_dir(), self.output_dir(), Path(folder_paths.models_dir), PACK / "demo"]
+        return [*given_folders(), *own, *map(Path, models)]
 
     def linked_text(self, name: str) -> str | None:
         """Follow the link in the prompt that runs: ComfyUI passes None for linked inputs."""

@@ -6,12 +6,14 @@ Each field says what its option means; README, "How it works", how they work tog
 from __future__ import annotations
 
 import math
+import reprlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from ...samplers import SAMPLERS
-from ..checks import check_settings, setting
+from ..checks import check_settings, one_line, setting
 from ..forms import Prediction
 from .targets import TARGETS
 
@@ -275,7 +277,7 @@ class RolloutConfig:
             elif inner != key and inner in reflex_names:
                 reflex[inner] = _typed(PREFIX + key, value, getattr(ReflexFlowConfig, inner))
             else:
-                raise ValueError(f"{PREFIX}{key} must be a known option, got an unknown key; remove it")
+                raise ValueError(one_line(f"{PREFIX}{key} must be a known option, got an unknown key; remove it"))
         return cls(**values, reflexflow=ReflexFlowConfig(**reflex))
 
     def to_config_json(self) -> dict[str, Any]:
@@ -297,17 +299,17 @@ def _switch(value: Any) -> Switch:
     for given, switch in ((None, "auto"), (True, "on"), (False, "off")):
         if value is given or value == switch:
             return switch  # type: ignore[return-value]
-    raise ValueError(f"{PREFIX}reflexflow must be true, false or null, got {value!r}")
+    raise ValueError(f"{PREFIX}reflexflow must be true, false or null, got {reprlib.repr(value)}")
 
 
 def _typed(name: str, value: Any, default: Any) -> Any:
     """`value` as the type of `default`; JSON writes 1 for 1.0, but never "1" or true for 1."""
     kind = type(default)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, float) or (type(value) is int and abs(value) <= sys.float_info.max)
     if kind is str and isinstance(value, str):
         return value
     if kind is float and number:
         return float(value)
     if kind is int and number and float(value).is_integer():
         return int(value)
-    raise ValueError(f"{name} must be of type {kind.__name__}, got {value!r}")
+    raise ValueError(f"{name} must be of type {kind.__name__}, got {reprlib.repr(value)}")

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.dataset import LatentDataset
-from ..files import write_atomically, write_json
+from ..files import read_json, write_atomically, write_json
 from ..models.source import Denoiser, ModelSource
 from ..objective.config import RolloutConfig
 from .preview import frames_on, pictures
@@ -144,7 +144,7 @@ def read_numbers(folder: Path) -> dict[str, Any]:
         OSError, ValueError: the film is not whole, or its file is of something else.
     """
     path = folder / _NUMBERS
-    numbers = json.loads(path.read_text(encoding="utf-8"))
+    numbers = read_json(path, folder)
     if not isinstance(numbers, dict):
         raise ValueError(f"{path} must hold a JSON object")
     return {**numbers, "version": path.stat().st_mtime_ns // 1_000_000}

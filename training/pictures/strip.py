@@ -6,7 +6,6 @@ count. Where it lies in a run's folder is for `RunFolder.samples_folder` to say.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..files import write_atomically, write_json
+from ..files import read_json, write_atomically, write_json
 from .film import jpeg
 
 _ABOUT = "samples.json"
@@ -61,7 +60,7 @@ def read_about(folder: Path) -> dict[str, Any]:
         OSError, ValueError: the samples are not whole, or the file is of something else.
     """
     path = folder / _ABOUT
-    about = json.loads(path.read_text(encoding="utf-8"))
+    about = read_json(path, folder)
     if not isinstance(about, dict) or not isinstance(about.get("prompts"), list):
         raise ValueError(f"{path} must hold step and prompts")
     return {**about, "version": path.stat().st_mtime_ns // 1_000_000}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import from_plain, to_plain
+from ..files import read_json
 from ..pictures.film import equally_spaced, frame_path, is_whole, last_frame, read_numbers
 from ..pictures.strip import are_whole, read_about, sample_path
 from ..trainer.config import TrainConfig
@@ -289,7 +290,7 @@ def everything(path: Path) -> Iterator[os.stat_result]:
 def saved_loss(path: Path) -> float | None:
     """The mean of the last losses in the JSON beside a state, of older ones the last; None if it has none."""
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path, path.parent)
         losses = [loss for name in ("mean_loss", "loss") if is_number(loss := look(values, name))]
         return float(losses[0]) if losses else None
     except _BROKEN:

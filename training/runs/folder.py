@@ -28,7 +28,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..files import digest, is_full, sweep_partials, tensor_file, write_atomically, write_json
+from ..files import digest, is_full, read_json, sweep_partials, tensor_file, write_atomically, write_json
 from ..pictures.film import is_whole
 from ..pictures.strip import are_whole
 from ..trainer.state import RunState
@@ -104,7 +104,7 @@ class RunFolder:
             RuntimeError: the folder is not a run, or of a newer version.
         """
         try:
-            config: dict[str, Any] = json.loads((self.path / _CONFIG).read_text())
+            config: dict[str, Any] = read_json(self.path / _CONFIG, self.path)
             version, seal = config["version"], config.pop("digest", None)
         except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as err:
             raise RuntimeError(
@@ -139,7 +139,7 @@ class RunFolder:
     def film_steps(self) -> list[int]:
         """The steps of whole films, ascending."""
         found = [(_FILM.fullmatch(path.name), path) for path in (self.path / _FILMS).glob("step-*")]
-        return sorted(int(match[1]) for match, path in found if match and is_whole(path))
+        return sorted(int(match[1]) for match, path in found if match and self._own(path) and is_whole(path))
 
     def samples_folder(self, step: int) -> Path:
         """Where pictures of the user's prompts at that step lie, which is for `pictures.strip` to write and read."""
@@ -148,7 +148,11 @@ class RunFolder:
     def sample_steps(self) -> list[int]:
         """The steps that the user's prompts were drawn at, ascending."""
         found = [(_FILM.fullmatch(path.name), path) for path in (self.path / _SAMPLES).glob("step-*")]
-        return sorted(int(match[1]) for match, path in found if match and are_whole(path))
+        return sorted(int(match[1]) for match, path in found if match and self._own(path) and are_whole(path))
+
+    def _own(self, path: Path) -> bool:
+        """Whether `path` lies in this folder, by no link that leads out of it."""
+        return path.resolve().is_relative_to(self.path.resolve())
 
     def keep_workflow(self, graph: Mapping[str, Any]) -> None:
         """Keep the graph that trained the run last: ``prompt`` and ``workflow``, whole or not at all.
@@ -161,7 +165,7 @@ class RunFolder:
     def workflow(self) -> dict[str, Any]:
         """What `keep_workflow` kept; {} where nothing was, or it cannot be read."""
         try:
-            kept = json.loads((self.path / _WORKFLOW).read_text(encoding="utf-8"))
+            kept = read_json(self.path / _WORKFLOW, self.path)
         except (OSError, ValueError):
             return {}
         return kept if isinstance(kept, dict) else {}
@@ -201,7 +205,7 @@ class RunFolder:
         Raises:
             OSError, ValueError: nothing was kept, or it is not readable.
         """
-        facts = json.loads(self.panel_path.read_text(encoding="utf-8"))
+        facts = read_json(self.panel_path, self.path)
         if not isinstance(facts, dict):
             raise ValueError(f"{self.panel_path} must hold a JSON object")
         return facts
