@@ -28,6 +28,7 @@ import { bytes, duration, newest, number } from "./scale.js";
  * @property {number} [saved] step of the last saved state
  * @property {string} [saved_file] its name, as `folder/file`
  * @property {{ step: number, loss: number } | null} [best] where the validation loss was least, if the run keeps that
+ * @property {string[]} [doubts] lines about a training that does not seem to learn
  * @property {string} [node]
  * @property {string} [prompt_id]
  */
@@ -62,6 +63,7 @@ const STYLE = `
 .plot { flex: 1 1 0; min-height: 80px; position: relative; }
 .plot > svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 .numbers { color: var(--descrip-text, #aaa); font-variant-numeric: tabular-nums; }
+.doubts { color: var(--warning-text, #ffb454); white-space: pre-line; flex: none; max-height: 8.4em; overflow-y: auto; }
 .ended { font-weight: 600; overflow: hidden; display: -webkit-box; -webkit-line-clamp: 3; -webkit-box-orient: vertical; flex: none; }
 .ended.failed { color: var(--error-text, #ff6b6b); }
 label { display: inline-flex; gap: 3px; align-items: center; cursor: pointer; }
@@ -108,6 +110,9 @@ export class Panel {
     this.numbers.textContent = word("waiting");
     this.numbers.title = word("waitingTitle");
     this.saved = make("span", "numbers");
+    this.doubts = make("div", "doubts");
+    this.doubts.setAttribute("role", "status");
+    this.doubts.hidden = true;
     this.ended = make("div", "ended");
     this.ended.setAttribute("role", "status");
     this.ended.hidden = true;
@@ -127,6 +132,7 @@ export class Panel {
     this.resized.observe(this.plot);
     this.resized.observe(this.film.element);
     this.resized.observe(this.samples.element);
+    this.resized.observe(this.doubts);
     this.frame = 0;
   }
 
@@ -142,7 +148,7 @@ export class Panel {
     const foot = make("div", "row");
     foot.append(this.numbers, this.saved, buttons);
     const panel = make("div", "panel");
-    panel.append(head, this.plot, this.film.element, this.samples.element, this.ended, foot);
+    panel.append(head, this.plot, this.film.element, this.samples.element, this.doubts, this.ended, foot);
     return panel;
   }
 
@@ -177,6 +183,7 @@ export class Panel {
     this.numbers.title = "";
     this.numbers.replaceChildren(...this.summary(facts));
     this.showSaved(facts);
+    this.showDoubts(facts);
     this.element.dataset.step = String(facts.step);
     this.element.dataset.state = facts.state;
     this.element.dataset.run = facts.run;
@@ -189,6 +196,12 @@ export class Panel {
   showSaved({ saved, saved_file }) {
     this.saved.textContent = saved ? this.word("savedStep").replace("<n>", String(saved)) : "";
     this.saved.title = (saved && saved_file) || "";
+  }
+
+  /** @param {Facts} facts */
+  showDoubts({ doubts = [] }) {
+    this.doubts.textContent = doubts.map((line) => `\u26a0 ${line}`).join("\n");
+    this.doubts.hidden = doubts.length === 0;
   }
 
   /**
@@ -306,7 +319,8 @@ export class Panel {
 
   /** What is in the panel has another size. */
   measure() {
-    const height = MIN_HEIGHT + this.film.element.offsetHeight + this.samples.element.offsetHeight;
+    const more = [this.film.element, this.samples.element, this.doubts];
+    const height = more.reduce((sum, element) => sum + element.offsetHeight, MIN_HEIGHT);
     if (height !== this.minHeight) {
       this.minHeight = height;
       this.element.style.minHeight = `${height}px`;

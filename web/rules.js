@@ -65,6 +65,20 @@ const RULES = {
   RolloutInitTraining: (v) => when(v.save_every === 0, ["keep"], "noSaves"),
 };
 
+/** Learning rates that a user has not chosen: the default of most optimizers, and of prodigy, which finds its own. */
+const USUAL_RATE = 1e-4;
+const PRODIGY_RATE = 1;
+
+/**
+ * The learning rate to put in the place of the one that another optimizer was set to, undefined where it should stay.
+ * @param {string | undefined} optimizer chosen just now
+ * @param {number | undefined} rate
+ */
+export function proposedRate(optimizer, rate) {
+  const [from, to] = optimizer === "prodigy" ? [USUAL_RATE, PRODIGY_RATE] : [PRODIGY_RATE, USUAL_RATE];
+  return rate === from ? to : undefined;
+}
+
 /**
  * @param {boolean} idle whether the widgets have no effect
  * @param {string[]} names of the widgets

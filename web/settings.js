@@ -3,7 +3,7 @@
 
 import { app } from "../../scripts/app.js";
 import { allNodes, widgetValues } from "./graph.js";
-import { expectedExtraForwards, hasRules, stepTimeFactor, waysToSave, withoutEffect } from "./rules.js";
+import { expectedExtraForwards, hasRules, proposedRate, stepTimeFactor, waysToSave, withoutEffect } from "./rules.js";
 import { anyOf, labelOptions, word } from "./words.js";
 
 const SAMPLING = "RolloutScheduledSampling";
@@ -110,6 +110,20 @@ function addCostLine(node) {
 }
 
 /**
+ * Let choosing an optimizer set the learning rate that it wants, if the user has not set another.
+ * @param {HostNode} node
+ */
+function proposeRates(node) {
+  const optimizer = node.widgets?.find((widget) => widget.name === "optimizer");
+  if (!optimizer) return;
+  optimizer.callback = followed(optimizer.callback, () => {
+    const rate = node.widgets?.find((widget) => widget.name === "learning_rate");
+    const proposed = proposedRate(String(optimizer.value), Number(rate?.value));
+    if (rate && proposed !== undefined) rate.value = proposed;
+  });
+}
+
+/**
  * A method of the host's that calls another one afterwards.
  * @template {unknown[]} Arguments
  * @template Result
@@ -133,6 +147,7 @@ app.registerExtension({
     labelOptions(node);
     if (!hasRules(node.comfyClass)) return;
     if (node.comfyClass === SAMPLING) addCostLine(node);
+    if (node.comfyClass === "RolloutOptimizerSettings") proposeRates(node);
     const update = () => {
       refresh(node);
       if (COSTING.includes(node.comfyClass ?? "")) refreshCosts();

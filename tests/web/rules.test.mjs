@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 import { findNode, widgetValues } from "../../web/graph.js";
-import { expectedExtraForwards, hasRules, stepTimeFactor, waysToSave, withoutEffect } from "../../web/rules.js";
+import { expectedExtraForwards, hasRules, proposedRate, stepTimeFactor, waysToSave, withoutEffect } from "../../web/rules.js";
 
 const NODE = "RolloutScheduledSampling";
 const DEFAULTS = {
@@ -77,4 +77,12 @@ test("what makes rollouts cheaper depends on what they are", () => {
   assert.deepEqual(waysToSave({ ...DEFAULTS, target: "solver_error" }), ["saveProbability"]);
   assert.equal(stepTimeFactor(10, false), 6);
   assert.equal(stepTimeFactor(9, true), 4);
+});
+
+test("prodigy proposes its own learning rate, unless the user has chosen one", () => {
+  assert.equal(proposedRate("prodigy", 1e-4), 1);
+  assert.equal(proposedRate("prodigy", 5e-4), undefined);
+  assert.equal(proposedRate("prodigy", 1), undefined);
+  assert.equal(proposedRate("adamw", 1), 1e-4);
+  assert.equal(proposedRate("adamw", 1e-4), undefined);
 });

@@ -312,6 +312,15 @@ class LatentDataset:
         """The samples numbered `ids: LongTensor [B]`; arguments and errors are those of `draw`."""
         return self.draw(ids, captions).read()
 
+    def not_finite(self, ids: Tensor) -> list[str]:
+        """Names of those of the samples numbered `ids`, of one bucket, that hold numbers which are not finite."""
+        draw = self.draw(ids)
+        batch = draw.read()
+        values = [batch.x0, *batch.cond.values(), *(() if batch.mask is None else (batch.mask,))]
+        rows = [v for v in values if v.is_floating_point() and len(v) == len(ids)]
+        fine = torch.stack([v.flatten(1).isfinite().all(1) for v in rows]).all(0)
+        return [draw.bucket.names[int(row)] for row in draw.rows[~fine]]
+
     def held(self) -> LatentDataset:
         """The same data in memory."""
         buckets = tuple(b.held() if isinstance(b, StoredBucket) else b for b in self.buckets)

@@ -118,7 +118,7 @@ class Live:
         `rollout_share` is the share of the model's time that rollouts took, in the whole run; `memory` is in bytes;
         `film` has the steps of films, `samples` those that the user's prompts were drawn at, `saved` that of the last
         saved state, `saved_file` its name. `best` has step and validation loss of the best moment so far, null where
-        the run keeps none.
+        the run keeps none. `doubts` are lines about a training that does not seem to learn.
         """
         now = self._newest
         seconds, rate = now.seconds(), now.steps_per_second
@@ -138,5 +138,6 @@ class Live:
             "samples": self._samples,
             "saved": self._saved,
             "best": None if self._best is None else {"step": self._best.step, "loss": self._best.loss},
+            "doubts": list(now.doubts),
             "saved_file": f"{self._folder.path.name}/{self._folder.state_path(self._saved).name}",
         }

@@ -181,7 +181,8 @@ class Stage:
                 row, seconds = trainer.history.newest(), trainer.meter.seconds
                 report = replace(report, steps_per_second=n / elapsed, row=row, seconds=seconds)
                 report = replace(report, best=trainer.best if trainer.best.step else None)
-                watch(replace(report, saved=self._saver.saved(), film=film, drawn=drawn))
+                saved = self._saver.saved()
+                watch(replace(report, saved=saved, film=film, drawn=drawn, doubts=doubts.told))
                 film, drawn = None, False
             if trainer.ranks.any("finish" in requested):
                 logger.info("finished at step %d, as asked", trainer.done)
@@ -250,7 +251,7 @@ class Stage:
 
 
 class Doubts:
-    """Says in the log, once each, that a stage does not seem to learn."""
+    """Says, once each, that a stage does not seem to learn: in the log, and to whoever watches."""
 
     def __init__(self, trainer: Trainer, steps: int) -> None:
         self.trainer = trainer
@@ -258,7 +259,9 @@ class Doubts:
         self.begin = len(trainer.history)
         self.weights = [p.detach().clone() for p in trainer.parameters]
         self.said: set[str] = set()
-        for text in before_the_first_step(trainer.config, trainer.done, steps):
+        self.told: tuple[str, ...] = tuple(before_the_first_step(trainer.config, trainer.done, steps))
+        """What was said so far."""
+        for text in self.told:
             logger.warning("%s", text)
 
     def look(self, n: int) -> None:
@@ -275,6 +278,7 @@ class Doubts:
         """One line in the log, once."""
         if kind not in self.said:
             self.said.add(kind)
+            self.told += (text,)
             logger.warning("step %d: %s", self.trainer.done, text)
 
 

@@ -87,6 +87,8 @@ class StepReport:
     """The user's prompts were drawn since the last step."""
     best: Best | None = None
     """The best moment so far, where the run keeps it and has one."""
+    doubts: tuple[str, ...] = ()
+    """Signs so far that the stage does not learn, a line each."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ class Trainer:
         self._copying: Snapshot | None = None
         self.nonfinite_in_a_row = 0
         self.seconds = 0.0  # spent in steps, over all stages
+        self.fed: list[Tensor] = []  # numbers of the samples of the newest step
         self.opened = ExitStack()
         self.opened.enter_context(self.denoiser.opened(True, config.gradient_checkpointing))
         try:
@@ -203,6 +206,7 @@ class Trainer:
         lr = self.config.lr_at(self.done)
         set_lr(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
+        self.fed.clear()
         try:
             parts = [self.micro_step() for _ in range(self.config.accumulation)]
             terms = self.summed(parts)
@@ -223,6 +227,7 @@ class Trainer:
         """One forward and backward pass over this rank's share of one batch."""
         config, generators = self.config, self.generators
         batch = self.order.next(generators["captions"])
+        self.fed.append(batch.ids)
         u = draw_u(config.timesteps, len(batch.x0), generators["timesteps"], self.denoiser.schedule)
         plan = draw_plan(config.rollout, self.rollout_step, u, generators["rollout"], self.levels[1])
         drawn = states = trail = None
@@ -374,12 +379,24 @@ class Trainer:
                 self.ema.update()
             return
         self.nonfinite_in_a_row += 1
-        logger.warning("step %d skipped: the loss or its gradient is not finite", self.done + 1)
+        spoilt = self.spoilt()
+        if spoilt:
+            logger.warning(
+                "step %d skipped: %s must hold finite numbers alone; encode it again or leave it out", self.done + 1, spoilt
+            )
+        else:
+            logger.warning("step %d skipped: the loss or its gradient is not finite", self.done + 1)
         if self.nonfinite_in_a_row >= self.config.max_nonfinite:
+            advice = f"{spoilt} is spoilt" if spoilt else "lower the learning rate, or train without fp16"
             raise FloatingPointError(
                 f"the loss must be finite, but it was not for {self.nonfinite_in_a_row} steps in a row up to step "
-                f"{self.done + 1}; lower the learning rate, or train without fp16"
+                f"{self.done + 1}; {advice}"
             )
+
+    def spoilt(self) -> str:
+        """Names of samples of the newest step that are not finite themselves, a few at most; "" if all are."""
+        names = [name for ids in self.fed for name in self.data.not_finite(ids)]
+        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
     def keeping(self) -> AbstractContextManager[None]:
         """Where a forward pass inside keeps what its backward pass needs."""

@@ -20,6 +20,7 @@ from rollout_trainer.training.files import partial_path, read_file, sealed, swee
 from rollout_trainer.training.lora.adapter import LoRAConfig, attached
 from rollout_trainer.training.runs.export import save_lora
 from rollout_trainer.training.runs.folder import RunFolder, sweep
+from rollout_trainer.training.runs.live import Live
 from rollout_trainer.training.runs.run import reopen, start, train
 from rollout_trainer.training.runs.stages import branch
 from rollout_trainer.training.trainer.config import TrainConfig
@@ -360,8 +361,17 @@ def test_a_healthy_training_says_nothing(toy_source, make_data, make_config, tmp
 
 
 def test_a_rate_that_ruins_the_lora_is_said(toy_source, make_data, make_config, tmp_path, caplog):
-    config = make_config(optimizer=OptimizerConfig(lr=10.0))
-    train(start(tmp_path, "t", toy_source, make_data(), config), 60)
+    config, live = make_config(optimizer=OptimizerConfig(lr=10.0)), []
+    run = start(tmp_path, "t", toy_source, make_data(), config)
+    panel = Live(run, 60)
+
+    def watch(report):
+        panel.add(report)
+        live.append(panel.facts()["doubts"])
+
+    train(run, 60, watch)
+    assert live[0] == []
+    assert ["the loss has risen from" in line for line in live[-1]] == [True]
     assert any("the loss has risen from" in line and "lower learning_rate" in line for line in lines(caplog))
     assert len(lines(caplog)) == 1
 
@@ -425,3 +435,22 @@ def test_steps_past_the_planned_end_are_said_or_have_a_schedule_of_their_own(
 def test_settings_have_their_schedules():
     config = TrainConfig(steps=10, optimizer=OptimizerConfig(lr=1.0, schedule="linear"))
     assert [config.lr_at(s) for s in (0, 5, 10, 11)] == [1.0, 0.5, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("where", ["latents", "cond"])
+def test_a_sample_that_is_not_finite_is_named(where, toy_source, make_data, make_config, tmp_path, caplog):
+    """Before, the learning rate was blamed."""
+    from dataclasses import replace
+
+    data, config = make_data(), make_config(batch_size=1, max_nonfinite=2)
+    bucket = data.buckets[0]
+    latents, cond = bucket.latents.clone(), {name: v.clone() for name, v in bucket.cond.items()}
+    for values in (latents,) if where == "latents" else cond.values():
+        values[1:] = float("nan")
+    names = tuple(f"picture {i}.png" for i in range(len(bucket)))
+    spoilt = replace(bucket, latents=latents, cond=cond, names=names)
+    run = start(tmp_path, "t", toy_source, replace(data, buckets=(spoilt,)), config)
+    with pytest.raises(FloatingPointError, match=r"picture \d\.png is spoilt"):
+        train(run, 40)
+    assert any("picture" in line and "must hold finite numbers alone" in line for line in lines(caplog))
+    assert not any("learning rate" in line for line in lines(caplog))
