@@ -54,7 +54,10 @@ def first_allowed(text: str, folders: Sequence[Path], allowed: Sequence[Path]) -
         ValueError: it lies elsewhere, or a link in it leads there.
     """
     roots = [os.path.realpath(root) for root in allowed]
-    spelt = [*roots, *(os.path.abspath(root) for root in allowed)]  # the folder of a host may itself be a link
+    spelt = [
+        *roots,
+        *(os.path.abspath(root) for root in allowed),
+    ]  # the folder of a host may itself be a link
     if "\0" in text:
         raise ValueError(f"a path must be one that can be read, got {text!r:.120}")
     typed = [Path(form) for form in forms_of(pasted(text))]
@@ -87,7 +90,7 @@ def links_in(folder: str) -> Iterator[str]:
 
 
 def is_loopback(listen: str) -> bool:
-    """Whether a server that listens on these addresses, separated by commas, can be reached from its own machine alone."""
+    """Whether a server that listens on these addresses, separated by commas, is reached from its own machine alone."""
     names = [name.strip() for name in listen.split(",") if name.strip()]
 
     def own(name: str) -> bool:

@@ -35,8 +35,8 @@ REPORT_VARIABLE = "ROLLOUT_TRAINER_REPORT"
 """Environment variable with which `--comfyui` tells the pack inside ComfyUI where to write what nodes report."""
 
 FOLDERS_VARIABLE = "ROLLOUT_TRAINER_FOLDERS"
-"""The same for the folders where relative paths are looked for first: the user's, and the workflow's. In a ComfyUI that other
-machines can reach, its owner opens more folders to them with it."""
+"""The same for the folders where relative paths are looked for first: the user's, and the workflow's. In a ComfyUI
+that other machines can reach, its owner opens more folders to them with it."""
 
 
 def merge(target: dict[str, Any], section: Mapping[str, Any]) -> None:

@@ -298,7 +298,11 @@ def read_json(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as err:
-        why = one_line(err) if isinstance(err, json.JSONDecodeError) else "it is nested too deep or has a number too long"
+        why = (
+            one_line(err)
+            if isinstance(err, json.JSONDecodeError)
+            else "it is nested too deep or has a number too long"
+        )
         raise ValueError(f"config must be valid JSON, but: {why}") from err
     if not isinstance(value, dict):
         raise ValueError(f"config must be a JSON object with names and values, got {type(value).__name__}")

@@ -144,6 +144,19 @@ def sealed(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> dict[str
     return own | {SEAL: hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
+def hashed(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The hashes by which other tools know a LoRA file: sha256 of all that follows its header, as sd-scripts has it."""
+    content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+    start = 8 + int.from_bytes(content[:8], "little")
+    own = hashlib.sha256(memoryview(content)[start:]).hexdigest()
+    return {"sshs_model_hash": own, "modelspec.hash_sha256": f"0x{own}"}
+
+
+def lora_header(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> dict[str, str]:
+    """The header of a LoRA file: `header`, what other tools know the file by, and our digest."""
+    return sealed(tensors, {**header, **hashed(tensors)})
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file so that `path` is either complete or as it was before.
 

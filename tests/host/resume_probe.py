@@ -1,4 +1,4 @@
-"""Trains a tiny model of each family whole and in two stages, everything on: one JSON line a family and kind of adapter.
+"""Trains a tiny model of each family whole and in two stages, everything on: one JSON line a family and adapter.
 
     COMFYUI_PATH=... PACK_PARENT=... <the host's python> resume_probe.py ROWS.jsonl STEPS [family/kind ...]
 

@@ -1,4 +1,4 @@
-"""A ComfyUI that other machines reach, by its `--listen`: the pack's path widgets show them no more than its own folders.
+"""A ComfyUI that other machines reach, by its `--listen`: the pack's widgets show them no more than its own folders.
 
 It is asked from this machine alone.
 """
@@ -98,7 +98,13 @@ def test_other_places_are_refused_alike_whether_there_is_something_or_not(
         "RolloutResumeTraining": "faces", "RolloutSettingsFromJSON": "config.json",
     }[node]  # fmt: skip
     up = os.path.relpath(closed, places["base"] / "input")
-    for text in (f"{closed}/{there}", f"{closed}/nothing", f"{up}/{there}", f"file://{closed}/{there}", "/etc/passwd"):
+    for text in (
+        f"{closed}/{there}",
+        f"{closed}/nothing",
+        f"{up}/{there}",
+        f"file://{closed}/{there}",
+        "/etc/passwd",
+    ):
         told = line(reached, node, **{WIDGETS[node]: text})
         assert RULE in told, told
         assert "secret" not in told

@@ -29,9 +29,7 @@ def probed(folder: Path, steps: int, pairs: list[tuple[str, str]]) -> dict[tuple
     written = os.environ.get("RESUME_ROWS")
     file = Path(written) if written else folder / "rows.jsonl"
     if not written:
-        run_in_host(
-            "resume_probe.py", folder, str(file), str(steps), *map("/".join, pairs), timeout=TIMEOUT
-        )
+        run_in_host("resume_probe.py", folder, str(file), str(steps), *map("/".join, pairs), timeout=TIMEOUT)
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     return {(row["family"], row["kind"]): row for row in rows}
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ...samplers.schedules import FlowSchedule, Schedule, TableSchedule
 from ..conditioning import Cond
-from ..files import sealed, write_tensors
+from ..files import lora_header, write_tensors
 from ..forms import Prediction
 from ..lora.adapter import AdapterState
 from ..lora.file import NAMES, folded, with_dora_scale
@@ -287,7 +287,7 @@ class DiffusersModel(ABC):
             OSError: the folder cannot be written.
         """
         tensors = self.lora_tensors(adapter)
-        write_tensors(path, tensors, sealed(tensors, metadata))
+        write_tensors(path, tensors, lora_header(tensors, metadata))
 
     def read_lora(self, path: Path) -> AdapterState:
         """An adapter that acts as the LoRA file `path`."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...samplers.schedules import FlowSchedule, Schedule, TableSchedule
 from ..conditioning import Cond, joined, separated
-from ..files import digest, sealed, write_tensors
+from ..files import digest, lora_header, write_tensors
 from ..forms import Prediction, expand, from_velocity
 from ..lora.adapter import AdapterState, is_linear
 from ..lora.file import NAMES, folded, with_dora_scale
@@ -286,7 +286,7 @@ class HostModel:
             OSError: the folder cannot be written.
         """
         tensors = self.lora_tensors(adapter)
-        write_tensors(path, tensors, sealed(tensors, metadata))
+        write_tensors(path, tensors, lora_header(tensors, metadata))
 
     def read_lora(self, path: Path) -> AdapterState:
         """An adapter that acts as the LoRA file `path` does in the host's stock loader."""

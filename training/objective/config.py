@@ -277,7 +277,9 @@ class RolloutConfig:
             elif inner != key and inner in reflex_names:
                 reflex[inner] = _typed(PREFIX + key, value, getattr(ReflexFlowConfig, inner))
             else:
-                raise ValueError(one_line(f"{PREFIX}{key} must be a known option, got an unknown key; remove it"))
+                raise ValueError(
+                    one_line(f"{PREFIX}{key} must be a known option, got an unknown key; remove it")
+                )
         return cls(**values, reflexflow=ReflexFlowConfig(**reflex))
 
     def to_config_json(self) -> dict[str, Any]:

@@ -8,7 +8,6 @@ folder is for `RunFolder.film_folder` to say.
 from __future__ import annotations
 
 import io
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path

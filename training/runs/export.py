@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import from_plain, to_plain
-from ..files import claim_name, partial_path, sealed, sweep_partials, write_tensors
+from ..files import claim_name, lora_header, partial_path, sweep_partials, write_tensors
 from ..lora.adapter import LoRAConfig
 from ..lora.file import MAGNITUDE, NAMES, folded
 from ..trainer.config import TrainConfig
@@ -92,7 +92,7 @@ def save_lora_of_state(run: RunFolder, step: int, folder: str | Path, name: str)
     about = _metadata(described, config, step, history, described.get("parents", []))
     about |= _date(run, step) | _graph(run.workflow())
     own = renamed(tensors)
-    return _write(folder, name, lambda path: write_tensors(path, own, sealed(own, about)))
+    return _write(folder, name, lambda path: write_tensors(path, own, lora_header(own, about)))
 
 
 def _write(folder: str | Path, name: str, write: Callable[[Path], None]) -> Path:

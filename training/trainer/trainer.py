@@ -382,7 +382,9 @@ class Trainer:
         spoilt = self.spoilt()
         if spoilt:
             logger.warning(
-                "step %d skipped: %s must hold finite numbers alone; encode it again or leave it out", self.done + 1, spoilt
+                "step %d skipped: %s must hold finite numbers alone; encode it again or leave it out",
+                self.done + 1,
+                spoilt,
             )
         else:
             logger.warning("step %d skipped: the loss or its gradient is not finite", self.done + 1)

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from rollout_trainer.training.files import sealed
+from rollout_trainer.training.files import lora_header
 from rollout_trainer.training.lora.adapter import LoRAConfig
 from rollout_trainer.training.lora.file import comfy_names, folded
 from rollout_trainer.training.runs.browse import Runs, run_path
@@ -280,7 +280,7 @@ def test_the_lora_of_a_saved_state_is_written_without_the_model(ema, runs, make_
     assert saved.keys() == expected.keys()
     assert all(torch.equal(saved[name], tensor) for name, tensor in expected.items())
     with safe_open(tmp_path / "loras" / "run-0001-step-3.safetensors", "pt") as file:
-        assert file.metadata() == sealed(expected, metadata(run))
+        assert file.metadata() == lora_header(expected, metadata(run))
 
 
 def test_the_lora_of_a_saved_state_brings_the_graph_that_trained_it(runs, make_run, tmp_path):

@@ -1,10 +1,12 @@
 """What other tools read in the header of a LoRA file, and that it holds no private path."""
 
+import hashlib
 import json
 
 from safetensors import safe_open
 
-from rollout_trainer.training.runs.export import save_lora, without_paths
+from rollout_trainer.training.files import read_file
+from rollout_trainer.training.runs.export import save_lora, save_lora_of_state, without_paths
 from rollout_trainer.training.runs.run import start, train
 
 
@@ -24,6 +26,17 @@ def test_the_header_has_what_other_tools_read(toy_source, make_data, make_config
     assert json.loads(header["prompt"]) == {"1": {"inputs": {"folder": "cats"}}}
     assert str(tmp_path) not in json.dumps(header)
     assert "/home/me" not in json.dumps(header)
+
+
+def test_other_tools_know_the_file_by_its_hash(toy_source, make_data, make_config, tmp_path):
+    """As sd-scripts' addnet_hash_safetensors, of the file as it lies on the disk."""
+    run = train(start(tmp_path / "runs", "t", toy_source, make_data(), make_config()), 2)
+    path = save_lora_of_state(run.folder, 2, tmp_path / "loras", "a")
+    content = path.read_bytes()
+    own = hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
+    _, header = read_file(path)
+    assert header["sshs_model_hash"] == own
+    assert header["modelspec.hash_sha256"] == f"0x{own}"
 
 
 def test_absolute_paths_become_names():

@@ -12,7 +12,15 @@ from rollout_trainer.training.runs.browse import Runs, saved_loss
 from rollout_trainer.training.runs.folder import RunFolder
 from rollout_trainer.training.runs.run import start, train
 
-SECRET = {"secret": 1, "step": 0, "prompts": ["secret"], "loss": 0.25, "workflow": "w", "node": "1", "version": 1}
+SECRET = {
+    "secret": 1,
+    "step": 0,
+    "prompts": ["secret"],
+    "loss": 0.25,
+    "workflow": "w",
+    "node": "1",
+    "version": 1,
+}
 
 
 @pytest.fixture
@@ -42,7 +50,11 @@ def test_no_file_of_a_run_is_read_through_a_link_that_leads_out(run, tmp_path):
     assert runs.panels("w") == {}
     assert "secret" not in json.dumps([runs.details("t-0001"), runs.films("t-0001"), runs.samples("t-0001")])
     assert saved_loss(folder.values_path(1)) is None
-    for read in (lambda: folder.panel(), lambda: read_about(about.parent), lambda: read_numbers(numbers.parent)):
+    for read in (
+        lambda: folder.panel(),
+        lambda: read_about(about.parent),
+        lambda: read_numbers(numbers.parent),
+    ):
         with pytest.raises(OSError, match="it is a link to elsewhere"):
             read()
     linked(folder.path / "config.json", secret)
@@ -60,7 +72,13 @@ def test_whole_folders_of_a_run_that_are_links_do_not_count(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 100_000, '{"a":' * 300 + "1" + "}" * 300, "9" * 5000, "\ud800".encode("utf-8", "replace").decode()]
+    "text",
+    [
+        "[" * 100_000,
+        '{"a":' * 300 + "1" + "}" * 300,
+        "9" * 5000,
+        "\ud800".encode("utf-8", "replace").decode(),
+    ],
 )
 def test_what_is_nested_without_end_or_no_json_is_a_value_error(text, tmp_path):
     (tmp_path / "a.json").write_text(text)

@@ -50,12 +50,14 @@ def test_quotes_come_in_pairs():
 
 @pytest.mark.parametrize("text", ["a" * 5000, "a/" * 3000 + "b", "nul\0", "~nobody-of-that-name/x"])
 def test_a_path_that_no_disk_can_have_is_one_line(text, tmp_path):
+    said = ""
     try:
         assert not first_existing(text, [tmp_path]).exists()
     except ValueError as err:
-        assert "a path must be one that can be read" in str(err)
-        assert len(str(err)) < 300
-        assert str(err).isprintable()
+        said = str(err)
+    assert said.startswith("a path must be one that can be read") or text[0] == "~"
+    assert len(said) < 300
+    assert said.isprintable()
 
 
 # --- a host that other machines reach ---------------------------------------------------------------
@@ -74,7 +76,7 @@ def rooms(tmp_path):
 
 
 def refusal(text, rooms, more=()):
-    inside, secret = rooms
+    inside, _ = rooms
     folders = [inside, inside.parent, *more]
     with pytest.raises(ValueError, match="must") as told:
         first_allowed(text, folders, [inside, *more])
