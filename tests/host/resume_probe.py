@@ -74,7 +74,8 @@ def probe(family: str, kind: AdapterKind, checkpointing: bool) -> Row:
     """What came of one family with one kind of adapter."""
     row: Row = {"family": family, "kind": kind, "checkpointing": checkpointing}
     try:
-        source = HostModel(ComfyModel(tiny_families.build(family)))
+        model = tiny_families.build(family)
+        source = HostModel(ComfyModel(model))
         latent, captions, empty = tiny_families.data(family)
         with torch.inference_mode(False), torch.no_grad():
             conds = [own for caption in captions for own in conditioning_rows([caption])]
@@ -90,7 +91,7 @@ def probe(family: str, kind: AdapterKind, checkpointing: bool) -> Row:
         with tempfile.TemporaryDirectory(dir=rows_file.parent) as folder:
             fresh = start(Path(folder), "run", source, data, config)
             half = train(fresh, steps)
-            again = HostModel(ComfyModel(tiny_families.build(family)))  # as after the host was started again
+            again = HostModel(ComfyModel(model))  # as after the host was started again
             staged = train(reopen(half.folder.path, again, data), steps).state
             whole = train(start(Path(folder), "whole", source, data, config), 2 * steps).state
     except Exception as error:

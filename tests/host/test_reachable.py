@@ -112,7 +112,8 @@ def test_other_places_are_refused_alike_whether_there_is_something_or_not(
     control = {"folder": "faces", "control_1": f"{closed}/faces"}
     if node == "RolloutDatasetFromFolder":
         assert RULE in line(reached, node, **control)
-        assert RULE in line(reached, node, folder="link")
+        assert "there is no such folder" in line(reached, node, folder="link")
+        assert RULE in line(reached, node, folder=str(places["base"] / "input" / "link"))
         assert "links must lead to what lies in the input" in line(reached, node, folder="mixed")
 
 

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..files import write_tensors
+from ..files import sweep_partials, write_tensors
 from .columns import Keys
 
 logger = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ class TensorCache:
                 self._held[key] = _plain(make())
             return layout(self._held[key])
         if self._index is None:
+            sweep_partials(self.folder)
             self._index = _Index.read(self.folder / INDEX)
         known = self._index.get(key, _stamp(f"{self.folder}/{key}.safetensors"))
         if known is None:

@@ -20,7 +20,7 @@ import torch
 from PIL import UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 
-from ..files import write_tensors
+from ..files import sweep_partials, write_tensors
 from .columns import Texts
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class Facts:
         self._names, self._new_stamps, self._new = Texts(), array("q"), Texts()
         self._changed = False
         if self._file is not None:
+            sweep_partials(self._file.parent)
             self._read(self._file)
 
     def of(self, name: str, stamp: Stamp, look: Callable[[], Fact]) -> Fact:

@@ -1,0 +1,272 @@
+"""Trainings that are killed at random moments, for `reliability.py`: ``python killed.py BACKEND KILLS SEED FOLDER RESULT``.
+
+BACKEND is `demo`, the demo's diffusers folder, or `host`, a tiny SD 1.5 as ComfyUI loads it: that needs the
+interpreter of a ComfyUI and COMFYUI_PATH. This process loads the model once. For each kill it forks a child that
+trains with everything on, saves, encodes or exports without end, kills it after a random time, and looks at what is
+left. At the end the run goes on and is compared with one that nobody killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+BACKEND, KILLS, SEED, FOLDER, RESULT = (
+    sys.argv[1],
+    int(sys.argv[2]),
+    int(sys.argv[3]),
+    *map(Path, sys.argv[4:6]),
+)
+ROOT = Path(__file__).resolve().parents[1]
+
+if BACKEND == "host":
+    HOST = os.environ["COMFYUI_PATH"]
+    sys.path[:0] = [HOST, str(ROOT / "tests" / "host")]
+    sys.argv = [sys.argv[0], "--cpu"]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import comfy.cli_args
+    import nodes_for_tests.model_nodes as own_nodes
+    import tiny_families
+
+spec = importlib.util.spec_from_file_location(
+    "rollout_trainer", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+)
+assert spec is not None
+assert spec.loader is not None
+sys.modules["rollout_trainer"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["rollout_trainer"])
+
+import torch  # noqa: E402
+
+from rollout_trainer.training.data.encoding import encode  # noqa: E402
+from rollout_trainer.training.data.folders import read_image_folder  # noqa: E402
+from rollout_trainer.training.files import read_file  # noqa: E402
+from rollout_trainer.training.lora.adapter import LoRAConfig  # noqa: E402
+from rollout_trainer.training.objective.config import RolloutConfig  # noqa: E402
+from rollout_trainer.training.objective.timesteps import TimestepConfig  # noqa: E402
+from rollout_trainer.training.runs.export import save_lora  # noqa: E402
+from rollout_trainer.training.runs.folder import sweep  # noqa: E402
+from rollout_trainer.training.runs.run import reopen, resuming, start, train  # noqa: E402
+from rollout_trainer.training.trainer.config import TrainConfig  # noqa: E402
+from rollout_trainer.training.trainer.optim import OptimizerConfig  # noqa: E402
+
+torch.set_num_threads(1)
+SAVE_EVERY = 3
+PHASES = ("train", "train", "train", "save", "encode", "export")
+LONGEST = 1.5
+"""Seconds after which a child is killed at the latest, from the moment on that it is at work."""
+PATIENCE = 60.0
+"""Seconds in which a child must be at work."""
+EARLY = 0.2
+"""Share of the children that are killed before they are."""
+CONFIG = TrainConfig(
+    steps=1_000_000,
+    batch_size=2,
+    accumulation=2,
+    caption_dropout=0.2,
+    ema_decay=0.9,
+    save_every=SAVE_EVERY,
+    keep=3,
+    hold_out=0.2,
+    validate_every=4,
+    preview_every=7,
+    lora=LoRAConfig(rank=2, alpha=2.0, dropout=0.3),
+    optimizer=OptimizerConfig(lr=1e-3, schedule="cosine", warmup_steps=5),
+    timesteps=TimestepConfig("logit_normal"),
+    rollout=RolloutConfig(
+        max_step_offset=3, ramp_steps=20, prob_start=0.1, prob_end=0.9, steps_per_trajectory=20, reuse=3
+    ),
+)
+"""Everything on: each step draws from every stream, and saves, films and validation are due often."""
+
+
+def model() -> Any:
+    """The base model of the backend."""
+    if BACKEND == "demo":
+        from rollout_trainer.training.models.families import load_diffusers
+
+        return load_diffusers(ROOT / "demo" / "model", torch.device("cpu"), torch.float32)
+    from rollout_trainer.host.comfyui.model import ComfyModel
+    from rollout_trainer.training.models.hosted import HostModel
+
+    (clip,), (vae,) = own_nodes.TestTinyClip().make("tiny"), own_nodes.TestTinyVae().make(4)
+    return HostModel(ComfyModel(tiny_families.build("sd15"), clip, vae))
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two states have the same tensors, bit for bit."""
+    return a.tensors.keys() == b.tensors.keys() and all(
+        torch.equal(v.nan_to_num(-7), b.tensors[k].nan_to_num(-7)) for k, v in a.tensors.items()
+    )
+
+
+class Campaign:
+    """One run that is killed again and again, and what its children write beside it."""
+
+    def __init__(self) -> None:
+        self.source = model()
+        self.images = read_image_folder(ROOT / "demo" / "data", known=FOLDER / "cache" / "folders")
+        self.data = self.encoded(FOLDER / "whole-cache")
+        self.run = start(FOLDER / "runs", "killed", self.source, self.data, CONFIG)
+        self.loras, self.cache, self.log = FOLDER / "loras", FOLDER / "cache", FOLDER / "steps.log"
+        self.at_work, self.working = os.pipe()
+        os.set_blocking(self.working, False)
+        self.wrong: list[str] = []
+        self.lost = 0
+        self.by_phase = dict.fromkeys(PHASES, 0)
+
+    def encoded(self, cache: Path) -> Any:
+        """The data, with what is in the cache."""
+        return encode(self.images, self.source, 64, cache)
+
+    # -- what a child does without end --------------------------------------------------------------
+
+    def train(self) -> None:
+        """Train on; each step is told once it is done."""
+        file = os.open(self.log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        run = reopen(self.run.folder.path, self.source, self.data)
+
+        def watch(report: Any) -> None:
+            os.write(file, f"{report.step}\n".encode())
+            self.begun()
+
+        train(run, 1_000_000, watch)
+
+    def save(self) -> None:
+        """Write the newest state again and again."""
+        run = reopen(self.run.folder.path, self.source, self.data)
+        with resuming(run) as stage:
+            state = stage.trainer.state()
+            while True:
+                self.begun()
+                run.folder.save(state, keep=CONFIG.keep)
+
+    def encode(self) -> None:
+        """Look at all files and encode them anew."""
+        while True:
+            self.begun()
+            shutil.rmtree(self.cache, ignore_errors=True)
+            self.images = read_image_folder(ROOT / "demo" / "data", known=self.cache / "folders")
+            self.encoded(self.cache)
+
+    def export(self) -> None:
+        """Write LoRA files of one name."""
+        run = reopen(self.run.folder.path, self.source, self.data)
+        while True:
+            self.begun()
+            save_lora(run, self.loras, "killed")
+
+    def begun(self) -> None:
+        """Tell that the child is at work, once or more often."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self.working, b".")
+
+    # -- what is looked at afterwards -----------------------------------------------------------------
+
+    def kill(self, phase: str, seconds: float, early: bool) -> None:
+        """Let a child do that for so long, kill it, and look; `early`: whatever it is at by then."""
+        self.log.unlink(missing_ok=True)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                torch.set_num_threads(1)
+                sys.stderr = Path(FOLDER / "child.log").open("a")  # noqa: SIM115
+                work: Callable[[], None] = getattr(self, phase)
+                work()
+            except BaseException as err:
+                print(f"{phase}: {type(err).__name__}: {err}", file=sys.stderr, flush=True)
+            finally:
+                os._exit(1)
+        if not early and not select.select([self.at_work], [], [], PATIENCE)[0]:
+            self.wrong.append(f"{phase}: not at work after {PATIENCE:g} s")
+        time.sleep(seconds)
+        os.kill(pid, signal.SIGKILL)
+        status = os.waitpid(pid, 0)[1]
+        while select.select([self.at_work], [], [], 0)[0]:
+            os.read(self.at_work, 1 << 16)
+        if not os.WIFSIGNALED(status):
+            self.wrong.append(f"{phase}: the child ended by itself")
+        self.by_phase[phase] += 1
+        self.look(phase)
+
+    def look(self, phase: str) -> None:
+        """What is left must be whole."""
+        try:
+            steps = self.run.folder.steps()
+            for step in steps:
+                self.run.folder.load(step)
+            reopen(self.run.folder.path, self.source, self.data)
+            done = [int(line) for line in self.log.read_text().split()] if self.log.exists() else []
+            if done:
+                self.lost = max(self.lost, done[-1] - steps[-1])
+                if steps[-1] < done[-1] // SAVE_EVERY * SAVE_EVERY:
+                    self.wrong.append(f"step {done[-1]} was done, the newest state is {steps[-1]}")
+            for path in self.loras.glob("*.safetensors") if phase == "export" else ():
+                read_file(path)
+                path.unlink()
+            if phase == "encode":
+                self.images = read_image_folder(ROOT / "demo" / "data", known=self.cache / "folders")
+                again = self.encoded(self.cache).held()
+                whole = self.data.held()
+                for own, other in zip(again.buckets, whole.buckets, strict=True):
+                    same = torch.equal(own.latents, other.latents) and list(own.names) == list(other.names)
+                    if not (same and all(torch.equal(v, other.cond[k]) for k, v in own.cond.items())):
+                        self.wrong.append("the cache gives other data than before")
+        except Exception as err:
+            self.wrong.append(f"after a kill while it was to {phase}: {type(err).__name__}: {err}"[:300])
+
+    def strays(self) -> list[str]:
+        """What the next start leaves of unfinished files."""
+        sweep(FOLDER / "runs")
+        save_lora(self.run, self.loras, "last")
+        self.encoded(self.cache)
+        read_image_folder(ROOT / "demo" / "data", known=self.cache / "folders")
+        places = [FOLDER / "runs", self.loras, self.cache]
+        ends = (".partial", ".part", ".lock", ".tmp")
+        return sorted(p.name for place in places for p in place.rglob("*") if p.name.endswith(ends))
+
+    def write(self, killed: int, more: dict[str, Any]) -> None:
+        """The figures so far."""
+        figures = {
+            "tried": killed, "wrong": len(self.wrong), "what": self.wrong[:20], "by_phase": self.by_phase,
+            "most_steps_lost": self.lost, "save_every": SAVE_EVERY, "step": self.run.folder.steps()[-1], **more,
+        }  # fmt: skip
+        partial = RESULT.with_suffix(".new")
+        partial.write_text(json.dumps(figures, indent=1))
+        partial.replace(RESULT)
+
+
+def main() -> None:
+    """All kills, then the comparison."""
+    rng = random.Random(SEED)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    campaign = Campaign()
+    for i in range(KILLS):
+        campaign.kill(PHASES[i % len(PHASES)], rng.uniform(0.0, LONGEST), rng.random() < EARLY)
+        campaign.write(i + 1, {})
+    run = train(reopen(campaign.run.folder.path, campaign.source, campaign.data), 1)
+    strays = campaign.strays()
+    campaign.wrong += [f"stray file {name}" for name in strays]
+    campaign.write(KILLS, {"comparing": True})
+    whole = train(start(FOLDER / "runs", "whole", campaign.source, campaign.data, CONFIG), run.step)
+    same = equal(run.state, whole.state)
+    if not same:
+        campaign.wrong.append("the run that was killed is not the uninterrupted one")
+    campaign.write(KILLS, {"resumed == uninterrupted, bit for bit": same, "stray files": len(strays)})
+
+
+if __name__ == "__main__":
+    main()
