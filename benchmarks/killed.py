@@ -1,4 +1,6 @@
-"""Trainings that are killed at random moments, for `reliability.py`: ``python killed.py BACKEND KILLS SEED FOLDER RESULT``.
+"""Trainings that are killed at random moments: ``python killed.py BACKEND KILLS SEED FOLDER RESULT``.
+
+For `reliability.py`.
 
 BACKEND is `demo`, the demo's diffusers folder, or `host`, a tiny SD 1.5 as ComfyUI loads it: that needs the
 interpreter of a ComfyUI and COMFYUI_PATH. This process loads the model once. For each kill it forks a child that
@@ -64,12 +66,12 @@ from rollout_trainer.training.trainer.config import TrainConfig  # noqa: E402
 from rollout_trainer.training.trainer.optim import OptimizerConfig  # noqa: E402
 
 torch.set_num_threads(1)
-SAVE_EVERY = 3
+SAVE_EVERY = 2
 PHASES = ("train", "train", "train", "save", "encode", "export")
-LONGEST = 1.5
-"""Seconds after which a child is killed at the latest, from the moment on that it is at work."""
+MOST = 7
+"""Steps, saves, encodings or exports that a child begins at most before it is killed."""
 PATIENCE = 60.0
-"""Seconds in which a child must be at work."""
+"""Seconds that one of them may take."""
 EARLY = 0.2
 """Share of the children that are killed before they are."""
 CONFIG = TrainConfig(
@@ -176,8 +178,8 @@ class Campaign:
 
     # -- what is looked at afterwards -----------------------------------------------------------------
 
-    def kill(self, phase: str, seconds: float, early: bool) -> None:
-        """Let a child do that for so long, kill it, and look; `early`: whatever it is at by then."""
+    def kill(self, phase: str, rng: random.Random) -> None:
+        """Let a child do that for a while, kill it, and look."""
         self.log.unlink(missing_ok=True)
         pid = os.fork()
         if pid == 0:
@@ -190,9 +192,7 @@ class Campaign:
                 print(f"{phase}: {type(err).__name__}: {err}", file=sys.stderr, flush=True)
             finally:
                 os._exit(1)
-        if not early and not select.select([self.at_work], [], [], PATIENCE)[0]:
-            self.wrong.append(f"{phase}: not at work after {PATIENCE:g} s")
-        time.sleep(seconds)
+        self.wait(phase, rng)
         os.kill(pid, signal.SIGKILL)
         status = os.waitpid(pid, 0)[1]
         while select.select([self.at_work], [], [], 0)[0]:
@@ -201,6 +201,20 @@ class Campaign:
             self.wrong.append(f"{phase}: the child ended by itself")
         self.by_phase[phase] += 1
         self.look(phase)
+
+    def wait(self, phase: str, rng: random.Random) -> None:
+        """Until a random moment of what the child does: while it starts, or between two of its rounds."""
+        if rng.random() < EARLY:
+            return time.sleep(rng.uniform(0, 0.3))
+        begun = time.monotonic()
+        rounds = rng.randint(1, MOST if phase == "train" else 2)
+        for _ in range(rounds):
+            if not select.select([self.at_work], [], [], PATIENCE)[0]:
+                self.wrong.append(f"{phase}: nothing for {PATIENCE:g} s")
+                return None
+            os.read(self.at_work, 1)
+        time.sleep(rng.uniform(0, (time.monotonic() - begun) / rounds))
+        return None
 
     def look(self, phase: str) -> None:
         """What is left must be whole."""
@@ -255,7 +269,7 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     campaign = Campaign()
     for i in range(KILLS):
-        campaign.kill(PHASES[i % len(PHASES)], rng.uniform(0.0, LONGEST), rng.random() < EARLY)
+        campaign.kill(PHASES[i % len(PHASES)], rng)
         campaign.write(i + 1, {})
     run = train(reopen(campaign.run.folder.path, campaign.source, campaign.data), 1)
     strays = campaign.strays()

@@ -19,6 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .checks import one_line
+
 SAMPLE = 1024
 """Values of each tensor that a fingerprint looks at, evenly spread: the whole of a large model takes minutes."""
 DEEPEST = 100
@@ -128,7 +130,9 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             header: dict[str, str] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as err:
-        raise ValueError(f"LoRA file {path} must be a readable safetensors file, got: {err}") from err
+        raise ValueError(
+            f"LoRA file {path} must be a readable safetensors file, got: {one_line(err):.150}"
+        ) from err
     if SEAL in header and sealed(tensors, header)[SEAL] != header[SEAL]:
         raise ValueError(
             f"LoRA file {path} must be as it was saved, but its content is not that of its digest; it is damaged, or "

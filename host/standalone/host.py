@@ -8,7 +8,7 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from threading import Event, Thread
@@ -219,10 +219,35 @@ def interruptible(host: StandaloneHost, patient: bool = False) -> Iterator[None]
 @contextmanager
 def _always_ended(numbers: Sequence[int]) -> Iterator[None]:
     """Inside, a second signal ends the process though Python never gets to run its handler."""
-    answered = Event()
     reading, writing = socket.socketpair()
     writing.setblocking(False)
     before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    stop = (
+        _watched_by_process(reading, numbers) if os.name == "posix" else _watched_by_thread(reading, numbers)
+    )
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        with suppress(OSError):
+            writing.send(b"\0")
+        writing.close()
+        stop()
+
+
+def _watched(reading: socket.socket, numbers: Sequence[int]) -> Callable[[], None]:
+    """Let another process watch, or a thread where there can be none; how to end that."""
+    if os.name == "posix" and (Path(__file__).parent / "watcher.py").is_file():  # the registry's archive has none
+        from .watcher import watched_by_process
+
+        with suppress(OSError):
+            return watched_by_process(reading, numbers, 2 * PATIENCE)
+    return _watched_by_thread(reading, numbers)
+
+
+def _watched_by_thread(reading: socket.socket, numbers: Sequence[int]) -> Callable[[], None]:
+    """Let a thread watch, which sees all but calls that hold Python's lock; how to end it."""
+    answered = Event()
 
     def watch() -> None:
         told = 0
@@ -232,16 +257,14 @@ def _always_ended(numbers: Sequence[int]) -> Iterator[None]:
                 if told > 1 and not answered.wait(2 * PATIENCE):
                     os._exit(130)
 
-    Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
+    def stop() -> None:
         answered.set()
-        signal.set_wakeup_fd(before)
         with suppress(OSError):
             reading.shutdown(socket.SHUT_RDWR)
         reading.close()
-        writing.close()
+
+    Thread(target=watch, daemon=True).start()
+    return stop
 
 
 def _forget_the_terminal() -> None:

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from ..checks import one_line
+
 LIBRARIES = ("diffusers", "transformers")
 """What a model_index.json may name; anything else would be code from elsewhere."""
 CLASSES = (
@@ -54,8 +56,8 @@ class PipelineFolder:
             index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
         except FileNotFoundError as err:
             raise fault("it must be a diffusers pipeline, but has no model_index.json") from err
-        except ValueError as err:
-            raise fault(f"model_index.json must be valid JSON, but it is not: {err}") from err
+        except (OSError, ValueError, RecursionError) as err:
+            raise fault(f"model_index.json must be valid JSON, but it is not: {one_line(err):.150}") from err
         if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
             raise fault("model_index.json must name the pipeline, but has no _class_name")
         return cls(path, index)
@@ -83,8 +85,8 @@ class PipelineFolder:
         file = self._component(name) / f"{name}_config.json"
         try:
             config = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as err:
-            raise self.fault(f"{name} must have a readable {file.name}: {err}") from err
+        except (OSError, ValueError, RecursionError) as err:
+            raise self.fault(f"{name} must have a readable {file.name}: {one_line(err):.150}") from err
         return dict(config)
 
     def tokenizer(self, name: str) -> Any:
@@ -154,8 +156,7 @@ class PipelineFolder:
             with _no_progress_bars():
                 return loader.from_pretrained(str(folder), local_files_only=True, **own, **options)
         except Exception as err:  # the libraries raise anything from OSError to KeyError on a broken folder
-            line = str(err).strip().partition("\n")[0]
-            raise self.fault(f"{name} ({kind}) cannot be read: {line}") from err
+            raise self.fault(f"{name} ({kind}) cannot be read: {one_line(err):.150}") from err
 
     def digest(self) -> str:
         """Hex digest (16 digits) of every weight and settings file in the folder."""

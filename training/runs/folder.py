@@ -28,6 +28,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..checks import one_line
 from ..files import digest, is_full, read_json, sweep_partials, tensor_file, write_atomically, write_json
 from ..pictures.film import is_whole
 from ..pictures.strip import are_whole
@@ -364,7 +365,7 @@ class RunFolder:
                 f"step {step} must have a saved state in {self.path}; saved steps: {have}"
             ) from err
         except _UNREADABLE as err:
-            why = f"no {err}" if isinstance(err, KeyError) else err
+            why = f"no {err}" if isinstance(err, KeyError) else f"{one_line(err):.150}"
             raise RuntimeError(
                 f"{path} must be a readable state, got {why}; resume from another step"
             ) from err

@@ -78,6 +78,7 @@ own = h.StandaloneHost(Path("."))
 try:
     with h.interruptible(own):
         print("ready", flush=True)
+        {before}
         while not own.cancel_requested():
             time.sleep(0.01)
         print("cancelled", flush=True)
@@ -87,8 +88,9 @@ except KeyboardInterrupt:
 """
 
 
-def process(then, interrupted="raise"):
-    script = SCRIPT.format(unit=str(Path(__file__).parents[1]), then=then, interrupted=interrupted)
+def process(then, interrupted="raise", before="pass"):
+    unit = str(Path(__file__).parents[1])
+    script = SCRIPT.format(unit=unit, then=then, interrupted=interrupted, before=before)
     own = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -113,6 +115,19 @@ def test_a_process_that_answered_a_second_signal_lives_on():
     own.send_signal(signal.SIGTERM)
     assert own.stdout.readline() == "alive\n"
     assert own.wait(10) == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_second_signal_ends_a_step_that_never_returns(number):
+    """A call that holds Python's lock: neither a handler nor a thread of Python's ever runs again."""
+    own = process("pass", before="import re; re.match('(a+)+$', 'a' * 64 + '!')")
+    time.sleep(0.5)
+    own.send_signal(getattr(signal, number))
+    time.sleep(0.5)
+    assert own.poll() is None
+    own.send_signal(signal.SIGTERM)
+    assert own.wait(20) != 0
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -11,7 +12,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from rollout_trainer.training.lora import adapter as lora
-from rollout_trainer.training.lora.adapter import Adapter, AdapterKind, AdapterState, LoRAConfig, attached
+from rollout_trainer.training.lora.adapter import (
+    Adapter,
+    AdapterKind,
+    AdapterState,
+    LoRAConfig,
+    attached,
+    target_modules,
+)
 
 KINDS = get_args(AdapterKind)
 LINEAR, CONV, EVERYTHING = (r"to_[qv]$", r"mlp\.0"), (r"conv", r"down\.1"), (r".",)
@@ -375,3 +383,25 @@ def test_the_seed_decides_the_first_weights_and_nothing_else_does(kind):
     same, other = first_weights(4), first_weights(5)
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"^(.+)(.+)(.+)(.+)(.+)(.+)\6\5\4\3\2\1[A-Z]$",
+        r"^(\w+)(.*)(\w+)(.*)(\w+)(.*)(\w+)\1.\3.\5.\7[A-Z]",
+    ],
+)
+def test_an_expression_that_takes_longer_than_the_universe_is_given_up(pattern, monkeypatch):
+    """No engine is quick at references backwards: the time limit is what stops these."""
+    monkeypatch.setattr("rollout_trainer.training.lora.adapter.MATCH_SECONDS", 0.2)
+    network = nn.Module()
+    for i in range(20):
+        network.add_module(f"transformer_blocks_{i}_attn_to_q_projection_of_everything", nn.Linear(2, 2))
+    begun = time.process_time()
+    with pytest.raises(
+        ValueError, match=r"targets must be found in 0\.2 s, got .*, which takes longer"
+    ) as told:
+        target_modules(network, (pattern,))
+    assert time.process_time() - begun < 5
+    assert "\n" not in str(told.value)

@@ -454,3 +454,21 @@ def test_a_sample_that_is_not_finite_is_named(where, toy_source, make_data, make
         train(run, 40)
     assert any("picture" in line and "must hold finite numbers alone" in line for line in lines(caplog))
     assert not any("learning rate" in line for line in lines(caplog))
+
+
+def test_a_header_that_is_no_header_is_one_printable_line(toy_source, make_data, make_config, tmp_path):
+    """What libraries say of it repeats it, escapes and all, or lists all that they know."""
+    run = train(start(tmp_path, "t", toy_source, make_data(), make_config()), 1)
+    state = run.folder.state_path(1)
+    lora = tmp_path / "l.safetensors"
+    for header in (
+        b'{"a\x1b[2J\\n":1}',
+        b'{"a":{"dtype":"F30","shape":[1],"data_offsets":[0,4]}}',
+        b"\xff" * 9,
+    ):
+        for path, read in ((state, lambda: run.folder.load(1)), (lora, lambda: read_file(lora))):
+            path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+            with pytest.raises((RuntimeError, ValueError), match="must be a readable") as told:
+                read()
+            assert str(told.value).isprintable()
+            assert len(str(told.value)) < 400
