@@ -1,7 +1,7 @@
 """What a user may rely on, counted: ``python benchmarks/reliability.py [--long] [--only PIECE ...] [--seed N]``.
 
 Each piece repeats a fault so many times and says how often it went wrong. The standard mode takes at most ten minutes
-on a quiet machine of two cores; ``--long`` takes the numbers of docs/reliability.md. Nothing needs a GPU. The pieces that
+on a quiet machine of two cores; ``--long`` takes the numbers of docs/reliability.md. Nothing needs a GPU. Pieces that
 need a ComfyUI (COMFYUI_PATH, as for tests/host) are left out, and named, where there is none. The figures so far lie in
 ``--out`` (JSON) at any moment; pieces that are in it already are kept unless ``--only`` names them.
 

@@ -150,9 +150,11 @@ def sealed(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> dict[str
 
 def hashed(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """The hashes by which other tools know a LoRA file: sha256 of all that follows its header, as sd-scripts has it."""
-    content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
-    start = 8 + int.from_bytes(content[:8], "little")
-    own = hashlib.sha256(memoryview(content)[start:]).hexdigest()
+    _, *parts = tensor_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {})
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(part)
+    own = sha.hexdigest()
     return {"sshs_model_hash": own, "modelspec.hash_sha256": f"0x{own}"}
 
 

@@ -222,9 +222,7 @@ def _always_ended(numbers: Sequence[int]) -> Iterator[None]:
     reading, writing = socket.socketpair()
     writing.setblocking(False)
     before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-    stop = (
-        _watched_by_process(reading, numbers) if os.name == "posix" else _watched_by_thread(reading, numbers)
-    )
+    stop = _watched(reading, numbers)
     try:
         yield
     finally:
@@ -237,7 +235,8 @@ def _always_ended(numbers: Sequence[int]) -> Iterator[None]:
 
 def _watched(reading: socket.socket, numbers: Sequence[int]) -> Callable[[], None]:
     """Let another process watch, or a thread where there can be none; how to end that."""
-    if os.name == "posix" and (Path(__file__).parent / "watcher.py").is_file():  # the registry's archive has none
+    there = (Path(__file__).parent / "watcher.py").is_file()  # the registry's archive has none
+    if os.name == "posix" and there:
         from .watcher import watched_by_process
 
         with suppress(OSError):
