@@ -24,12 +24,12 @@ LAYERS = {
 ROOMS: dict[str, dict[str, set[str]]] = {
     "training": {
         "checks": set(),
-        "files": set(),
+        "files": {"checks"},
         "forms": set(),
         "conditioning": set(),
         "objective": {"checks", "conditioning", "forms"},
         "lora": {"checks", "files"},
-        "models": {"conditioning", "files", "forms", "lora"},
+        "models": {"checks", "conditioning", "files", "forms", "lora"},
         "data": {"conditioning", "files", "models"},
         "pictures": {"conditioning", "data", "files", "forms", "models", "objective"},
         "trainer": {"checks", "conditioning", "data", "forms", "lora", "models", "objective", "pictures"},
