@@ -13,6 +13,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+import comfyui_process
 from comfyui_process import NODES_FOR_TESTS, running
 from prompt_builder import PromptBuilder
 from safetensors import safe_open
@@ -60,7 +61,8 @@ def alone(graph: PromptBuilder, node: str) -> dict[str, Any]:
 
 @contextmanager
 def started(installation: Any, folder: Path) -> Iterator[Any]:
-    """That ComfyUI with the pack and the nodes of its tests."""
+    """That ComfyUI with the pack and the nodes of its tests; it may take its time on a busy machine."""
+    comfyui_process.START_TIMEOUT = 2 * WAIT
     with running(installation, folder, [], [NODES_FOR_TESTS]) as host:
         yield host
 
