@@ -438,6 +438,9 @@ def laid_out(name: str) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    from family_workflows import FAMILY_WORKFLOWS  # it builds on this module
+
+    WORKFLOWS |= FAMILY_WORKFLOWS
     with front_end() as new_page:
         for chosen in sys.argv[1:] or [*WORKFLOWS, *LAID_OUT]:
             file = ROOT / "workflows" / f"{chosen}.json"

@@ -1,12 +1,14 @@
 """Write the trained networks and the VAE as a diffusers pipeline folder in fp16, and the demo's data."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from .captions import BLOB, caption, read_names
@@ -14,6 +16,8 @@ from .networks import Networks
 from .render import Pictures, on_background, save_png
 
 WHITE = 0  # its place in BACKGROUNDS
+FRAMES = 17
+"""Of a clip, at 16 a second."""
 
 
 def save_pipeline(
@@ -71,8 +75,38 @@ def save_data(pictures: Pictures, demo: Path) -> None:
             if folder == "data":
                 text = caption(name, BLOB, "white") + "\n"
                 (demo / folder / f"{slug(name)}.txt").write_text(text, encoding="utf-8")
+    save_grey(demo)
+    save_clips(demo)
     lines = [caption(name, BLOB, "white") + "\n" for name in read_names("blob_unseen.txt")]
     (demo / "unseen_captions.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def save_grey(demo: Path) -> None:
+    """Write the LoRA's pictures without their colours: what an edit begins with that gives them back."""
+    (demo / "grey").mkdir(exist_ok=True)
+    for file in sorted((demo / "data").glob("*.png")):
+        with Image.open(file) as picture:
+            picture.convert("L").save(demo / "grey" / file.name, optimize=True)
+
+
+def save_clips(demo: Path) -> None:
+    """Write a few of the LoRA's pictures as clips of a second: the face hops twice, and leans to the side."""
+    folder, page, face = demo / "clips", 128, 96
+    folder.mkdir(exist_ok=True)
+    for file in sorted((demo / "data").glob("*.png"))[::6]:
+        with Image.open(file) as picture:
+            small = picture.convert("RGB").resize((face, face), Image.Resampling.LANCZOS)
+        frames = []
+        for i in range(FRAMES):
+            swing = math.sin(2 * math.pi * i / (FRAMES - 1))
+            leaning = small.rotate(20 * swing, Image.Resampling.BICUBIC, fillcolor="white")
+            frames.append(Image.new("RGB", (page, page), "white"))
+            frames[-1].paste(leaning, ((page - face) // 2, 28 - round(24 * abs(swing))))
+        first, *others = frames
+        clip = folder / f"{file.stem}.webp"
+        first.save(clip, save_all=True, append_images=others, duration=1000 / 16, quality=70, method=6)
+        text = file.with_suffix(".txt").read_text(encoding="utf-8")
+        clip.with_suffix(".txt").write_text(f"a hopping {text}", encoding="utf-8")
 
 
 def slug(name: str) -> str:

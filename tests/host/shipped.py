@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from comfyui_process import ComfyUI, Prompt
+from PIL import Image
 from prompt_builder import PromptBuilder
 
 from rollout_trainer.host.graph.catalog import from_object_info
@@ -24,8 +26,27 @@ FILES = {
     "wan2.1_t2v_1.3B_fp16.safetensors": ("wan", "diffusion_models"),
     "umt5_xxl_fp8_e4m3fn_scaled.safetensors": ("umt5xxl", "text_encoders"),
     "wan_2.1_vae.safetensors": ("wan_vae", "vae"),
+    "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors": ("wan", "diffusion_models"),
+    "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors": ("wan_high", "diffusion_models"),
+    "wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors": ("wan_i2v", "diffusion_models"),
+    "wan2.2_i2v_low_noise_14B_fp8_scaled.safetensors": ("wan_i2v_low", "diffusion_models"),
+    "ltx-2-19b-dev-fp8.safetensors": ("ltx2", "checkpoints"),
+    "gemma_3_12B_it_fp4_mixed.safetensors": ("gemma3_12b", "text_encoders"),
+    "flux1-dev-kontext_fp8_scaled.safetensors": ("flux", "diffusion_models"),
+    "flux-2-klein-base-4b.safetensors": ("klein", "diffusion_models"),
+    "flux2-vae.safetensors": ("flux2_vae", "vae"),
+    "z_image_bf16.safetensors": ("z_image", "diffusion_models"),
+    "qwen_3_4b.safetensors": ("qwen3_4b", "text_encoders"),
+    "qwen_image_edit_2511_fp8mixed.safetensors": ("qwen_edit", "diffusion_models"),
+    "qwen_2.5_vl_7b_fp8_scaled.safetensors": ("qwen25_7b", "text_encoders"),
+    "qwen_image_vae.safetensors": ("wan_vae", "vae"),
 }
 """Model files that shipped workflows name: what `nodes_for_tests.small_files` makes of each, and its folder."""
+FRONT_END = {"MarkdownNote", "Note", "PrimitiveNode", "Reroute"}
+"""Nodes that are the front end's alone."""
+PICTURE = "example.png"
+"""What workflows edit: a picture that comes with ComfyUI."""
+CLIPS = "demo/clips"
 SIDE = 64
 SHORT: dict[str, dict[str, Any]] = {
     "RolloutTrainLoRA": {"steps": 3},
@@ -37,6 +58,10 @@ SHORT: dict[str, dict[str, Any]] = {
     "RolloutExposureBias": {"samples": 4, "steps": 3},
     "EmptyLatentImage": {"width": SIDE, "height": SIDE},
     "EmptySD3LatentImage": {"width": SIDE, "height": SIDE},
+    "EmptyFlux2LatentImage": {"width": SIDE, "height": SIDE},
+    "SplitSigmas": {"step": 1},
+    "WanImageToVideo": {"width": SIDE, "height": SIDE, "length": 5},
+    "EmptyLTXVLatentVideo": {"width": SIDE, "height": SIDE, "length": 9},
     "EmptyHunyuanLatentVideo": {"width": SIDE, "height": SIDE},
 }
 """Widgets by node class that make a run of seconds."""
@@ -55,6 +80,8 @@ def shortened(prompt: Prompt, more: Mapping[str, Mapping[str, Any]] | None = Non
     widgets = {**SHORT, **(more or {})}
     for node in prompt.values():
         node["inputs"] |= widgets.get(node["class_type"], {})
+        if node["inputs"].get("folder") == CLIPS:
+            node["inputs"]["clip_frames"] = 5
         if node["class_type"] == "RolloutEncodeDataset" and node["inputs"]["resolution"]:
             node["inputs"]["resolution"] = SIDE
     return prompt
@@ -79,3 +106,12 @@ def make_files(host: ComfyUI, names: set[str]) -> None:
             graph.add("TestSaveModelFile", kind=kind, folder=folder, name=name)
     if graph.prompt:
         host.queue(graph.prompt)
+    picture = host.base / "input" / PICTURE
+    if not picture.exists():
+        Image.linear_gradient("L").resize((SIDE, SIDE)).convert("RGB").save(picture)
+
+
+def unknown(host: ComfyUI, name: str) -> list[str]:
+    """Node classes of a workflow that this version of ComfyUI does not have."""
+    nodes = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))["nodes"]
+    return sorted({node["type"] for node in nodes} - host.object_info().keys() - FRONT_END)

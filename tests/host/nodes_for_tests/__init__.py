@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from .device_nodes import NODES as DEVICE_NODES
 from .lora_nodes import TestLoRAForms
 from .model_nodes import NODES as MODEL_NODES
+from .scene_nodes import NODES as SCENE_NODES
 from .small_files import NODES as FILE_NODES
 
 CATEGORY = "tests"
@@ -138,6 +139,7 @@ NODE_CLASS_MAPPINGS = {
         *MODEL_NODES,
         *DEVICE_NODES,
         *FILE_NODES,
+        *SCENE_NODES,
         TestLoRAForms,
     )
 }

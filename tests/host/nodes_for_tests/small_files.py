@@ -12,8 +12,11 @@ import sys
 from functools import wraps
 from pathlib import Path
 
+import comfy.ldm.models.autoencoder
+import comfy.ldm.modules.diffusionmodules.model
 import comfy.ldm.wan.vae
 import comfy.ops
+import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models
 import folder_paths
@@ -22,11 +25,14 @@ from comfy import model_detection
 from comfy.clip_model import CLIPTextModel
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.taesd.taesd import TAESD
+from comfy.text_encoders import llama, qwen_vl
 from comfy.text_encoders.t5 import T5
 from safetensors.torch import load_file, save_file
 
 from . import tiny_models
+from .scene_nodes import tiny_families
 
+families = tiny_families()
 ROOT = Path(__file__).resolve().parents[3]
 DEMO = ROOT / "demo" / "model"
 COMFY = Path(comfy.sd1_clip.__file__).parent
@@ -37,23 +43,60 @@ SMALL = {
     "umt5": {"num_layers": 1, "num_heads": 1, "d_kv": 64, "d_ff": 64, "vocab_size": 1000},
 }
 """What is changed of the host's text encoders, by the type that their config names."""
+QWEN = {
+    "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 28, "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+}  # fmt: skip
+"""Of Qwen 3 and 2.5, whose config is in the host's code: layers enough for Flux.2 Klein, which reads three of them."""
+GEMMA = QWEN | {"num_hidden_layers": 2, "vocab_size": 1000}
+"""Of Gemma 3, all of whose layers LTX-2 reads."""
+GEMMA_VISION = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1, "num_hidden_layers": 1,
+                "image_size": 224}  # fmt: skip
+VISION = {"hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "num_layers": 1}
 CONTEXT, POOLED = 4096, 64
 VAE_WIDTH = 16
+MARK = "small."
+"""Begins the name of a tensor that says what a text encoder is; the host goes by sizes."""
+Z_IMAGE_DIM = 256
 
 
 # -- what the host is told -------------------------------------------------------------------------
 
 
+CODED = {getattr(llama, "Gemma3_12B", None): GEMMA}
+"""Sizes of encoders whose config is in the host's code, where they are not those of Qwen."""
+
+
 def small_text_encoders():
     """Text encoders are built with few layers."""
+    if hasattr(llama, "Gemma3_12B_Config"):
+        own = llama.Gemma3_12B_Config
+        own.vision_config = getattr(own, "vision_config", {}) | GEMMA_VISION
     cls = comfy.sd1_clip.SDClipModel
     build = cls.__init__
 
     @wraps(build)
     def small(self, *args, textmodel_json_config=None, **kwargs):
-        build(self, *args, textmodel_json_config=text_config(textmodel_json_config), **kwargs)
+        own = CODED.get(kwargs.get("model_class"), QWEN)
+        config = own if textmodel_json_config == {} else text_config(textmodel_json_config)
+        build(self, *args, textmodel_json_config=dict(config), **kwargs)
 
     cls.__init__ = small
+    detect = comfy.sd.detect_te_model
+
+    @wraps(detect)
+    def told(state_dict):
+        (kind, *_) = [name for name in state_dict if name.startswith(MARK)] or [""]
+        return getattr(comfy.sd.TEModel, kind.removeprefix(MARK)) if kind else detect(state_dict)
+
+    comfy.sd.detect_te_model = told
+    built_with(qwen_vl.Qwen2VLVisionTransformer, lambda given: given | VISION)
+
+
+def built_with(cls, change):
+    """Let a class of the host be built with other named arguments: `change` gets those given."""
+    build = cls.__init__
+    cls.__init__ = wraps(build)(lambda self, *args, **given: build(self, *args, **change(given)))
 
 
 def text_config(given=None):
@@ -63,28 +106,37 @@ def text_config(given=None):
     return config | SMALL[config["model_type"]]
 
 
-def narrow_wan_vae():
-    """Wan's autoencoder is built narrow; older hosts know one width."""
-    cls = comfy.ldm.wan.vae.WanVAE
-    build = cls.__init__
-    cls.__init__ = wraps(build)(lambda self, **kwargs: build(self, **(kwargs | {"dim": VAE_WIDTH})))
+def narrow_autoencoders():
+    """Those of Wan and of Flux.2 are built narrow; the host knows one width, of Flux.2's encoder at least."""
+    built_with(comfy.ldm.wan.vae.WanVAE, lambda given: given | {"dim": VAE_WIDTH})
+    encoder = comfy.ldm.modules.diffusionmodules.model.Encoder
+    built_with(encoder, lambda given: given | ({"ch": 32} if given["z_channels"] == 32 else {}))
 
 
 def detect_small_networks():
-    """Flux of the size that its weights have, and an SDXL of two levels."""
+    """Networks of the sizes that their weights have, and an SDXL of two levels."""
     detect = model_detection.detect_unet_config
 
     @wraps(detect)
     def told(state_dict, prefix, *args, **kwargs):
         config = detect(state_dict, prefix, *args, **kwargs)
-        if config is not None and config.get("image_model") == "flux":
+        kind = "" if config is None else config.get("image_model")
+        if kind in ("flux", "flux2"):
             hidden = len(state_dict[f"{prefix}img_in.weight"])
             context = state_dict[f"{prefix}txt_in.weight"].shape[1]
             config |= {"hidden_size": hidden, "num_heads": hidden // 128, "context_in_dim": context}
+        if kind == "qwen_image":
+            hidden, context = state_dict[f"{prefix}txt_in.weight"].shape
+            config |= {"num_attention_heads": hidden // 128, "joint_attention_dim": context}
+        if kind == "lumina2" and config["dim"] == Z_IMAGE_DIM:
+            config |= families.FAMILIES["z_image"].unet | {"cap_feat_dim": config["cap_feat_dim"]}
         return config
 
     model_detection.detect_unet_config = told
     comfy.supported_models.models.insert(0, SmallSDXL)
+    if hasattr(comfy.supported_models, "ZImage"):
+        own = {"unet_config": {"image_model": "lumina2", "dim": Z_IMAGE_DIM}}
+        comfy.supported_models.models.insert(0, type("SmallZImage", (comfy.supported_models.ZImage,), own))
 
 
 class SmallSDXL(comfy.supported_models.SDXL):
@@ -97,7 +149,7 @@ class SmallSDXL(comfy.supported_models.SDXL):
 
 
 small_text_encoders()
-narrow_wan_vae()
+narrow_autoencoders()
 detect_small_networks()
 
 
@@ -142,15 +194,15 @@ def umt5xxl():
     return t5xxl("umt5_config_xxl.json") | {"spiece_model": sentence_pieces()}
 
 
-def sentence_pieces():
-    """A tokenizer of the words of the demo's captions."""
+def sentence_pieces(unknown=2, begin=-1):
+    """A tokenizer of the words of the demo's captions; ids of unknown pieces and of the beginning, -1: none."""
     import sentencepiece
 
     captions = [path.read_text().strip() for path in sorted((ROOT / "demo" / "data").glob("*.txt"))]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(captions), model_writer=model, vocab_size=150, hard_vocab_limit=False,
-        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+        pad_id=0, eos_id=1, unk_id=unknown, bos_id=begin, minloglevel=2,
     )  # fmt: skip
     return torch.ByteTensor(list(model.getvalue()))
 
@@ -161,6 +213,102 @@ def flux():
 
 def wan():
     return tiny_models.state_dict("wan", 0)
+
+
+def family(name, seed=0, **sizes):
+    """The weights of one of `tiny_families.FAMILIES`, some of its sizes changed."""
+    tiny = families.FAMILIES[name]
+    model = families.known(tiny, tiny.unet | sizes, torch.float32)
+    return weights(model.diffusion_model, seed)
+
+
+def wan_high():
+    return tiny_models.state_dict("wan", 1)
+
+
+def wan_i2v():
+    return family("wan22_i2v_14b", text_dim=CONTEXT, freq_dim=256)
+
+
+def wan_i2v_low():
+    return family("wan22_i2v_14b", 1, text_dim=CONTEXT, freq_dim=256)
+
+
+def klein():
+    return family("flux2_klein", context_in_dim=3 * QWEN["hidden_size"])
+
+
+def z_image():
+    return family("z_image", cap_feat_dim=QWEN["hidden_size"])
+
+
+def qwen_edit():
+    return family("qwen_edit", joint_attention_dim=QWEN["hidden_size"])
+
+
+def text_network(cls, mark, sizes=QWEN):
+    """A text encoder of the host's `llama`, as `TEModel` names it."""
+    network = cls(dict(sizes), torch.float32, "cpu", comfy.ops.disable_weight_init)
+    drawn = {name: weight.half() for name, weight in weights(network, 4).items()}
+    return drawn | {MARK + mark: torch.zeros(1)}
+
+
+def qwen3_4b():
+    return text_network(llama.Qwen3_4B, "QWEN3_4B")
+
+
+def qwen25_7b():
+    return text_network(llama.Qwen25_7BVLI, "QWEN25_7B")
+
+
+LTX2 = {"caption_channels": 64, "connector_attention_head_dim": 16, "connector_num_attention_heads": 4,
+        "connector_num_layers": 1}  # fmt: skip
+LTX_VAE = {
+    "dims": 3, "in_channels": 3, "out_channels": 3, "latent_channels": 128, "patch_size": 4,
+    "blocks": [
+        ["res_x", 1], ["compress_all", 1], ["res_x_y", 1], ["compress_all", 1], ["res_x_y", 1], ["compress_all", 1],
+        ["res_x", 1],
+    ],
+    "norm_layer": "pixel_norm", "latent_log_var": "uniform", "encoder_base_channels": 16, "decoder_base_channels": 16,
+}  # fmt: skip
+
+
+def ltx2():
+    """The network, the autoencoder, and the projection of the text encoder's layers, in one file."""
+    from comfy.ldm.lightricks.vae.causal_video_autoencoder import VideoVAE
+
+    vae = weights(VideoVAE(config=LTX_VAE), 1)
+    vae["per_channel_statistics.std-of-means"] = torch.ones(128)
+    vae["per_channel_statistics.mean-of-means"] = torch.zeros(128)
+    layers = GEMMA["hidden_size"] * (GEMMA["num_hidden_layers"] + 1)
+    projection = torch.randn(64, layers, generator=torch.Generator().manual_seed(3)) / layers**0.5
+    return (
+        prefixed("model.diffusion_model.", family("ltx2_av_video_only", **LTX2))
+        | prefixed("vae.", vae)
+        | {"text_embedding_projection.aggregate_embed.weight": projection}
+    )
+
+
+def ltx2_config():
+    """What its file says of its sizes."""
+    transformer = families.FAMILIES["ltx2_av_video_only"].unet | LTX2
+    return {"transformer": {k: v for k, v in transformer.items() if k != "image_model"}, "vae": LTX_VAE}
+
+
+CONFIGS = {"ltx2": ltx2_config}
+"""The config in a file's metadata, of those that have one."""
+
+
+def gemma3_12b():
+    return text_network(llama.Gemma3_12B, "GEMMA_3_12B", GEMMA) | {"spiece_model": sentence_pieces(3, 2)}
+
+
+def flux2_vae():
+    sizes = {"double_z": True, "z_channels": 32, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 32,
+             "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0,
+             "batch_norm_latent": True}  # fmt: skip
+    drawn = weights(comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=sizes, embed_dim=32))
+    return drawn | {"bn.running_var": torch.ones_like(drawn["bn.running_var"])}
 
 
 def wan_vae():
@@ -234,7 +382,8 @@ class TestSaveModelFile:
         place = Path(folder_paths.models_dir) / folder / name
         place.parent.mkdir(parents=True, exist_ok=True)
         with torch.inference_mode(False):
-            save_file(getattr(sys.modules[__name__], kind)(), place)
+            config = {"config": json.dumps(CONFIGS[kind]())} if kind in CONFIGS else None
+            save_file(getattr(sys.modules[__name__], kind)(), place, config)
         return {}
 
 
