@@ -56,13 +56,19 @@ class Recipe:
         lora, rate = self.lora, self.optimizer
         lines = [
             f"{self.family}, {self.kind}",
-            f"LoRA: rank {lora.rank}, alpha {lora.alpha:g}, on {lora.preset}",
-            f"{rate.name}, learning rate {rate.lr:g} ({rate.schedule}, {rate.warmup_steps} steps of warm-up)",
-            f"trains {levels_trained(self.timesteps, schedule)} (0 is the picture)",
-            f"size {self.side} x {self.side}; about {STEPS[self.kind]} steps at batch size 1",
-            f"caption dropout {DROPOUT:g}; rollouts off",
+            f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}, on the layers of preset {lora.preset}",
+            f"{rate.name}, learning rate {plain(rate.lr)}, {rate.schedule} after {rate.warmup_steps} steps of warm-up",
+            f"trains {levels_trained(self.timesteps, schedule)} (0 is the picture, more is more noise)",
+            f"size {self.side} x {self.side}, in pixels",
+            f"for you to set on the training node: about {STEPS[self.kind]} steps at batch size 1, caption dropout "
+            f"{plain(DROPOUT)}, no rollouts to begin with",
         ]
         return "\n".join([*lines, *([self.note] if self.note else []), f"numbers from {self.source}"])
+
+
+def plain(value: float) -> str:
+    """A small number as widgets show it, without an exponent."""
+    return f"{value:.8f}".rstrip("0").rstrip(".")
 
 
 def shifted(shift: float) -> TimestepConfig:
@@ -93,6 +99,7 @@ class Line:
     loss: LossConfig = LossConfig()
 
 
+PAIRS = "Name the folder of the pictures before the edit in control_1 of Dataset from Folder."
 EXPERT = "Train the other of the two models as well, with its own recipe; each has a LoRA file of its own."
 T2V, I2V = 0.875, 0.9
 """Where the two models of Wan 2.2 14B take turns: the boundaries of its own sampling code."""
@@ -114,7 +121,7 @@ TABLE: tuple[Line, ...] = (
     Line(
         "Flux Kontext", ("Flux",), ("edit",), 1024, 32, 1e-4, MODELS_OWN,
         "musubi-tuner docs/flux_kontext.md; ai-toolkit train_lora_flux_kontext_24gb",
-        "The picture before the edit goes to the conditioning through Reference Latent.",
+        PAIRS,
     ),
     Line(
         "Flux.2 dev", ("Flux2",), (*PICTURES, "edit"), 1024, 32, 3e-5, MODELS_OWN,
@@ -135,7 +142,7 @@ TABLE: tuple[Line, ...] = (
     Line(
         "Qwen-Image-Edit", ("QwenImage",), ("edit",), 1024, 16, 5e-5, shifted(2.2),
         "musubi-tuner docs/qwen_image.md; ai-toolkit train_lora_qwen_image_edit_32gb (1e-4)",
-        "The picture before the edit goes to the text through Text Encode Qwen Image Edit.",
+        PAIRS,
     ),
     Line(
         "Z-Image", ("Lumina2", "ZImage", "ZImagePixelSpace"), PICTURES, 1024, 32, 1e-4, shifted(2.0),
