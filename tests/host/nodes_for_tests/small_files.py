@@ -63,7 +63,7 @@ Z_IMAGE_DIM = 256
 # -- what the host is told -------------------------------------------------------------------------
 
 
-CODED = {getattr(llama, "Gemma3_12B", None): GEMMA}
+CODED = {llama.Gemma3_12B: GEMMA} if hasattr(llama, "Gemma3_12B") else {}
 """Sizes of encoders whose config is in the host's code, where they are not those of Qwen."""
 
 
