@@ -254,9 +254,18 @@ def train_watched(
 
 
 def graph_of(node: type[io.ComfyNode]) -> dict[str, Any]:
-    """The graph that a node runs in, ``prompt`` and ``workflow``; ComfyUI tells it to output nodes."""
+    """The graph that a node runs in, ``prompt`` and ``workflow``; ComfyUI tells it to output nodes.
+
+    Without what ComfyUI notes in it while it runs: a node that is always run anew has a NaN there.
+    """
     hidden = getattr(node, "hidden", None)
-    return {} if hidden is None else {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}
+    if hidden is None:
+        return {}
+    prompt = {
+        id: {name: value for name, value in own.items() if name != "is_changed"}
+        for id, own in (hidden.prompt or {}).items()
+    }
+    return {"prompt": prompt, **(hidden.extra_pnginfo or {})}
 
 
 def check_launch() -> None:

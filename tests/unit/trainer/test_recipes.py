@@ -62,7 +62,9 @@ def test_two_experts_share_all_noise_levels_and_train_no_others():
 def test_the_summary_says_what_is_trained_and_where_it_is_from():
     text = RECIPES["Z-Image: style"].summary(FlowSchedule(3.0))
     assert "LoRA of rank 32, alpha 32, on the layers of preset attention+mlp" in text
-    assert "learning rate 0.00005," in RECIPES["Qwen-Image: style"].summary(FlowSchedule(3.0))  # as widgets show it
+    assert "learning rate 0.00005," in RECIPES["Qwen-Image: style"].summary(
+        FlowSchedule(3.0)
+    )  # as widgets show it
     assert "half of them below 0.67" in text  # a shift of 2: 2 / (1 + 2)
     assert "musubi-tuner" in text
     assert "1024 x 1024" in RECIPES["SDXL: style"].summary(TableSchedule(torch.linspace(0.03, 14.6, 1000)))
