@@ -6,6 +6,7 @@ touched, and what a block of work needs is undone at its end.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal, cast
@@ -40,6 +41,8 @@ from .trainable import (
     weights_on_paper,
 )
 
+READERS = {"QwenImage": ("comfy_extras.nodes_qwen", "TextEncodeQwenImageEditPlus", 3)}
+"""By family, the node that encodes a caption beside pictures (image1, image2 ...), and how many it takes."""
 PREFIX = "diffusion_model"
 """Where the network lies in the host's model, and what its LoRA keys begin with."""
 
@@ -427,6 +430,27 @@ class ComfyModel:
             raise ValueError("clip must be wired to Model from ComfyUI, to turn captions into conditioning")
         (row,) = conditioning_rows(self.clip.encode_from_tokens_scheduled(self.clip.tokenize(caption)))
         return row | ({"guidance": torch.tensor([self.guidance])} if self.guidance else {})
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether its text encoder looks at reference pictures while it reads a caption."""
+        return self.name in READERS and self.clip is not None
+
+    def encode_caption_beside(self, caption: str, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Conditioning of a caption that is read beside pictures [1, H, W, 3], as ComfyUI's node for that makes it.
+
+        Raises:
+            ValueError: more pictures than the node takes.
+        """
+        module, name, most = READERS[self.name]
+        if len(pictures) > most:
+            raise ValueError(
+                f"references must be at most {most} a sample for {self.name}, got {len(pictures)}; leave some out"
+            )
+        node = getattr(importlib.import_module(module), name)
+        shown = {f"image{i}": picture for i, picture in enumerate(pictures, 1)}
+        (row,) = conditioning_rows(node.execute(self.clip, caption, **shown).args[0])
+        return row
 
 
 # --- LoRA --------------------------------------------------------------------------------------------

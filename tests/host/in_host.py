@@ -513,6 +513,39 @@ def a_reference_is_what_reference_latent_gives() -> None:
     alike(row, entry[0])
 
 
+class Reader(Words):
+    """A CLIP of Qwen-Image-Edit's kind: a token for the text, and the mean of each picture it is shown."""
+
+    def tokenize(self, text: str, images: Any = (), llama_template: str = "") -> Any:
+        """What it is given."""
+        return text, [float(image.mean()) for image in images]
+
+    def encode_from_tokens_scheduled(self, tokens: Any) -> Any:
+        """Numbers for it."""
+        text, means = tokens
+        return [[torch.tensor([len(text), *means])[None, :, None].expand(1, -1, 48) / 100, {}]]
+
+
+@check
+@torch.no_grad()
+def a_caption_of_qwen_image_edit_is_read_beside_its_pictures() -> None:
+    clip = Reader()
+    source = HostModel(ComfyModel(tiny_families.build("qwen_edit"), clip, picture_vae()))
+    assert source.reads_pictures
+    assert not HostModel(ComfyModel(tiny_families.build("flux_kontext"), clip, picture_vae())).reads_pictures
+    pictures = [clip_of(1), clip_of(1, 1)]
+    row = source.encode_text_beside("make it blue", [p.movedim(-1, 1) for p in pictures])
+    plus = node("comfy_extras.nodes_qwen", "TextEncodeQwenImageEditPlus")
+    entry = run(plus, clip, "make it blue", image1=pictures[0], image2=pictures[1])
+    assert torch.equal(row["cross_attn"], entry[0])
+    told = ""
+    try:
+        source.encode_text_beside("x", [pictures[0].movedim(-1, 1)] * 4)
+    except ValueError as error:
+        told = str(error)
+    assert "at most 3" in told
+
+
 @check
 @torch.no_grad()
 def the_network_sees_every_kind_of_control() -> None:

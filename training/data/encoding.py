@@ -140,7 +140,7 @@ def encode(
     sizes = _sizes(model, resolution or model.default_resolution, bucket_step, max_aspect)
     encoder = _Encoder(model, cache_dir, dataset, variants, keep_tags)
     flips = (False, True) if flip else (False,)
-    texts = len({item.caption for item in dataset.items}) * variants
+    texts = encoder.captions(dataset, len(flips)) * variants
     more = sum(len(encoder.cutter.cuts(item)) - 1 for item in _clips(dataset))
     total = (len(dataset.items) + more) * len(flips) + texts
     tell = progress or (lambda done, total: None)
@@ -268,8 +268,17 @@ class _Encoder:
         self.rows: dict[tuple[int, int, int], _Rows] = {}
         self.numbers: dict[str, int] = {}  # of the different captions
         self.written = Texts()
+        self.seen: dict[
+            int, _Picture
+        ] = {}  # of captions that are encoded with pictures, a sample that has them
         self.keys = Keys()
         self.done = 0
+
+    def captions(self, dataset: ImageDataset, flips: int) -> int:
+        """How many captions there are to encode; where pictures are read beside them, at most."""
+        if getattr(self.model, "reads_pictures", False) and any(item.controls for item in dataset.items):
+            return len(dataset.items) * flips
+        return len({item.caption for item in dataset.items})
 
     def picture(self, picture: _Picture) -> None:
         """Have a picture in the cache and among the rows of its bucket."""
@@ -349,9 +358,9 @@ class _Encoder:
         """All pictures so far, with their captions, which are encoded now; `tell` is called after each."""
         layouts: set[Layout] = set()
         keys = Keys()
-        for caption in self.written:
+        for number, caption in enumerate(self.written):
             for text in self._variants(caption):
-                keys.append(self._caption(text, layouts))
+                keys.append(self._caption(text, layouts, self.seen.get(number)))
                 self.done += 1
                 tell()
         empty = self._caption("", layouts)
@@ -365,8 +374,12 @@ class _Encoder:
         rows = self.rows.setdefault((*picture.size, picture.frames), _Rows(shapes["latent"]))
         rows.keys.append(key)
         rows.names.append(picture.name)
-        rows.texts.append(self.numbers.setdefault(item.caption, len(self.numbers)))
+        seen = self._looks_at(picture)
+        name = cache_key("seen", item.caption, *seen) if seen else item.caption
+        rows.texts.append(self.numbers.setdefault(name, len(self.numbers)))
         if len(self.numbers) > len(self.written):
+            if seen:
+                self.seen[len(self.written)] = picture
             self.written.append(item.caption)
         rows.repeats.append(item.repeats)
         rows.masked |= "mask" in shapes
@@ -391,11 +404,32 @@ class _Encoder:
         """The caption as written, then its variants."""
         return [caption] if self.variants == 1 else caption_variants(caption, self.variants, self.keep_tags)
 
-    def _caption(self, text: str, layouts: set[Layout]) -> str:
-        """Have a caption in the cache; return its key, and put in what its conditioning is."""
-        key = cache_key("caption", *self.base, text)
-        layouts.add(self.cache.ensure(key, lambda: self.model.encode_text([text])))
+    def _caption(self, text: str, layouts: set[Layout], picture: _Picture | None = None) -> str:
+        """Have a caption in the cache; return its key, and put in what its conditioning is.
+
+        Args:
+            picture: its references are shown to the text encoder.
+        """
+        if picture is None:
+            key = cache_key("caption", *self.base, text)
+            layouts.add(self.cache.ensure(key, lambda: self.model.encode_text([text])))
+            return key
+        key = cache_key("caption with pictures", *self.base, text, *self._looks_at(picture))
+        layouts.add(self.cache.ensure(key, lambda: self._with_pictures(text, picture)))
         return key
+
+    def _looks_at(self, picture: _Picture) -> list[object]:
+        """What tells the pictures that a caption is encoded with from others; nothing: it is encoded by itself."""
+        references = [c.digest for c in picture.item.controls if c.role == "reference"]
+        if not references or not getattr(self.model, "reads_pictures", False):
+            return []
+        return [references, list(picture.size), picture.flipped]
+
+    def _with_pictures(self, text: str, picture: _Picture) -> Mapping[str, Tensor]:
+        given = [c for c in picture.item.controls if c.role == "reference"]
+        pixels = [control_pixels(c, picture.size, self.model) for c in given]
+        encode: Callable[[str, list[Tensor]], Mapping[str, Tensor]] = self.model.encode_text_beside  # type: ignore[attr-defined]
+        return encode(text, [p.flip(-1) for p in pixels] if picture.flipped else pixels)
 
     def _encode(self, picture: _Picture, read: _Reads) -> dict[str, Tensor]:
         if picture.cut is None:

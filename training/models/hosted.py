@@ -136,6 +136,15 @@ class HostNetwork(Protocol):
         """Conditioning [1, ...] of a sample's controls (role, [1, H, W, 3]); `target`: its frames [F, H, W, 3]."""
         ...
 
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether its text encoder looks at reference pictures while it reads a caption."""
+        ...
+
+    def encode_caption_beside(self, caption: str, pictures: Sequence[Tensor]) -> Mapping[str, Tensor]:
+        """Conditioning [1, ...] of a caption that is read beside pictures [1, H, W, 3]."""
+        ...
+
     def decode_latent(self, latent: Tensor) -> Tensor:
         """Picture [1, H, W, 3] of a latent."""
         ...
@@ -236,6 +245,18 @@ class HostModel:
         """Conditioning [N, ...] of the captions, each encoded by itself."""
         conds = [self.network.encode_caption(caption) for caption in captions]
         return {name: value.to(self.device) for name, value in joined(conds).items()}
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether captions of samples with references are encoded by `encode_text_beside`."""
+        return self.network.reads_pictures
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def encode_text_beside(self, caption: str, pictures: Sequence[Tensor]) -> Cond:
+        """Conditioning [1, ...] of a caption, read beside reference pictures [1, 3, H, W]."""
+        found = self.network.encode_caption_beside(caption, [p.movedim(1, -1) for p in pictures])
+        return {name: value.to(self.device).clone() for name, value in found.items()}
 
     @torch.inference_mode(False)
     @torch.no_grad()

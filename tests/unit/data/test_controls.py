@@ -161,6 +161,47 @@ def test_the_sheet_shows_controls_beside_their_target(pairs):
     assert [len(sample.pictures) for sample in shown] == [2, 2, 3, 1]
 
 
+class Reader(Edit):
+    """Its text encoder looks at references: conditioning is the caption's length and the brightest of each."""
+
+    reads_pictures = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = []
+
+    def encode_text_beside(self, caption, pictures):
+        self.read.append(caption)
+        return {"context": torch.tensor([[float(len(caption)), *(p.max().item() * 255 for p in pictures)]])}
+
+    def encode_text(self, captions):
+        return {"context": torch.tensor([[float(len(c))] for c in captions])}
+
+
+def test_captions_are_read_beside_their_pictures_and_kept_by_both(pairs):
+    for i in range(4):
+        (pairs / "set" / f"{i}.txt").write_text("the same")
+    model = Reader()
+    data = encode(paired(pairs), model, cache_dir=pairs / "cache")
+    own = [row["context"][0].tolist() for row in rows(data.batch(torch.arange(4)).cond)]
+    assert own == [[8, 100], [8, 110], [8, 120, 130], [8]]
+    assert [bucket.captions for bucket in data.buckets] == [("the same",) * 4]
+    model = Reader()
+    assert encode(paired(pairs), model, cache_dir=pairs / "cache").fingerprint == data.fingerprint
+    assert not model.read
+    picture(pairs / "before" / "0.png", colour=(0, 9, 0), caption=None)
+    model = Reader()
+    changed = encode(paired(pairs), model, cache_dir=pairs / "cache")
+    assert model.read == ["the same"]
+    assert rows(changed.batch(torch.tensor([0])).cond)[0]["context"].tolist() == [[8, 9]]
+
+
+def test_without_references_captions_are_read_alone_and_once(pairs):
+    model = Reader()
+    encode(read_image_folder(pairs / "set"), model)
+    assert not model.read
+
+
 def test_samples_that_are_held_out_take_their_controls_along(pairs):
     data = encode(paired(pairs), Edit())
     part = replace(data, buckets=(data.buckets[0].part(torch.tensor([2, 3])),))
