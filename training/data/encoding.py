@@ -276,8 +276,10 @@ class _Encoder:
 
     def captions(self, dataset: ImageDataset, flips: int) -> int:
         """How many captions there are to encode; where pictures are read beside them, at most."""
-        if getattr(self.model, "reads_pictures", False) and any(item.controls for item in dataset.items):
+        if getattr(self.model, "reads_pictures", False) and dataset.paired:
             return len(dataset.items) * flips
+        if isinstance(dataset.items, Items):
+            return len(dataset.items.written)
         return len({item.caption for item in dataset.items})
 
     def picture(self, picture: _Picture) -> None:

@@ -311,9 +311,9 @@ class _Reader:
 
     def _fact(self, place: _Place, name: str, judge: Callable[[Path], Fact], otherwise: str) -> Fact | None:
         """What is known of a file; None: it cannot be read, which is noted."""
-        path = self.folder / (place.name + name)
+        own = place.name + name
         try:
-            return self.facts.of(place.name + name, place.files[name], lambda: judge(path))
+            return self.facts.of(own, place.files[name], lambda: judge(self.folder / own))
         except Exception as err:  # Pillow raises anything from OSError to SyntaxError on a broken file
             self.left.add(place.name + name, f"{otherwise} ({line_of(err)})", True)
             return None
@@ -357,11 +357,12 @@ class _Reader:
         """Tell pictures from captions, masks and tables, and name the rest."""
         place.pictures = [name for name in place.files if _is_picture(name) or _is_movie(name)]
         place.stems = {_stem(name) for name in place.pictures}
+        used = set(place.pictures)
         for name in place.files:
             lower = name.lower()
-            stem, end = _stem(name), os.path.splitext(lower)[1]
-            if _is_picture(name) or _is_movie(name) or name.startswith(".") or lower in SYSTEM:
+            if name in used or name.startswith(".") or lower in SYSTEM:
                 continue
+            stem, end = _stem(name), os.path.splitext(lower)[1]
             if lower.endswith(MASK):
                 if name[: -len(MASK)] not in place.stems:
                     self.left.add(place.name + name, "there is no picture of that name")

@@ -119,6 +119,11 @@ class Items(Sequence[ImageItem]):
             self._mask_names.append(mask[0])
             self._mask_digests += bytes.fromhex(mask[1])
 
+    @property
+    def paired(self) -> bool:
+        """Whether any has controls."""
+        return bool(self._controls)
+
     def close(self) -> Items:
         """Let go of what was needed to put pictures in."""
         self._numbers = {}
@@ -162,6 +167,13 @@ class ImageDataset:
     """Pictures without a mask file are masked by their alpha channel."""
     cutting: Cutting = Cutting()
     """How samples are cut out of clips."""
+
+    @property
+    def paired(self) -> bool:
+        """Whether any has controls."""
+        if isinstance(self.items, Items):
+            return self.items.paired
+        return any(item.controls for item in self.items)
 
     @property
     def clips(self) -> list[Clip]:
