@@ -6,6 +6,7 @@ One training serves all looks: a page that is opened later shows the run again.
 from __future__ import annotations
 
 import base64
+import json
 import re
 import time
 import uuid
@@ -28,7 +29,7 @@ ADD_PROMPTS = """([train, prompts, every]) => {
     const node = LiteGraph.createNode("RolloutSamplePrompts");
     node.pos = [app.graph.getNodeById(train).pos[0] - 400, app.graph.getNodeById(train).pos[1] + 900];
     app.graph.add(node);
-    const values = { prompts: prompts.join("\\n"), every, steps: 2, width: 64, height: 64 };
+    const values = { prompts: prompts.join("\\n"), every, steps: 6 };
     for (const widget of node.widgets) if (widget.name in values) widget.value = values[widget.name];
     node.connect(0, app.graph.getNodeById(train), "sample_prompts");
 }"""
@@ -131,7 +132,7 @@ def test_prompts_are_a_strip_whose_pictures_enlarge_and_every_word_is_explained(
     assert strip(page).locator("th[scope=row]").all_inner_texts() == PROMPTS
     assert strip(page).locator("td img").count() == len(PROMPTS) * len(STEPS)
     sizes = strip(page).locator("td img").evaluate_all("all => all.map((e) => e.complete && e.naturalWidth)")
-    assert sizes == [64] * len(PROMPTS) * len(STEPS)
+    assert sizes == [128] * len(PROMPTS) * len(STEPS)
     words = {"en": "training step", "ja": "学習ステップ"}[locale]
 
     strip(page).locator("td button").first.click()  # before ...
@@ -177,7 +178,8 @@ def test_a_lora_file_that_is_dropped_on_the_page_opens_the_workflow_that_trained
     mode, trained, open_look, comfyui, shots
 ):
     name = comfyui.get_json("/rollout_trainer/runs")["runs"][0]["name"]
-    answer = comfyui.post_json(f"/rollout_trainer/runs/{name}/lora/8", {})
+    own = {"X-Rollout-Trainer": "1"}  # as the sidebar asks
+    answer = json.loads(comfyui.request(f"/rollout_trainer/runs/{name}/lora/8", b"", own))
     of_a_state = trained[1].with_name(answer["file"].rpartition("/")[2])
     for file in (trained[1], of_a_state):
         page = open_look(mode, "dark", "en", {"nodes": [], "links": [], "version": 0.4})
