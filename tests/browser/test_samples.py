@@ -14,8 +14,12 @@ import uuid
 import pytest
 from comfyui_process import PACK_FOLDER
 from test_front import PANEL, PREPARE, TRAIN, browser, data, look_at, quickstart, shots, visit, wait_for_state
+from test_panel import LUMINANCE
+from test_run_browser import TAB, TAB_BUTTON
 
 __all__ = ["browser", "shots"]  # the fixtures
+
+pytestmark = pytest.mark.timeout(1200)  # of the training too
 
 PROMPTS = ["a red apple, flat style", "a blue car, flat style"]
 STEPS = [0, 3, 6]
@@ -29,7 +33,7 @@ ADD_PROMPTS = """([train, prompts, every]) => {
     const node = LiteGraph.createNode("RolloutSamplePrompts");
     node.pos = [app.graph.getNodeById(train).pos[0] - 400, app.graph.getNodeById(train).pos[1] + 900];
     app.graph.add(node);
-    const values = { prompts: prompts.join("\\n"), every, steps: 6 };
+    const values = { prompts: prompts.join("\\n"), every, steps: 4 };
     for (const widget of node.widgets) if (widget.name in values) widget.value = values[widget.name];
     node.connect(0, app.graph.getNodeById(train), "sample_prompts");
 }"""
@@ -58,6 +62,16 @@ DROP = """async ([name, content]) => {
     const options = { dataTransfer: files, bubbles: true, cancelable: true, clientX: 700, clientY: 500 };
     for (const kind of ["dragenter", "dragover", "drop"]) app.canvas.canvas.dispatchEvent(new DragEvent(kind, options));
 }"""
+COLOURS = """start => {
+    let behind = start;
+    while (behind.parentElement && getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)")
+        behind = behind.parentElement;
+    return [getComputedStyle(start).color, getComputedStyle(behind).backgroundColor];
+}"""
+ACTIONS = {
+    "en": ["Resume", "Save LoRA", "Compare", "Copy path", "Delete"],
+    "ja": ["再開", "LoRA を保存", "比較", "パスをコピー", "削除"],
+}
 TYPES = "() => app.graph.nodes.map((node) => node.type)"
 TOAST = ".p-toast-message, [data-sonner-toast]"
 
@@ -103,9 +117,9 @@ def trained(open_look, comfyui):
     page = open_look("classic", "dark", "en", workflow)
     page.evaluate(ADD_PROMPTS, [TRAIN, PROMPTS, 3])
     page.evaluate("app.queuePrompt(0, 1)")
-    wait_for_state(page, "done", 120)
+    wait_for_state(page, "done", 600)
     loras = comfyui.base / "output" / "loras"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (saved := sorted(loras.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)):
         assert time.monotonic() < deadline, "no LoRA was saved"
         page.wait_for_timeout(300)
@@ -157,6 +171,26 @@ def test_prompts_are_a_strip_whose_pictures_enlarge_and_every_word_is_explained(
         japanese = [title for title in titles if re.search("[ぁ-ん]", title)]
         assert len(japanese) > 15
     assert data(page, "state") == "done"
+    sidebar_explains_itself(page, locale)
+    page.screenshot(path=shots / f"sidebar-{look}.png")
+
+
+def sidebar_explains_itself(page, locale):
+    """Of the run that was trained, all that can be done is there, readable, and says what it does."""
+    page.locator(TAB_BUTTON).click()
+    page.locator(f"{TAB} li").filter(has=page.get_by_text("prompts-0001", exact=True)).click()
+    for name in ACTIONS[locale]:
+        button = page.locator(f"{TAB} .details button").filter(has_text=name)
+        button.wait_for(timeout=10_000)
+        assert button.is_enabled()
+        assert len(button.get_attribute("title")) > 10
+    assert page.locator(f"{TAB} .name[title]").count() == 3  # base, FC, ADR
+    ink, paper = page.locator(f"{TAB} h3").evaluate(COLOURS)
+    assert contrast(page.evaluate(LUMINANCE, ink), page.evaluate(LUMINANCE, paper)) >= 4.5  # WCAG 1.4.3
+
+
+def contrast(one, other):
+    return (max(one, other) + 0.05) / (min(one, other) + 0.05)
 
 
 def test_every_output_says_what_it_is_for_where_the_pointer_rests(trained, open_look, comfyui, shots):
