@@ -90,7 +90,7 @@ def open_page(browser, comfyui):
 
 
 def visit(page, url):
-    page.goto(url)
+    page.goto(url, timeout=120_000)  # on a machine that does other things too
     page.wait_for_function(READY, timeout=90_000)
     page.wait_for_timeout(1500)
     page.keyboard.press("Escape")  # new users are shown the templates
