@@ -34,6 +34,7 @@ from .host.lines import one_line
 from .host.standalone.core_nodes import CORE_NODES
 from .host.standalone.host import StandaloneHost, installed, interruptible
 from .host.standalone.run import NodeError, run
+from .host.terminal import close_bars
 from .training.trainer.ranks import launched
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None, nodes: NodeClasses = None) -> i
             print(f"{label}: {one_line(problem)}", file=sys.stderr)
         return BAD_INPUT
     except (NodeError, HostError) as err:
+        close_bars()
         # What ComfyUI printed follows line by line; a node's error is one line, whatever it holds.
         message, *printed = str(err).splitlines() if isinstance(err, HostError) and str(err) else [err]
         print(f"{label}: {one_line(message)}", *map(one_line, printed), sep="\n", file=sys.stderr)

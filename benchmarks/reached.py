@@ -27,8 +27,8 @@ STOPPED = re.compile(r"stopped at step (\d+); saved (\S+)")
 def training(host: Any, run_name: str) -> tuple[PromptBuilder, str, str]:
     """A training with everything on of a MODEL, and the nodes that train and that sample with the same MODEL."""
     graph = PromptBuilder(host.object_info())
-    model = graph.add("TestTinyModel", family="sd15")
-    data = graph.add("TestTinyData", family="sd15", n=4, side=8)
+    model = graph.add("TestTinyModel", family="sd15", dtype="float32")
+    data = graph.add("TestTinyData", family="sd15", n=4, side=8, ragged=False)
     captions, empty = [data[0], 1], [data[0], 2]
     source = graph.add("RolloutFromComfyModel", model=model)
     own = graph.add(

@@ -148,7 +148,8 @@ def workflows(folder: Path, tries: int, seed: int, count: Count) -> None:
     """Mutated workflows: printable lines of at most 300 characters or valid, in five seconds, nothing written."""
     rng = random.Random(seed)
     whole = [json.loads(path.read_text()) for path in sorted((ROOT / "workflows").glob("*.json"))]
-    path, before = folder / "workflow.json", set(Path.cwd().iterdir())
+    path, here = folder / "workflow.json", Path.cwd()
+    os.chdir(folder)
     for _ in range(tries):
         value = rng.choice(whole)
         for _ in range(rng.choice((1, 1, 1, 2, 5))):
@@ -172,8 +173,9 @@ def workflows(folder: Path, tries: int, seed: int, count: Count) -> None:
         if seconds > 5:
             fault = fault or f"took {seconds:.1f} s"
         count.one(fault and f"{fault} | {text[:100]}")
-    if new := set(Path.cwd().iterdir()) - before:
-        count.wrong.append(f"written: {sorted(p.name for p in new)}")
+    os.chdir(here)
+    if new := {p.name for p in folder.iterdir()} - {path.name}:
+        count.wrong.append(f"written: {sorted(new)}")
     count.keep()
 
 

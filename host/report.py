@@ -6,8 +6,8 @@ import json
 import math
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +58,24 @@ def write(path: Path, report: Mapping[str, Any]) -> None:
     """
     text = json.dumps(_finite(report), indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8"
-    ) as file:
+    _sweep(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with partial.open("w", encoding="utf-8") as file:
         file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())
-    os.replace(file.name, path)
+    os.replace(partial, path)
+
+
+def _sweep(path: Path) -> None:
+    """Take away what processes that were killed while they wrote `path` left beside it."""
+    for left in path.parent.glob(f".{path.name}.*.part"):
+        with suppress(OSError, ValueError):
+            if os.name == "posix":
+                try:
+                    os.kill(int(left.name.split(".")[-2]), 0)
+                except ProcessLookupError:
+                    left.unlink()
 
 
 def _finite(value: Any) -> Any:

@@ -8,6 +8,8 @@ from tqdm import tqdm
 
 BAR = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}, {elapsed}, {remaining} left{postfix}"
 
+_open: set[TerminalBar] = set()
+
 
 class TerminalBar:
     """A progress bar on stderr, and in a log file a line every ten seconds at most."""
@@ -20,6 +22,7 @@ class TerminalBar:
             disable=quiet,
             mininterval=0.1 if sys.stderr.isatty() else 10,
         )
+        _open.add(self)
 
     def show(self, done: int, text: str = "") -> None:
         """Draw that `done` units are finished."""
@@ -30,5 +33,12 @@ class TerminalBar:
             self.close()
 
     def close(self) -> None:
-        """Draw it for the last time."""
+        """Draw it for the last time, with an end of line."""
         self._tqdm.close()
+        _open.discard(self)
+
+
+def close_bars() -> None:
+    """Close the bars that whoever drew them left open, as by an error: what is printed next begins a line."""
+    for bar in [*_open]:
+        bar.close()

@@ -16,6 +16,7 @@ from ..graph.normal import Graph, Node
 from ..graph.validate import constants, execution_order
 from ..lines import one_line
 from ..schema import Hidden, HiddenHolder, NodeOutput, UIOutput
+from ..terminal import close_bars
 from .host import StandaloneHost, installed
 
 
@@ -65,6 +66,7 @@ def _execute(
         output = _with_hidden(spec, node, graph).execute(**constants(node, spec), **linked)
         output = _checked(asyncio.run(output) if inspect.iscoroutine(output) else output, spec)
     except Exception as err:
+        close_bars()
         raise NodeError(node, err) from err
     host.report({"node_seconds": {node.label: round(time.perf_counter() - started, 3)}})
     host.report(_shown_text(node, output))

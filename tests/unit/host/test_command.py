@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from rollout_trainer import __main__ as command_line
+from rollout_trainer import host
 from rollout_trainer.__main__ import main
 from rollout_trainer.host.graph import validate
 from rollout_trainer.host.standalone import host as standalone
@@ -270,6 +271,21 @@ def test_what_no_output_needs_is_neither_checked_nor_run(cli, api_graph):
     api_graph["4"] = {"class_type": "ToyBroken", "inputs": {}}
     api_graph["5"] = {"class_type": "ToyTrain", "inputs": {}}
     assert cli(api_graph)[0] == 0
+
+
+def test_an_error_begins_a_line_of_its_own(cli, api_graph, toys, monkeypatch):
+    """A node that fails has left its progress bar in the middle of a line."""
+
+    def fails(**inputs):
+        host.current().progress(10).update(3, "loss 1.0")
+        raise RuntimeError("steps must be right")
+
+    train = next(node for node in toys if node.__name__ == "ToyTrain")
+    monkeypatch.setattr(train, "execute", fails)
+    code, errors, _, _ = cli(api_graph)
+    assert code == 1
+    assert errors[-1] == f"error: {TRAIN}: steps must be right"
+    assert "3/10" in errors[-2]
 
 
 def test_a_node_that_fails_is_named(cli, api_graph):

@@ -472,3 +472,19 @@ def test_a_header_that_is_no_header_is_one_printable_line(toy_source, make_data,
                 read()
             assert str(told.value).isprintable()
             assert len(str(told.value)) < 400
+
+
+def test_what_killed_processes_left_in_a_cache_is_swept(tmp_path):
+    from rollout_trainer.training.data.cache import TensorCache
+    from rollout_trainer.training.data.facts import Facts
+
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for place in (tmp_path / "cache", tmp_path / "cache" / "folders"):
+        place.mkdir(exist_ok=True)
+        (place / f"abc.safetensors.{dead.pid}-0123abcd.partial").write_bytes(b"half")
+        (place / f"abc.safetensors.{os.getpid()}-0123abcd.partial").write_bytes(b"half")
+    TensorCache(tmp_path / "cache").ensure("abc", lambda: {"x": torch.zeros(1)})
+    Facts(tmp_path, tmp_path / "cache" / "folders")
+    left = sorted(p.name for p in (tmp_path / "cache").rglob("*.partial"))
+    assert left == [f"abc.safetensors.{os.getpid()}-0123abcd.partial"] * 2

@@ -1,6 +1,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -110,3 +112,14 @@ def test_the_current_host_is_restored(tmp_path):
         with standalone.installed(inner):
             assert host.current() is inner
         assert host.current() is outer
+
+
+@pytest.mark.skipif(os.name == "nt", reason="asking a process whether it lives would end it there")
+def test_what_killed_processes_left_of_a_report_is_swept(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for process in (dead.pid, os.getpid()):
+        (tmp_path / f".report.json.{process}.part").write_text("half")
+    report.write(tmp_path / "report.json", {"a": 1})
+    report.write(tmp_path / "report.json", {"a": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
