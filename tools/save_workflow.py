@@ -112,7 +112,7 @@ def front_end() -> Iterator[NewPage]:
             page = browser.new_context(viewport={"width": 2400, "height": 1350}).new_page()
             for _ in range(2):  # the canvas is chosen when the page is loaded
                 page.goto(host.url)
-                page.wait_for_function(READY, timeout=60000)
+                page.wait_for_function(READY, timeout=300000)
                 page.evaluate("vue => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)", vue)
             return page
 

@@ -19,6 +19,9 @@ from prompt_builder import Link, PromptBuilder
 
 Outputs = dict[str, Any]
 Pictures = NDArray[np.float64]
+TIMEOUT = 1200.0
+"""Seconds: each training is a minute of one core."""
+pytestmark = pytest.mark.timeout(1500)
 STEPS = 400
 """Of a training that learns the data."""
 COLOURS = 4
@@ -139,7 +142,7 @@ def edited(comfyui: ComfyUI) -> tuple[Outputs, dict[str, Any]]:
         "drawn": graph.shown(graph.add("VAEDecode", samples=drawn, vae=vae), "edited"),
         "wanted": graph.shown([graph.add("TestPairs")[0], 0], "after"),
     }
-    return comfyui.queue(graph.prompt, timeout=300)["outputs"], ids
+    return comfyui.queue(graph.prompt, TIMEOUT)["outputs"], ids
 
 
 def test_a_trained_edit_model_draws_what_its_reference_asks_for(
@@ -229,7 +232,7 @@ def filmed(request: pytest.FixtureRequest, comfyui: ComfyUI) -> tuple[str, Outpu
         "drawn": graph.shown(graph.add("VAEDecode", samples=drawn, vae=vae), f"film-{kind}"),
         "wanted": graph.shown(graph.add("VAEDecode", samples=latents, vae=vae), f"clip-{kind}"),
     }
-    return kind, comfyui.queue(graph.prompt, timeout=300)["outputs"], ids
+    return kind, comfyui.queue(graph.prompt, TIMEOUT)["outputs"], ids
 
 
 def test_a_trained_video_model_goes_on_from_the_picture_that_it_is_given(
@@ -299,7 +302,7 @@ def experts(comfyui: ComfyUI) -> tuple[Outputs, dict[str, Any]]:
         ids[name] = graph.shown(graph.add("VAEDecode", samples=whole, vae=vae), f"experts-{name}")
     graph.add("TestShowSigmas", sigmas=sigmas)
     ids["wanted"] = graph.shown(graph.add("VAEDecode", samples=latents, vae=vae), "experts-clip")
-    return comfyui.queue(graph.prompt, timeout=300)["outputs"], ids
+    return comfyui.queue(graph.prompt, TIMEOUT)["outputs"], ids
 
 
 EXPERT_STEPS = 300
