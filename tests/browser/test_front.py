@@ -91,7 +91,7 @@ def open_page(browser, comfyui):
 
 def visit(page, url):
     page.goto(url, timeout=120_000)  # on a machine that does other things too
-    page.wait_for_function(READY, timeout=90_000)
+    page.wait_for_function(READY, timeout=300_000)
     page.wait_for_timeout(1500)
     page.keyboard.press("Escape")  # new users are shown the templates
 
@@ -117,7 +117,7 @@ def data(page, name):
     return page.locator(PANEL).get_attribute(f"data-{name}")
 
 
-def wait_for_step(page, step, timeout=120.0):
+def wait_for_step(page, step, timeout=300.0):
     """Wait until the panel shows `step` or a later one."""
     deadline = time.monotonic() + timeout
     while int(data(page, "step") or 0) < step:
@@ -125,7 +125,7 @@ def wait_for_step(page, step, timeout=120.0):
         page.wait_for_timeout(200)
 
 
-def wait_for_state(page, state, timeout=60.0):
+def wait_for_state(page, state, timeout=180.0):
     deadline = time.monotonic() + timeout
     while data(page, "state") != state:
         assert time.monotonic() < deadline, f"the panel says {data(page, 'state')}"
