@@ -78,6 +78,7 @@ def prompt_of(host: ComfyUI, name: str) -> Prompt:
 def shortened(prompt: Prompt, more: Mapping[str, Mapping[str, Any]] | None = None) -> Prompt:
     """The same graph with few steps; `more`: other values by node class."""
     widgets = {**SHORT, **(more or {})}
+    small_references(prompt)
     for node in prompt.values():
         node["inputs"] |= widgets.get(node["class_type"], {})
         if node["inputs"].get("folder") == CLIPS:
@@ -85,6 +86,19 @@ def shortened(prompt: Prompt, more: Mapping[str, Mapping[str, Any]] | None = Non
         if node["class_type"] == "RolloutEncodeDataset" and node["inputs"]["resolution"]:
             node["inputs"]["resolution"] = SIDE
     return prompt
+
+
+def small_references(prompt: Prompt) -> None:
+    """Let Qwen's edits see their reference as large as it is: the node that encodes it makes a megapixel of it."""
+    for id in [id for id, node in prompt.items() if node["class_type"] == "TextEncodeQwenImageEditPlus"]:
+        inputs = prompt[id]["inputs"]
+        coded, seen = f"{id}-coded", f"{id}-seen"
+        for node in prompt.values():
+            node["inputs"] |= {k: [seen, 0] for k, v in node["inputs"].items() if v == [id, 0]}
+        pixels = {"pixels": inputs["image1"], "vae": inputs.pop("vae")}
+        prompt[coded] = {"class_type": "VAEEncode", "inputs": pixels}
+        reference = {"conditioning": [id, 0], "latent": [coded, 0]}
+        prompt[seen] = {"class_type": "ReferenceLatent", "inputs": reference}
 
 
 def model_files(prompt: Prompt) -> set[str]:
