@@ -1,12 +1,13 @@
 """Print how fast training is beside others: a plain loop, several processes, a long run, a save.
 
-    python benchmarks/speed.py [--parts abcd] [--model demo/model] [--rounds 9] [--steps 100000]
+    python benchmarks/speed.py [--parts abcde] [--model demo/model] [--rounds 9] [--steps 100000]
 
 (a) steps per second beside the plain loop of diffusers and peft (train_dreambooth_lora_sd3 with cached latents and
     texts), batch 1, 4 and 8, float32 and bfloat16; contestants take turns, processor time, one thread;
 (b) two processes of one thread against one process of one thread, with and without rollouts, wall time;
 (c) a run of many steps of a model that costs nothing: steps per second of the last thousand against the first, memory;
-(d) the time that a save in mid-run takes from the loop, for a state of 500 MB.
+(d) the time that a save in mid-run takes from the loop, for a state of 500 MB;
+(e) how much more the busiest of several processes has to do than the mean one, counted.
 
 (a) wants a quiet machine, (b) one with two free cores. The package must be importable (`pip install -e .`).
 """
@@ -39,9 +40,12 @@ from rollout_trainer.training.lora.adapter import LoRAConfig, target_modules
 from rollout_trainer.training.models.families import load_diffusers
 from rollout_trainer.training.models.source import Denoiser
 from rollout_trainer.training.objective.config import RolloutConfig
+from rollout_trainer.training.objective.rollout import draw_plan, row_evaluations
+from rollout_trainer.training.objective.timesteps import draw_u
 from rollout_trainer.training.runs.live import Live
 from rollout_trainer.training.runs.run import Stage, starting
 from rollout_trainer.training.trainer.config import TrainConfig
+from rollout_trainer.training.trainer.deal import deal
 from rollout_trainer.training.trainer.optim import OptimizerConfig
 from rollout_trainer.training.trainer.ranks import joined
 from rollout_trainer.training.trainer.trainer import StepReport, Trainer
@@ -178,14 +182,17 @@ KINDS = {
 def two_processes(options: argparse.Namespace) -> None:
     """Part (b)."""
     print("\n(b) Two processes of one thread against one, batch 8; the goal is at least 1.8\n")
-    print("| | one, steps/s | two, steps/s | ratio |\n| --- | ---: | ---: | ---: |")
+    print("| | one, steps/s | two, steps/s | ratio | processor time a step, one against the busier of two |")
+    print("| --- | ---: | ---: | ---: | ---: |")
     for kind in KINDS:
-        one, two = (statistics.median(speed_of(options, kind, size) for _ in range(3)) for size in (1, 2))
-        print(f"| {kind} | {one:.2f} | {two:.2f} | {two / one:.2f} |", flush=True)
+        one, two = (zip(*[speed_of(options, kind, size) for _ in range(3)], strict=True) for size in (1, 2))
+        (rate, busy), (rate_2, busy_2) = (map(statistics.median, both) for both in (one, two))
+        cells = f"{rate:.2f} | {rate_2:.2f} | {rate_2 / rate:.2f} | {busy / busy_2:.2f}"
+        print(f"| {kind} | {cells} |", flush=True)
 
 
-def speed_of(options: argparse.Namespace, kind: str, size: int) -> float:
-    """Steps per second of `size` processes."""
+def speed_of(options: argparse.Namespace, kind: str, size: int) -> tuple[float, float]:
+    """Steps per second of `size` processes, and the processor seconds a step of the one that used most."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -200,11 +207,12 @@ def speed_of(options: argparse.Namespace, kind: str, size: int) -> float:
         )
         for rank in range(size)
     ]
-    return min(float(process.communicate()[0].split()[-1]) for process in running)
+    told = [process.communicate()[0].split()[-2:] for process in running]
+    return min(float(rate) for rate, _ in told), max(float(busy) for _, busy in told)
 
 
 def rank(options: argparse.Namespace) -> None:
-    """Train as one of the processes of part (b), and print steps per second."""
+    """Train as one of the processes of part (b), and print steps per second and processor seconds a step."""
     source = load_diffusers(options.model, "cpu")
     data = encode(read_image_folder(ROOT / "demo" / "data"), source)
     ranks = joined(source.device)
@@ -212,11 +220,11 @@ def rank(options: argparse.Namespace) -> None:
         for _ in range(3):
             trainer.step()
         ranks.meet()
-        begin = time.perf_counter()
+        begin, busy = time.perf_counter(), time.process_time()
         for _ in range(40):
             trainer.step()
         ranks.meet()
-        print(40 / (time.perf_counter() - begin))
+        print(40 / (time.perf_counter() - begin), (time.process_time() - busy) / 40)
 
 
 # (c) a long run, (d) a save
@@ -377,12 +385,45 @@ def timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., A
     return called
 
 
+# (e) straggling
+
+
+def straggling(options: argparse.Namespace) -> None:
+    """Part (e)."""
+    config = TrainConfig(rollout=KINDS["rollouts of 0..10"])
+    places, lengths = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
+
+    def work(steps: int) -> float:
+        extra = row_evaluations(config.rollout, torch.tensor([steps]), True)
+        return 2.0 + (extra if steps else 0)
+
+    def straggle(size: int, n: int) -> float:
+        u = draw_u(config.timesteps, n, places, FlowSchedule(3.0))
+        plan = draw_plan(config.rollout, 0, u, lengths, 1.0)
+        steps = torch.zeros(n, dtype=torch.long)
+        if plan is not None:
+            steps[plan.rows] = plan.steps
+        costs = [work(k) for k in steps.tolist()]
+        loads = [0.0] * size
+        for cost, owner in zip(costs, deal(costs, size), strict=True):
+            loads[owner] += cost
+        return max(loads) / statistics.mean(loads)
+
+    print(
+        "\n(e) Row-evaluations of the busiest rank over the mean rank's, 1000 steps; the goal is at most 1.1\n"
+    )
+    print("| ranks | batch | mean | one step in 20 is above |\n| ---: | ---: | ---: | ---: |")
+    for size, n in ((2, 8), (4, 8), (4, 16), (4, 32)):
+        ratios = sorted(straggle(size, n) for _ in range(1000))
+        print(f"| {size} | {n} | {statistics.mean(ratios):.3f} | {ratios[949]:.3f} |", flush=True)
+
+
 def main() -> None:
     """Run the parts that were asked for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--parts", default="abcd", help="which of a, b, c and d to run")
+    parser.add_argument("--parts", default="abcde", help="which of a to e to run")
     parser.add_argument("--model", type=Path, default=ROOT / "demo" / "model", help="a diffusers folder")
     parser.add_argument("--rounds", type=int, default=9, help="turns of every contestant in (a)")
     parser.add_argument("--steps", type=int, default=100_000, help="steps of (c)")
@@ -393,7 +434,13 @@ def main() -> None:
         rank(options)
         return
     print(json.dumps({"torch": torch.__version__, "threads": 1}))
-    for letter, part in (("a", beside_the_plain_loop), ("b", two_processes), ("c", long_run), ("d", a_save)):
+    for letter, part in (
+        ("a", beside_the_plain_loop),
+        ("b", two_processes),
+        ("c", long_run),
+        ("d", a_save),
+        ("e", straggling),
+    ):
         if letter in options.parts:
             part(options)
 

@@ -3,6 +3,7 @@
 from .integration import Callback, SolverFrame, SolverPlan, check_finite, integrate, prepare, start, step
 from .schedules import FlowSchedule, Process, Schedule, TableSchedule, trajectory
 from .solvers import SAMPLERS, Denoise, Sampler, SolverState, Step
+from .transfer import sent
 
 __all__ = [
     "SAMPLERS",
@@ -20,6 +21,7 @@ __all__ = [
     "check_finite",
     "integrate",
     "prepare",
+    "sent",
     "start",
     "step",
     "trajectory",

@@ -17,6 +17,7 @@ from torch import Tensor
 from .coefficients import Quadrature
 from .schedules import Process
 from .solvers import SAMPLERS, Denoise, Sampler, SolverState, Step
+from .transfer import sent
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,9 @@ def prepare(
     index, row = moves.T.nonzero(as_tuple=True)  # by step, then by row
     own = moves.cumsum(1)[row, index] - 1  # which step of the row's own it is
     counts = moves.sum(0).tolist()
-    packed = columns[row, own].T.to(_state_dtype(x)).to(x.device)  # [2 + C, N]
+    packed = sent(columns[row, own].T, x.device, _state_dtype(x))  # [2 + C, N]
     ends = (quadrature.sigma_next[row, own] == 0).split_with_sizes(counts)
-    rows = row.to(x.device).split_with_sizes(counts)
+    rows = sent(row, x.device).split_with_sizes(counts)
     steps = zip(rows, packed.split_with_sizes(counts, dim=1), ends, strict=True)
     return SolverPlan(solver, tuple(_step(x, rows, values, end) for rows, values, end in steps))
 
@@ -213,7 +214,7 @@ def _step(x: Tensor, rows: Tensor, values: Tensor, ends: Tensor) -> Step:
     """Assemble a step from the columns `values`, [2 + C, A], of the rows that take it."""
     sigma, sigma_next, *c = values
     shaped = tuple(column.reshape(-1, *[1] * (x.ndim - 1)) for column in c)
-    above_zero = (~ends).nonzero()[:, 0].to(x.device) if ends.any() else None
+    above_zero = sent((~ends).nonzero()[:, 0], x.device) if ends.any() else None
     return Step(rows, len(rows) == len(x), sigma, sigma_next, above_zero, shaped)
 
 

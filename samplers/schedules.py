@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+
+from .transfer import sent
 
 Process = Literal["flow", "ve"]
 
@@ -71,6 +73,9 @@ class TableSchedule:
 
     sigmas: Tensor
     """[N] noise level of ``x0 + sigma noise`` at the training timesteps 0 .. N-1; kept in float64."""
+    _tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         sigmas = self.sigmas.detach().to(torch.float64)
@@ -105,20 +110,29 @@ class TableSchedule:
 
     def sigma(self, u: Tensor) -> Tensor:
         """Noise level of the VE state at the fractions `u` in [0, 1] (any shape)."""
-        log_sigmas = self.sigmas.log().to(u)
+        log_sigmas, first = self._table(u)
         n = u * len(log_sigmas) - 1  # training timestep, fractional; -1 is the data
         low = n.floor().clamp(0, len(log_sigmas) - 2).long()
         log_sigma = torch.lerp(log_sigmas[low], log_sigmas[low + 1], (n - low).clamp(0, 1))
-        return torch.where(n < 0, (n + 1) * self.sigmas[0].to(u), log_sigma.exp())
+        return torch.where(n < 0, (n + 1) * first, log_sigma.exp())
 
     def u(self, sigma: Tensor) -> Tensor:
         """Inverse of `sigma`; noise levels above the table are u = 1."""
-        log_sigmas = self.sigmas.log().to(sigma)
+        log_sigmas, first = self._table(sigma)
         log_sigma = sigma.log()
         low = (torch.searchsorted(log_sigmas, log_sigma, right=True) - 1).clamp(0, len(log_sigmas) - 2)
         n = low + (log_sigma - log_sigmas[low]) / (log_sigmas[low + 1] - log_sigmas[low])
-        first = self.sigmas[0].to(sigma)
         return torch.where(sigma < first, sigma / first, n + 1).clamp(0, len(log_sigmas)) / len(log_sigmas)
+
+    def _table(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The logarithms [N] and the lowest noise level as `like` is kept; sent to each device once."""
+        kind = (like.device, like.dtype)
+        if kind in self._tables:
+            return self._tables[kind]
+        table = sent(self.sigmas.log(), *kind), sent(self.sigmas[0], *kind)
+        if like.device.type != "cpu" and type(table[0]) is Tensor:  # and no stand-in of some mode
+            self._tables[kind] = table
+        return table
 
 
 def trajectory(

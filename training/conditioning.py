@@ -23,6 +23,8 @@ Cond = Mapping[str, Tensor]
 SHAPE = ".shape"
 """End of a companion's name."""
 ABSENT = -1
+READ = (SHAPE, "/text")
+"""Ends of names of tensors that no network sees."""
 
 Role = Literal["text", "control"]
 TEXT = (
@@ -82,8 +84,12 @@ def joined(conds: Sequence[Cond]) -> Cond:
 
 
 def separated(cond: Cond) -> list[dict[str, Tensor]]:
-    """The conditioning of N samples one by one: each row's tensors [1, ...] at their own sizes."""
+    """The conditioning of N samples one by one: each row's tensors [1, ...] at their own sizes.
+
+    What stands for numbers and texts comes to the host, which reads it, once for all rows.
+    """
     n = len(next(iter(cond.values())))
+    cond = {k: v.cpu() if v.ndim == 1 or k.endswith(READ) else v for k, v in cond.items()}
     shapes = {name: cond[name + SHAPE].tolist() for name in cond if name + SHAPE in cond}
     out: list[dict[str, Tensor]] = []
     for i in range(n):

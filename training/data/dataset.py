@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ...samplers import sent
 from ..conditioning import ABSENT, SHAPE, Cond, alike, controls_of, joined, select, text_of
 from .cache import Layout, TensorCache
 from .columns import Keys, Texts
@@ -228,9 +229,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`."""
-        cond = {name: value.to(device) for name, value in self.cond.items()}
-        mask = None if self.mask is None else self.mask.to(device)
-        return replace(self, x0=self.x0.to(device), cond=cond, mask=mask)
+        cond = {name: sent(value, device) for name, value in self.cond.items()}
+        mask = None if self.mask is None else sent(self.mask, device)
+        return replace(self, x0=sent(self.x0, device), cond=cond, mask=mask)
 
 
 @dataclass(frozen=True)

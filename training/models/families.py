@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...samplers import sent
 from ..conditioning import Cond
 from ..forms import expand
 from .diffusers import DiffusersModel, TokenLimits, Weights, inner_states
@@ -74,7 +75,8 @@ class Flux(DiffusersModel):
     def output(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """Velocity at `x: [B, C, h, w]`; the network sees tokens of 2 x 2 latent positions."""
         rows, columns = x.shape[2] // 2, x.shape[3] // 2
-        places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
+        sides = (torch.arange(n, device=x.device) for n in (rows, columns))
+        places = torch.cartesian_prod(*sides)
         image_ids = F.pad(places, (1, 0)).to(x)  # [rows * columns, 3]: 0, row, column
         guided = self.module.config.guidance_embeds
         tokens: Tensor = self.module(
@@ -135,7 +137,8 @@ class StableDiffusionXL(StableDiffusion):
     def added_conditions(self, x: Tensor, cond: Cond) -> dict[str, Tensor] | None:
         """The text's summary, and the sizes: original and wanted are those of `x`, nothing is cropped."""
         height, width = (side * self.scale_factor for side in x.shape[2:])
-        sizes = x.new_tensor([height, width, 0, 0, height, width]).expand(len(x), -1)
+        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=x.dtype)
+        sizes = sent(sizes, x.device).expand(len(x), -1)
         return {"text_embeds": cond["pooled"], "time_ids": sizes}
 
 

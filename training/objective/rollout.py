@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...samplers import trajectory
+from ...samplers import sent, trajectory
 from ..conditioning import Cond, select
 from ..forms import add_noise
 from .config import RolloutConfig
@@ -98,11 +98,11 @@ def roll_out(
         The rows at their targets, in the plan's order; and all states worth training on: those or, where
         `config.reuse` > 1, those and the ones that the rows passed on their way.
     """
-    rows, schedule = plan.rows.to(inputs.x.device), model.schedule
+    rows, schedule = sent(plan.rows, inputs.x.device), model.schedule
     x0, noise, cond = inputs.x0[rows], inputs.noise[rows], select(inputs.cond, rows)
     mask = None if inputs.mask is None else inputs.mask[rows]
     sigmas = trajectory(schedule, plan.u_source, plan.u_target, plan.steps)  # [R, T+1] float64, on the CPU
-    source = add_noise(model.prediction, x0, noise, sigmas[:, 0].to(x0))
+    source = add_noise(model.prediction, x0, noise, sent(sigmas[:, 0], x0.device, x0.dtype))
     route = Route(source, inputs.x[rows], sigmas)
     solver = Solver(config.sampler, config.order, schedule.process)
     path: list[Tensor] | None = [] if config.reuse > 1 else None
@@ -126,9 +126,9 @@ def along(ends: RolledStates, sigmas: Tensor, steps: Tensor, path: list[Tensor] 
     step, row = (steps >= torch.arange(1, len(path) + 1)[:, None]).nonzero(
         as_tuple=True
     )  # [T, R] -> [S], [S]
-    moved = row.to(ends.x_hat.device).split(step.bincount(minlength=len(path)).tolist())
+    moved = sent(row, ends.x_hat.device).split(step.bincount(minlength=len(path)).tolist())
     x_hat = torch.cat([x.index_select(0, rows) for x, rows in zip(path, moved, strict=True)])
-    return Trail(ends, x_hat, sigmas[row, step + 1].to(ends.sigma), row)
+    return Trail(ends, x_hat, sent(sigmas[row, step + 1], ends.sigma.device, ends.sigma.dtype), row)
 
 
 def row_evaluations(config: RolloutConfig, steps: Tensor, reflexflow: bool) -> int:

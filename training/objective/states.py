@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from ...samplers import sent
 from ..conditioning import Cond, role
 from ..forms import Prediction, add_noise, from_velocity, to_velocity, true_velocity
 from .targets import Rolled, Target
@@ -86,7 +87,7 @@ class RolledStates:
 
     def at(self, index: Tensor) -> RolledStates:
         """The states at `index: LongTensor [A]`."""
-        return self.map(lambda t: t.index_select(0, index.to(t.device)))
+        return self.map(lambda t: t.index_select(0, sent(index, t.device)))
 
     def map(self, function: object) -> RolledStates:
         """The same of what `function` makes of every tensor."""
@@ -120,7 +121,7 @@ class Trail:
 
     def at(self, index: Tensor) -> RolledStates:
         """The states at `index: LongTensor [A]`."""
-        own = index.to(self.x_hat.device)
+        own = sent(index, self.x_hat.device)
         return replace(self.ends.at(self.row[index]), x_hat=self.x_hat[own], sigma=self.sigma[own])
 
     def to(self, device: torch.device) -> Trail:

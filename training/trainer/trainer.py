@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ...samplers import sent
 from ..conditioning import Cond
 from ..data.dataset import Batch, LatentDataset
 from ..data.order import BatchOrder
@@ -254,7 +255,7 @@ class Trainer:
             self.keep(share, plan, trail)
         rolled: RolledRows | None = None
         if share.plan is not None and states is not None:
-            rolled = RolledRows(share.plan.rows.to(self.device), states, self.clean_output(states))
+            rolled = RolledRows(sent(share.plan.rows, self.device), states, self.clean_output(states))
             inputs = put(inputs, rolled)
         with self.dropout():
             with self.keeping():
@@ -308,8 +309,8 @@ class Trainer:
             chance, empty = chance if own is None else own, batch.part.empty_cond
         cond = drop_captions(batch.cond, empty, chance, generators["captions"])
         batch = share.of_batch(replace(batch, cond=cond)).to(self.device)
-        sigma = share.of_rows(self.denoiser.schedule.sigma(u)).to(batch.x0)
-        noise = share.of_rows(noise).to(self.device)
+        sigma = sent(share.of_rows(self.denoiser.schedule.sigma(u)), self.device, batch.x0.dtype)
+        noise = sent(share.of_rows(noise), self.device)
         return teacher_forced(self.prediction, batch.x0, noise, sigma, batch.cond, batch.mask)
 
     @torch.no_grad()
@@ -328,9 +329,13 @@ class Trainer:
         goal = training_goal(prediction, inputs, self.target, rolled, output)
         reflex = config.rollout.reflexflow
         weight = self.denoiser.loss_weight(inputs.sigma)
-        return batch_loss(
+        loss = batch_loss(
             config.loss, reflex, prediction, output, goal, inputs.sigma, inputs.mask, rolled, weight
         )
+        if rolled is None or self.device.type == "cpu":  # where a rollout that is not finite raises
+            return loss
+        finite = rolled.states.x_hat.isfinite().all()
+        return replace(loss, total=torch.where(finite, loss.total, torch.nan))
 
     def predict(self, kind: Kind, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """The model's output; counted and timed as `kind`."""
@@ -379,6 +384,8 @@ class Trainer:
                 self.ema.update()
             return
         self.nonfinite_in_a_row += 1
+        if self.device.type != "cpu" and self.pool.born == self.done:
+            self.pool.trail = None  # this step's states may be what is not finite
         spoilt = self.spoilt()
         if spoilt:
             logger.warning(
