@@ -9,7 +9,7 @@ import time
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +213,7 @@ def asked(port: int, method: str, path: str, body: bytes | None, headers: dict[s
         connection.request(method, sent, body, headers)
         reply = connection.getresponse()
         return reply.status, reply.read().decode(errors="replace")
-    except (ValueError, OSError, UnicodeError) as err:
+    except (ValueError, OSError, HTTPException) as err:
         return (0, str(err)) if not isinstance(err, TimeoutError) else (599, "no answer in 30 s")
     finally:
         connection.close()

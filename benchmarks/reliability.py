@@ -644,6 +644,26 @@ PIECES: dict[str, tuple[Callable[[Path, int, int, Count], None], int, int]] = {
 """Each piece, how often in the standard mode, how often with ``--long``."""
 
 
+def table(written: list[Path]) -> str:
+    """The figures of several runs, by other seeds, as one Markdown table."""
+    sums: dict[str, dict[str, Any]] = {}
+    for path in written:
+        for name, own in json.loads(path.read_text()).items():
+            known = sums.setdefault(name, {"tried": 0, "wrong": 0, "what": [], "lost": 0})
+            known["tried"] += own["tried"]
+            known["wrong"] += own["wrong"]
+            known["what"] += own["what"]
+            known["lost"] = max(known["lost"], own.get("most_steps_lost", 0))
+    lines = ["| piece | fault | tried | wrong |", "|---|---|---|---|"]
+    for name, (piece, _, _) in PIECES.items():
+        if name in sums:
+            fault = " ".join(str(piece.__doc__).split())
+            lines.append(f"| `{name}` | {fault} | {sums[name]['tried']} | {sums[name]['wrong']} |")
+    wrong = [f"{name}: {text}" for name, own in sums.items() for text in own["what"]]
+    lost = max((own["lost"] for own in sums.values()), default=0)
+    return "\n".join([*lines, "", f"At most {lost} steps were lost to a kill.", *wrong])
+
+
 def main() -> int:
     """Run the pieces and print a line each."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -652,7 +672,13 @@ def main() -> int:
     parser.add_argument("--times", type=int, help="how often each of these, instead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("reliability.json"))
+    parser.add_argument(
+        "--table", nargs="+", type=Path, metavar="FILE", help="sum up what was written, run nothing"
+    )
     options = parser.parse_args()
+    if options.table:
+        print(table(options.table))
+        return 0
     logging.disable(logging.WARNING)
     figures: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     failed = 0
