@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import sys
+import tempfile
 import traceback
 import types
 from collections.abc import Callable
@@ -36,12 +37,16 @@ from rollout_trainer.host.comfyui.conditioning import as_given, conditioning_row
 from rollout_trainer.host.comfyui.model import ComfyModel  # noqa: E402
 from rollout_trainer.nodes.comfy import latent as node_latent  # noqa: E402
 from rollout_trainer.training.conditioning import joined, separated  # noqa: E402
-from rollout_trainer.training.lora.adapter import target_modules  # noqa: E402
+from rollout_trainer.training.data.latents import dataset_from_latents  # noqa: E402
+from rollout_trainer.training.lora.adapter import LoRAConfig, target_modules  # noqa: E402
 from rollout_trainer.training.lora.presets import linear_layers, preset_targets  # noqa: E402
 from rollout_trainer.training.models.hosted import HostModel  # noqa: E402
 from rollout_trainer.training.objective.config import ReflexFlowConfig  # noqa: E402
 from rollout_trainer.training.objective.losses import LossConfig, batch_loss  # noqa: E402
 from rollout_trainer.training.objective.states import Goal  # noqa: E402
+from rollout_trainer.training.runs.run import start, train  # noqa: E402
+from rollout_trainer.training.trainer import trainer  # noqa: E402
+from rollout_trainer.training.trainer.config import TrainConfig  # noqa: E402
 
 torch.set_num_threads(1)
 CHECKS: list[Callable[[], None]] = []
@@ -583,6 +588,42 @@ def a_clip_is_as_long_as_the_autoencoder_takes_it_and_pictures_are_pictures() ->
     assert [HostModel(ComfyModel(tiny_families.build(f))).frame_rate for f in ("wan21_t2v", "wan22_5b", "ltxv")] == [
         16.0, 24.0, 25.0,
     ]  # fmt: skip
+
+
+# -- starts that fail --------------------------------------------------------------------------------
+
+
+@check
+def a_start_that_fails_leaves_the_model_as_it_was() -> None:
+    """Whatever fails, an optimizer's package that is missing or memory that runs out: nothing stays on the MODEL."""
+    model = tiny_families.build("sd15")
+    source = HostModel(ComfyModel(model))
+    latent, captions, empty = tiny_families.data("sd15")
+    with torch.inference_mode(False), torch.no_grad():
+        conds = [row for caption in captions for row in conditioning_rows([caption])]
+        own = [node_latent(source, latent)]
+        data = dataset_from_latents(own, conds, conditioning_rows([empty])[0], None, 1, source.name)
+    network = source.network.module
+    before = [(name, type(m), m.training) for name, m in network.named_modules()], set(vars(network))
+    built = trainer.build_optimizer
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = TrainConfig(steps=2, batch_size=1, lora=LoRAConfig(rank=2))
+        trainer.build_optimizer = fail
+        try:
+            start(Path(folder), "t", source, data, config)
+            raise AssertionError("it did not fail")
+        except MemoryError:
+            pass
+        finally:
+            trainer.build_optimizer = built
+        after = [(name, type(m), m.training) for name, m in network.named_modules()], set(vars(network))
+        assert after == before
+        assert not list(Path(folder).iterdir())
+        train(start(Path(folder), "t", source, data, config), 1)
 
 
 if __name__ == "__main__":
