@@ -260,6 +260,9 @@ class ComfyModel:
         """What the family makes of one sample's conditioning, told what the host's sampler tells it."""
         entry = as_given({name: value for name, value in row.items() if name != given.FRAMES})
         entry["model_conds"] = {}
+        entry.setdefault(
+            "pooled_output", None
+        )  # as every caption of the host has it; 0.3.64's Chroma asks for it
         if given.MASK in row:
             entry[given.MASK] = row[given.MASK].to(x).expand_as(x)
         (entry,) = samplers.encode_model_conds(

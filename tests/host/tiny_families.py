@@ -23,8 +23,8 @@ FIXED = "fixed number of tokens"
 
 
 def plain(generator: Generator, tokens: int) -> Options:
-    """Text alone."""
-    return {}
+    """Text alone, as the host's text encoders without a summary give it."""
+    return {"pooled_output": None}
 
 
 def pooled(width: int) -> Callable[[Generator, int], Options]:
