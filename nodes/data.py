@@ -316,6 +316,13 @@ class RolloutEncodeDataset(io.ComfyNode):
                     "trigger word.",
                 ),
                 *hosted_inputs(),
+                io.Boolean.Input(
+                    "caption_weights",
+                    optional=True,
+                    default=False,
+                    tooltip="If model is a MODEL of ComfyUI: (word:1.2) in a caption weighs the word, as in prompts. "
+                    "Off: brackets are text, as in names of tags.",
+                ),
             ],
             outputs=[
                 sockets.Data.Output(
@@ -353,6 +360,7 @@ class RolloutEncodeDataset(io.ComfyNode):
         keep_tags: int = 1,
         clip: Any = None,
         vae: Any = None,
+        caption_weights: bool = False,
     ) -> io.NodeOutput:
         """Encode what is not in the cache."""
         source = as_model(model, clip, vae).source
@@ -371,6 +379,7 @@ class RolloutEncodeDataset(io.ComfyNode):
             flip=mirror,
             variants=caption_variants,
             keep_tags=keep_tags,
+            caption_weights=caption_weights,
         )
         summary = data.summary()
         seen: dict[str, Any] = {"text": (summary,)}

@@ -7,6 +7,7 @@ touched, and what a block of work needs is undone at its end.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal, cast
@@ -423,14 +424,16 @@ class ComfyModel:
         colours = latent.movedim(1, -1) @ factors + offset  # -1 to 1
         return (colours / 2 + 0.5).clamp(0, 1)
 
-    def encode_caption(self, caption: str) -> dict[str, Tensor]:
-        """Conditioning of one caption.
+    def encode_caption(self, caption: str, weights: bool = True) -> dict[str, Tensor]:
+        """Conditioning of one caption; without `weights`, (word:1.2) in it is text as any other.
 
         Raises:
             ValueError: no CLIP is wired.
         """
         if self.clip is None:
             raise ValueError("clip must be wired to Model from ComfyUI, to turn captions into conditioning")
+        if not weights:  # every tokenizer of the host takes an escaped bracket as a bracket
+            caption = re.sub(r"(?<!\\)([()])", r"\\\1", caption)
         (row,) = conditioning_rows(self.clip.encode_from_tokens_scheduled(self.clip.tokenize(caption)))
         return row | ({"guidance": torch.tensor([self.guidance])} if self.guidance else {})
 

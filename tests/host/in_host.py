@@ -551,6 +551,39 @@ def a_caption_of_qwen_image_edit_is_read_beside_its_pictures() -> None:
     assert "at most 3" in told
 
 
+class Tokens(Words):
+    """A CLIP whose tokenizer is the host's own way with brackets, over letters."""
+
+    def tokenize(self, text: str) -> Any:
+        """Letters and weights."""
+        own = importlib.import_module("comfy.sd1_clip")
+        parsed = own.token_weights(own.escape_important(text), 1.0)
+        return [(letter, w) for part, w in parsed for letter in own.unescape_important(part)]
+
+    def encode_from_tokens_scheduled(self, tokens: Any) -> Any:
+        """A row for each."""
+        rows = [[float(ord(letter)), weight] for letter, weight in tokens]
+        return [[torch.tensor([rows]), {}]]
+
+
+@check
+@torch.no_grad()
+def brackets_of_captions_are_text_unless_weights_are_wanted() -> None:
+    source = HostModel(ComfyModel(tiny_families.build("sd15"), Tokens()))
+    for caption, read in (
+        ("a (b) c", "a (b) c"),
+        ("a (b:1.3)", "a (b:1.3)"),
+        (r"a \(b\)", "a (b)"),
+        ("a)", "a)"),
+    ):
+        row = source.encode_unweighted([caption])["cross_attn"][0]
+        assert "".join(chr(int(c)) for c in row[:, 0]) == read
+        assert (row[:, 1] == 1).all()
+    weighed = source.encode_text(["a (b:1.3)"])["cross_attn"][0]
+    assert weighed.shape == (3, 2)
+    assert abs(float(weighed[2, 1]) - 1.3) < 1e-6
+
+
 @check
 @torch.no_grad()
 def the_network_sees_every_kind_of_control() -> None:

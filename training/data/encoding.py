@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from array import array
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,6 +43,8 @@ CACHE_VERSION = 1
 
 MIRRORED = " (mirrored)"
 """How the name of a picture's mirror image ends."""
+BRACKETS = re.compile(r"[()]")
+"""What weighs words in ComfyUI."""
 FROM = " from frame "
 """What stands before the number of its first frame, from 0, in the name of a part of a clip but the first."""
 
@@ -118,6 +121,7 @@ def encode(
     flip: bool = False,
     variants: int = 1,
     keep_tags: int = 1,
+    caption_weights: bool = False,
 ) -> LatentDataset:
     """Encode pictures and captions, what is in the cache excepted.
 
@@ -132,13 +136,19 @@ def encode(
         flip: add the mirror image of every picture.
         variants: captions of every picture: its own, and the same tags in other orders (`caption_variants`).
         keep_tags: so many tags at the front of a caption stay where they are.
+        caption_weights: ``(word:1.2)`` in a caption weighs a word, as in prompts; off, brackets are text as any other.
 
     Raises:
         ValueError: a size that the model cannot take, or a file that cannot be read any more.
         RuntimeError: `cache_dir` cannot be written.
     """
     sizes = _sizes(model, resolution or model.default_resolution, bucket_step, max_aspect)
-    encoder = _Encoder(model, cache_dir, dataset, variants, keep_tags)
+    if caption_weights and not hasattr(model, "encode_unweighted"):
+        raise ValueError(
+            f"caption_weights must be off for {model.name}, which takes brackets as text; (word:1.2) weighs words in a "
+            "MODEL of ComfyUI alone"
+        )
+    encoder = _Encoder(model, cache_dir, dataset, variants, keep_tags, caption_weights)
     flips = (False, True) if flip else (False,)
     texts = encoder.captions(dataset, len(flips)) * variants
     more = sum(len(encoder.cutter.cuts(item)) - 1 for item in _clips(dataset))
@@ -254,11 +264,20 @@ class _Encoder:
     """Encodes pictures and captions into the cache, and remembers the keys of all that it has encoded."""
 
     def __init__(
-        self, model: ModelSource, cache_dir: Path | None, dataset: ImageDataset, variants: int, keep_tags: int
+        self,
+        model: ModelSource,
+        cache_dir: Path | None,
+        dataset: ImageDataset,
+        variants: int,
+        keep_tags: int,
+        caption_weights: bool,
     ) -> None:
         self.model = model
         self.variants, self.keep_tags = variants, keep_tags
         self.alpha_masks = dataset.alpha_masks
+        self.unweighted: Callable[[Sequence[str]], Mapping[str, Tensor]] | None = (
+            None if caption_weights else getattr(model, "encode_unweighted", None)
+        )
         self.cutter = Cutter(model, dataset.cutting)
         self.reader: tuple[Path, ClipReader] | None = None  # of the clip that is being encoded
         self.frames: tuple[Path, Cut, Tensor] | None = None  # of its sample, at the size that a clip is given
@@ -294,6 +313,8 @@ class _Encoder:
             cut = [*picture.cut, self.cutter.fps]
             key = cache_key("clip", *self.base, contents, picture.size, picture.flipped, cut)
         others = self._variants(item.caption)[1:]
+        if self.unweighted is not None and BRACKETS.search(item.caption):
+            others = [*others, "without weights"]
         told = [[c.role, c.digest] for c in item.controls] + [[role, "own"] for role in self._own(picture)]
         self.keys.append(cache_key(key, item.caption, item.repeats, *others, *([told] if told else [])))
         found = self.cache.ensure(key, lambda: self._encode(picture, read))
@@ -342,7 +363,10 @@ class _Encoder:
             self.reader = (item.path, ClipReader(item.path, self.cutter.fps))
         if self.frames is None or self.frames[:2] != (item.path, cut):
             self.frames = None  # let go of before the next are read
-            self.frames = (item.path, cut, torch.stack(list(_frames(self.reader[1], cut, picture.size))))
+            pixels = torch.empty(cut.frames, 3, picture.size[1], picture.size[0])
+            for i, frame in enumerate(_frames(self.reader[1], cut, picture.size)):
+                pixels[i] = frame
+            self.frames = (item.path, cut, pixels)
         return self.frames[2]
 
     def close_reader(self) -> None:
@@ -412,6 +436,11 @@ class _Encoder:
         Args:
             picture: its references are shown to the text encoder.
         """
+        if picture is None and self.unweighted is not None and BRACKETS.search(text):
+            encode = self.unweighted
+            key = cache_key("caption without weights", *self.base, text)
+            layouts.add(self.cache.ensure(key, lambda: encode([text])))
+            return key
         if picture is None:
             key = cache_key("caption", *self.base, text)
             layouts.add(self.cache.ensure(key, lambda: self.model.encode_text([text])))

@@ -153,8 +153,8 @@ class HostNetwork(Protocol):
         """Small picture [1, h, w, 3] in [0, 1] of a latent, without the autoencoder."""
         ...
 
-    def encode_caption(self, caption: str) -> Mapping[str, Tensor]:
-        """Conditioning [1, ...] of a caption."""
+    def encode_caption(self, caption: str, weights: bool = True) -> Mapping[str, Tensor]:
+        """Conditioning [1, ...] of a caption; `weights`: (word:1.2) in it weighs a word, where the family can."""
         ...
 
 
@@ -244,6 +244,13 @@ class HostModel:
     def encode_text(self, captions: Sequence[str]) -> Cond:
         """Conditioning [N, ...] of the captions, each encoded by itself."""
         conds = [self.network.encode_caption(caption) for caption in captions]
+        return {name: value.to(self.device) for name, value in joined(conds).items()}
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def encode_unweighted(self, captions: Sequence[str]) -> Cond:
+        """As `encode_text`, but brackets in captions are text as any other and weigh no words."""
+        conds = [self.network.encode_caption(caption, weights=False) for caption in captions]
         return {name: value.to(self.device) for name, value in joined(conds).items()}
 
     @property

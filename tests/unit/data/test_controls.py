@@ -202,6 +202,31 @@ def test_without_references_captions_are_read_alone_and_once(pairs):
     assert not model.read
 
 
+class Weighing(Model):
+    """Makes twice the caption's length of one whose brackets weigh words."""
+
+    def encode_text(self, captions):
+        return {"context": torch.tensor([[2.0 * len(c)] for c in captions])}
+
+    def encode_unweighted(self, captions):
+        return {"context": torch.tensor([[1.0 * len(c)] for c in captions])}
+
+
+def test_brackets_in_captions_weigh_words_only_where_that_is_wanted(tmp_path):
+    for i, caption in enumerate(("plain", "miku (vocaloid)")):
+        picture(tmp_path / "set" / f"{i}.png", caption=caption)
+    dataset, prints = read_image_folder(tmp_path / "set"), []
+    for weights, expected in ((False, [10, 15]), (True, [10, 30]), (False, [10, 15])):
+        data = encode(dataset, Weighing(), cache_dir=tmp_path / "cache", caption_weights=weights)
+        assert data.batch(torch.arange(2)).cond["context"].flatten().tolist() == expected
+        prints.append(data.fingerprint)
+    assert prints[0] == prints[2] != prints[1]
+    with pytest.raises(
+        ValueError, match="caption_weights must be off for stand-in, which takes brackets as text"
+    ):
+        encode(dataset, Model(), caption_weights=True)
+
+
 def test_samples_that_are_held_out_take_their_controls_along(pairs):
     data = encode(paired(pairs), Edit())
     part = replace(data, buckets=(data.buckets[0].part(torch.tensor([2, 3])),))
