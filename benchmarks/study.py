@@ -30,8 +30,11 @@ is higher by construction, docs/theory.md, but what matters here is where along 
 | guided | the same, own steps at CFG 2 |
 | solver_error | the same lengths, target `solver_error` |
 | reflexflow | as `residual`, with ReflexFlow (beta1 0.1): what workflows/quickstart.json ships before this study |
-| preserve | plain, and own states of captions without the trigger asked for what the base says there |
+| preserve | plain, and for each batch one own state of 24 captions without the trigger, asked for what the base says |
 | plain, whole | as `plain`, to its last step: what stopping in time is worth |
+
+`preserve` has weight 1 and 6 steps; its 24 captions are others than those on which bleeding is measured. Where time is
+short, the first four arms of all sets and seeds run first, then `plain, whole`, then the rest.
 
 **Metrics** of 24 pictures drawn for the held-out captions (unipc 2, 8 steps) at CFG 1, 1.5, 2 and 3; `@own` is each
 arm's own best scale, the one with the least mean distance over the seeds:
@@ -105,6 +108,7 @@ END = "end"
 CFGS = (1.0, 1.5, 2.0, 3.0)
 USED = 2.0
 """The guidance scale at which bleeding is measured."""
+PRESERVE = "preserve"
 NEVER = 10_000
 """Patience of an arm that trains all its steps."""
 
@@ -118,6 +122,7 @@ ARMS = {
     "plain": PLAIN,
     "mixflow": replace(PLAIN, target="mixflow", probability=1.0, gamma=0.2),
     "reflexflow": REFLEXFLOW,
+    PRESERVE: replace(PLAIN, preserve_rows=1, preserve_steps=6),
     "guided": replace(RESIDUAL, guidance=USED),
     "solver_error": replace(RESIDUAL, target="solver_error"),
     "residual": RESIDUAL,
@@ -211,6 +216,8 @@ class Pictures:
     outside: Cond
     """Captions without the trigger, on which bleeding is measured."""
     lr: float
+    preserve: Sequence[str]
+    """Other captions without it, which that arm is given."""
     unmoved: dict[int, Tensor] = field(default_factory=dict)
     """What the base draws for those, by seed: drawn once."""
 
@@ -221,6 +228,9 @@ class Pictures:
     def trial(self, plan: Plan, arms: Sequence[str]) -> Trial:
         """Everything that the runs on this set are made of; the first arm is `plain`, whose compute all have."""
         configs = {arm: plan.config(arm, self.lr) for arm in dict.fromkeys(("plain", WHOLE, *arms))}
+        if PRESERVE in configs:
+            rollout = replace(configs[PRESERVE].rollout, preserve="\n".join(self.preserve))
+            configs[PRESERVE] = replace(configs[PRESERVE], rollout=rollout)
         return Trial(self.source, self.taught, configs, validation=self.half(0), drawing=plan.drawing)
 
 
@@ -281,7 +291,9 @@ def pictures_of(name: str, count: int, device: str) -> Pictures:
     taught, unseen = (encode(images, source).held() for images in both)
     pixels = source.decode_latents(unseen.buckets[0].latents.to(source.device)).cpu()
     outside = source.encode_text(without_trigger(own, other, "unseen")[:count])
-    return Pictures(name, source, taught, unseen, Views.of(pixels), outside, lr)
+    return Pictures(
+        name, source, taught, unseen, Views.of(pixels), outside, lr, without_trigger(own, other, "train")
+    )
 
 
 # --- one run ------------------------------------------------------------------------------------

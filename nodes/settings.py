@@ -41,6 +41,7 @@ ROLLOUT = same(
 )
 METHODS = same("gamma", "guidance")
 """Of the rollout too, but younger than its socket: such widgets come last."""
+PRESERVE = same("preserve_weight", "preserve_rows", "preserve_steps")
 ROLLOUT_ON: dict[str, dict[str, Any]] = {"max_step_offset": {"default": 5}, "probability": {"default": 0.5}}
 """A config does nothing by default; the node is put into a graph to roll out."""
 
@@ -200,6 +201,14 @@ class RolloutScheduledSampling(io.ComfyNode):
                     tooltip="ReflexFlow settings; without them ReflexFlow is off.",
                 ),
                 *widgets(RolloutConfig, METHODS, {id: {"optional": True} for id in METHODS}),
+                io.String.Input(
+                    "preserve",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip=tooltip(RolloutConfig, "preserve"),
+                ),
+                *widgets(RolloutConfig, PRESERVE, {id: {"optional": True} for id in PRESERVE}),
             ],
             outputs=[
                 sockets.ScheduledSampling.Output(
@@ -211,10 +220,12 @@ class RolloutScheduledSampling(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, reflexflow: ReflexFlowConfig | None = None, **values: Any) -> io.NodeOutput:
+    def execute(
+        cls, reflexflow: ReflexFlowConfig | None = None, preserve: str = "", **values: Any
+    ) -> io.NodeOutput:
         """Build the config."""
-        reflexflow = reflexflow or ReflexFlowConfig(enabled="off")
-        return io.NodeOutput(config_of(RolloutConfig, ROLLOUT | METHODS, values, reflexflow=reflexflow))
+        more = {"reflexflow": reflexflow or ReflexFlowConfig(enabled="off"), "preserve": preserve}
+        return io.NodeOutput(config_of(RolloutConfig, ROLLOUT | METHODS | PRESERVE, values, **more))
 
 
 class RolloutSettingsFromJSON(io.ComfyNode):

@@ -9,13 +9,14 @@ import { SOLVERS } from "./facts.js";
  *   max_step_offset?: number, probability?: number, ramp_steps?: number, prob_start?: number, prob_end?: number,
  *   sampler?: string, strategy?: string, target?: string, reuse?: number, distribution?: string, loss?: string,
  *   schedule?: string, optimizer?: string, enabled?: string, caption_variants?: number, save_every?: number,
- *   until_step?: number, targets?: string, gamma?: number, guidance?: number,
+ *   until_step?: number, targets?: string, gamma?: number, guidance?: number, preserve?: string,
  * }} Values
  */
 /** @typedef {{ [widget: string]: string }} Reasons key of the reason why a widget has no effect */
 
 const SETTINGS_WITHOUT_ROLLOUTS = ["probability", "ramp_steps", "prob_start", "prob_end", "start_step", "ramp_shape"];
 const SETTINGS_OF_ROLLOUTS = ["sampler", "order", "strategy", "steps_per_trajectory", "target", "reuse", "gamma", "guidance"];
+const SETTINGS_OF_PRESERVE = ["preserve_weight", "preserve_rows", "preserve_steps"];
 const SETTINGS_OF_STEPS = ["max_step_offset", "sampler", "order", "strategy", "steps_per_trajectory", "guidance"];
 
 /** @param {string | undefined} sampler */
@@ -30,21 +31,31 @@ const ramp = (v) => ({
   ...when(isPositive(v.ramp_steps), ["probability"], "noProbability"),
 });
 
+/** @param {Values} v */
+const preserve = (v) => when(v.preserve !== undefined && !v.preserve.trim(), SETTINGS_OF_PRESERVE, "noPreserve");
+
+/** @param {Values} v */
+const rollouts = (v) => {
+  const rolled = v.preserve?.trim() ? ["sampler", "order"] : []; // what preserve rolls out with
+  const other = (/** @type {string} */ name) => !rolled.includes(name);
+  if (v.target === "mixflow") return { ...when(true, SETTINGS_OF_STEPS.filter(other), "noStepsMixflow"), ...ramp(v) };
+  if (v.max_step_offset === 0) {
+    return when(true, [...SETTINGS_WITHOUT_ROLLOUTS, ...SETTINGS_OF_ROLLOUTS].filter(other), "rolloutsOff");
+  }
+  return {
+    ...(v.target === "solver_error" ? when(!rolled.length, ["order"], "noOrderTarget") : order(v)),
+    ...ramp(v),
+    ...when(v.target !== undefined, ["gamma"], "onlyMixflow"),
+    ...when(v.target !== undefined && v.target !== "residual", ["guidance"], "onlyResidual"),
+  };
+};
+
 /**
  * By node: from the widgets' values to the widgets without effect, each with the key of its reason.
  * @type {{ [node: string]: ((values: Values) => Reasons) | undefined }}
  */
 const RULES = {
-  RolloutScheduledSampling: (v) => {
-    if (v.target === "mixflow") return { ...when(true, SETTINGS_OF_STEPS, "noStepsMixflow"), ...ramp(v) };
-    if (v.max_step_offset === 0) return when(true, [...SETTINGS_WITHOUT_ROLLOUTS, ...SETTINGS_OF_ROLLOUTS], "rolloutsOff");
-    return {
-      ...(v.target === "solver_error" ? when(true, ["order"], "noOrderTarget") : order(v)),
-      ...ramp(v),
-      ...when(v.target !== undefined, ["gamma"], "onlyMixflow"),
-      ...when(v.target !== undefined && v.target !== "residual", ["guidance"], "onlyResidual"),
-    };
-  },
+  RolloutScheduledSampling: (v) => ({ ...rollouts(v), ...preserve(v) }),
   RolloutSample: order,
   RolloutSampler: order,
   RolloutExposureBias: order,

@@ -79,6 +79,14 @@ class ToySource:
     def denoiser(self, dtype: torch.dtype | None = None) -> ToyDenoiser:
         return ToyDenoiser(self)
 
+    def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        seeds = [sum(map(ord, caption)) for caption in captions]
+        return {
+            "context": torch.stack(
+                [torch.randn(3, 6, generator=torch.Generator().manual_seed(s)) for s in seeds]
+            )
+        }
+
     def preview_latents(self, latents: Tensor) -> Tensor:
         return latents[:, :3].sigmoid()
 

@@ -119,7 +119,7 @@ def test_colours_are_those_of_the_cells(study):
 
 def test_real_pictures_are_at_distance_zero_from_themselves(study):
     pixels = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    own = study.Pictures("faces", None, None, None, study.Views.of(pixels), {}, 1e-3)
+    own = study.Pictures("faces", None, None, None, study.Views.of(pixels), {}, 1e-3, ["a cat"])
     seen = study.looked_at(own, pixels)
     assert (seen["style"], seen["shapes"]) == pytest.approx((0, 0), abs=1e-6)
     assert min(study.looked_at(own, pixels**4)[name] for name in ("style", "shapes")) > 0.003
@@ -155,7 +155,9 @@ def test_a_killed_study_goes_on_where_it_was(study, tmp_path, capsys):
 
 
 def test_every_arm_costs_what_plain_costs(study, make_source, make_data):
-    own = study.Pictures("faces", make_source("flow"), make_data(12), make_data(12), None, {}, 1e-3)
+    own = study.Pictures(
+        "faces", make_source("flow"), make_data(12), make_data(12), None, {}, 1e-3, ["a cat"]
+    )
     trial = own.trial(study.Plan(), list(study.ARMS))
     cost = {arm: (own := trial.config(arm, 0)).steps * step_cost(own, trial.source) for arm in study.ARMS}
     assert all(value == pytest.approx(cost["plain"], rel=0.01) for value in cost.values())
@@ -163,7 +165,7 @@ def test_every_arm_costs_what_plain_costs(study, make_source, make_data):
 
 
 def test_halves_are_whole_and_apart(study, make_data):
-    own = study.Pictures("faces", None, None, make_data(12), None, {}, 1e-3)
+    own = study.Pictures("faces", None, None, make_data(12), None, {}, 1e-3, ["a cat"])
     first, second = own.half(0), own.half(1)
     assert first.buckets[0].names + second.buckets[0].names == tuple(map(str, range(12)))
     whole = make_data(12).buckets[0].latents

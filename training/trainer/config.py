@@ -14,6 +14,7 @@ from ..lora.presets import preset_targets
 from ..models.source import ModelSource
 from ..objective.config import RolloutConfig
 from ..objective.losses import LossConfig
+from ..objective.preserve import expected_evaluations
 from ..objective.rollout import expected_extra_forwards
 from ..objective.timesteps import TimestepConfig
 from .optim import OptimizerConfig
@@ -205,6 +206,14 @@ def streams(seed: int) -> dict[str, torch.Generator]:
     return {name: torch.Generator().manual_seed(int(s)) for name, s in zip(STREAMS, states, strict=True)}
 
 
+def preserve_stream(seed: int) -> torch.Generator:
+    """The random stream of preservation, which only runs that preserve have: states without it stay what they were."""
+    states = np.random.SeedSequence(seed).generate_state(len(STREAMS) + 1, np.uint64)
+    return torch.Generator().manual_seed(int(states[-1]))
+
+
 def cost(config: TrainConfig, source: ModelSource) -> float:
-    """Expected no-grad forwards per sample and step at the run's highest rollout probability."""
-    return expected_extra_forwards(config.rollout, config.rollout.reflexflow.active(source.prediction))
+    """Expected forwards per sample and step beside its training, at the run's highest rollout probability."""
+    extra = expected_extra_forwards(config.rollout, config.rollout.reflexflow.active(source.prediction))
+    trained = 3 if config.gradient_checkpointing else 2
+    return extra + expected_evaluations(config.rollout, trained) / config.batch_size

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from ...samplers import sent
-from ..conditioning import Cond
+from ..conditioning import Cond, controls_of, select
 from ..data.dataset import Batch, LatentDataset
 from ..data.order import BatchOrder
 from ..lora.adapter import Adapter, AdapterState
 from ..models.source import ModelSource
-from ..objective.losses import TERMS, Loss, batch_loss, mean_terms, terms_of
+from ..objective.losses import TERMS, Loss, batch_loss, elementwise, masked_mean, mean_terms, terms_of
+from ..objective.preserve import draw_preserved, own_states
 from ..objective.reuse import StatePool
 from ..objective.rollout import RolloutPlan, draw_plan, roll_out, row_evaluations
 from ..objective.states import (
@@ -41,7 +42,7 @@ from ..objective.timesteps import draw_u, u_range
 from ..pictures.film import Camera, Film
 from ..pictures.sampling import Drawing
 from .best import Best
-from .config import TrainConfig, resolved, streams
+from .config import TrainConfig, preserve_stream, resolved, streams
 from .deal import Share, whole
 from .meter import Kind, Meter
 from .offload import kept_elsewhere, storages
@@ -101,6 +102,8 @@ class Pass:
     share: Share
     facts: Mapping[str, float]
     """Of the whole batch: what `Trainer.rollout_facts` says."""
+    preserved: Tensor | None = None
+    """Mean loss of the preserved rows, on the device; None where there are none, or another rank has them."""
 
 
 class Trainer:
@@ -155,6 +158,7 @@ class Trainer:
             )
         self.reflexflow = config.rollout.rolls_out and config.rollout.reflexflow.active(self.prediction)
         self.generators = streams(config.seed)
+        self.preserved = self._preserved()
         self.order = BatchOrder(data, config.batch_size, self.generators["order"])
         self.meter = Meter(self.device)
         self.history = History()
@@ -172,6 +176,23 @@ class Trainer:
         except BaseException:
             self.opened.close()
             raise
+
+    def _preserved(self) -> Cond | None:
+        """Conditioning [P, ...] of the captions to preserve, made first: text encoders may need the network's place.
+
+        Raises:
+            ValueError: the model is trained at a part of the noise levels alone.
+        """
+        config = self.config.rollout
+        if not config.preserves:
+            return None
+        if self.levels[1] < 1:
+            raise ValueError(
+                "preserve must be empty where only lower noise levels are trained, got prompts; its rollouts begin at "
+                "pure noise"
+            )
+        self.generators["preserve"] = preserve_stream(self.config.seed)
+        return self.source.encode_text(config.preserved)
 
     def _inject(self, adapter: AdapterState | None) -> None:
         """Put the adapter on the model, and build what goes with its weights."""
@@ -213,7 +234,7 @@ class Trainer:
             terms = self.summed(parts)
             self.scaler.unscale_(self.optimizer)
             norm = grad_norm_clip(self.parameters, config.grad_clip)
-            measured = self.measure(terms, [part.facts for part in parts], norm)
+            measured = self.measure(terms, parts, norm)
             if not math.isfinite(measured["total"]):
                 self.scaler.update()  # closes what unscale_ opened; the optimiser will not step
         except FloatingPointError:  # the model's own steps left the finite numbers
@@ -265,7 +286,39 @@ class Trainer:
                 weight = 1.0 if batch.part is None else batch.part.loss_weight
                 of = config.accumulation / share.weight
                 self.scaler.scale(weight * loss.total / of).backward()
-        return Pass(loss, share, self.rollout_facts(plan))
+        return Pass(loss, share, self.rollout_facts(plan), self.preserve(batch))
+
+    def preserve(self, batch: Batch) -> Tensor | None:
+        """The pass over captions whose pictures shall stay as they are, `objective.preserve`; its mean loss.
+
+        The first rank makes it, for all. The adapter's dropout is off: all of it is asked for.
+        """
+        if self.preserved is None:
+            return None
+        config, generator = self.config, self.generators["preserve"]
+        plan = draw_preserved(config.rollout, len(next(iter(self.preserved.values()))), generator)
+        noise = torch.randn(len(plan.rows), *batch.x0.shape[1:], generator=generator, dtype=batch.x0.dtype)
+        noise = noise.to(self.device)
+        cond = {k: v.to(self.device) for k, v in select(self.preserved, plan.rows.to(self.device)).items()}
+        if missing := controls_of(batch.cond).keys() - cond.keys():
+            raise ValueError(
+                f"preserve must be empty for data with controls, got prompts, which have no {sorted(missing)[0]}"
+            )
+        with self.ranks.agreed(), torch.no_grad(), self.meter.time("rollout"):
+            if self.ranks.first:
+                count = partial(self.meter.count, "rollout")
+                x, sigma = own_states(plan, config.rollout, self.denoiser, noise, cond, count)
+        if not self.ranks.first:
+            return None
+        with torch.no_grad(), self.adapter.disabled():
+            asked = self.predict("clean", x, sigma, cond)
+        with self.keeping():
+            output = self.predict("train", x, sigma, cond)
+        with self.meter.time("train"):
+            loss = masked_mean(elementwise(config.loss, output, asked), None).mean()
+            weight = config.rollout.preserve_weight / config.accumulation
+            self.scaler.scale(weight * loss).backward()
+        return loss.detach()
 
     def keep(self, share: Share, plan: RolloutPlan, trail: Trail | None) -> None:
         """Keep the states of a rollout for later steps: those that all ranks made."""
@@ -354,11 +407,14 @@ class Trainer:
             facts["staleness"] = float(self.done - self.pool.born)
         return facts
 
-    def measure(self, terms: Tensor, facts: list[Mapping[str, float]], norm: Tensor) -> dict[str, float]:
+    def measure(self, terms: Tensor, parts: list[Pass], norm: Tensor) -> dict[str, float]:
         """What the step's history row holds; the one transfer from the device per optimiser step."""
-        losses = mean_terms(terms)
-        means = torch.cat([losses, norm.reshape(1).to(losses)])
-        measured = dict(zip((*TERMS, "grad_norm"), means.tolist(), strict=True))
+        losses, facts = mean_terms(terms), [part.facts for part in parts]
+        kept = [part.preserved for part in parts if part.preserved is not None]
+        preserved = torch.stack(kept).mean().reshape(1) if kept else losses[:0]
+        means = torch.cat([losses, norm.reshape(1).to(losses), preserved.to(losses)])
+        names = (*TERMS, "grad_norm", *(["preserve"] if kept else []))
+        measured = dict(zip(names, means.tolist(), strict=True))
         measured["rolled"] = sum(f["rolled"] for f in facts)
         for name in ("length", "staleness"):
             values = [f[name] for f in facts if name in f]

@@ -24,6 +24,7 @@ from ..data.dataset import LatentDataset
 from ..files import write_json
 from ..forms import add_noise
 from ..models.source import LoadedModel, ModelSource
+from ..objective.preserve import expected_evaluations
 from ..objective.rollout import expected_extra_forwards
 from ..objective.states import without_captions
 from ..pictures.exposure import energy_distance
@@ -126,10 +127,11 @@ def step_cost(config: TrainConfig, source: ModelSource) -> float:
     The base is frozen: a training row costs a forward and the activations' gradients, about 2, and 3 where they are
     calculated again.
     """
-    rollout = config.rollout
+    rollout, trained = config.rollout, 3 if config.gradient_checkpointing else 2
     reflexflow = rollout.rolls_out and rollout.reflexflow.active(source.prediction)
-    per_row = (3 if config.gradient_checkpointing else 2) + expected_extra_forwards(rollout, reflexflow)
-    return config.batch_size * config.accumulation * per_row
+    per_row = trained + expected_extra_forwards(rollout, reflexflow)
+    per_batch = config.batch_size * per_row + expected_evaluations(rollout, trained)
+    return config.accumulation * per_batch
 
 
 Watch = Callable[[str, int, StepReport], None]

@@ -27,7 +27,7 @@ CONFIGS = {
     "RolloutTimestepSettings": (TimestepConfig, settings.TIMESTEPS),
     "RolloutLossSettings": (LossConfig, settings.LOSS),
     "RolloutReflexFlow": (ReflexFlowConfig, settings.REFLEXFLOW),
-    "RolloutScheduledSampling": (RolloutConfig, settings.ROLLOUT | settings.METHODS),
+    "RolloutScheduledSampling": (RolloutConfig, settings.ROLLOUT | settings.METHODS | settings.PRESERVE),
     "RolloutTrainLoRA": (TrainConfig, train.TRAIN | train.WATCH | train.MEMORY | train.HOLD_OUT),
     "RolloutInitTraining": (TrainConfig, train.TRAIN | train.WATCH | train.MEMORY | train.HOLD_OUT),
 }

@@ -105,6 +105,7 @@ ROLLOUTS = {
         "rollout": RolloutConfig(max_step_offset=10, probability=1.0, steps_per_trajectory=20),
         "accumulation": 1,
     },
+    "preserve": {"rollout": replace(ALL["rollout"], preserve="a cat\na dog", preserve_rows=3)},
 }
 
 

@@ -72,10 +72,13 @@ def plain_training(source, data, config, steps):
         RolloutConfig(target="mixflow"),
         RolloutConfig(target="mixflow", probability=1.0, gamma=0.0),
         RolloutConfig(max_step_offset=5, guidance=3.0),
+        RolloutConfig(preserve=" \n ", preserve_weight=2.0),
+        RolloutConfig(preserve="a cat", preserve_weight=0.0),
     ],
     ids=[
         *("default", "no offset", "no chance", "before the ramp", "before the start"),
         *("mixflow, no chance", "mixflow, no gamma", "guided, no chance"),
+        *("nothing to preserve", "preserved at no weight"),
     ],
 )
 def test_off_is_the_baseline_bit_for_bit(off, make_source, make_data, make_config, tmp_path):
