@@ -101,6 +101,7 @@ from rollout_trainer.training.trial.results import Metrics, Result, Table, go_on
 from rollout_trainer.training.trial.statistics import STUDENT as STUDENT
 from rollout_trainer.training.trial.statistics import Comparison, Estimate, difference, differences
 from rollout_trainer.training.trial.trial import BEST, Drawing, Trial, draw, run_name, trained
+from rollout_trainer.training.trial.verdict import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ROOT / "demo" / "make" / "names"
@@ -511,15 +512,78 @@ def draw_difference(axis: Any, y: int, table: Table, comparison: Comparison, met
     axis.errorbar(e.mean, y, xerr=e.high - e.mean, fmt="o", color=colour, capsize=3)
 
 
+MARK, MARKED = "<!-- tables: benchmarks/study.py --save docs -->", "<!-- end of tables -->"
+"""What stands between these in docs/study.md is written by the program."""
+WORDS = {
+    "style@own": "style distance, own CFG",
+    "shapes@own": "shapes distance, own CFG",
+    "loss": "held-out loss",
+    "style@1": "style, CFG 1",
+    "shapes@1": "shapes, CFG 1",
+    "bleed": "bleeding",
+    "trained": "steps trained",
+    "step": "best step",
+    "seconds": "processor s",
+}
+
+
+def page(table: Table) -> str:
+    """The tables of docs/study.md: for each set the means, and the paired differences."""
+    return "\n".join(line for name in SETS for line in [*means(table, name), "", *paired(table, name), ""])
+
+
+def means(table: Table, name: str) -> list[str]:
+    """Means and standard errors of every arm of a set."""
+    columns = ("step", "trained", "seconds", *MAIN, *WITHOUT_GUIDANCE, "bleed")
+    rows = []
+    for arm in (arm for arm in table if arm.startswith(f"{name}/")):
+        at = END if arm == key(name, WHOLE) else BEST
+        cells = [mean_cell(table[arm], m, BEST if m in COST else at) for m in columns]
+        rows.append([f"{arm.partition('/')[2]} ({len(table[arm])})", *cells])
+    return markdown([f"**{name}**, arm (seeds)", *(WORDS[m] for m in columns)], rows)
+
+
+def paired(table: Table, name: str) -> list[str]:
+    """Paired differences, with intervals, of every arm of a set."""
+    columns = (*MAIN, *WITHOUT_GUIDANCE, "bleed")
+    rows = [
+        [
+            f"{c.title} ({len(differences(table, c, MAIN[0]))})",
+            *(difference_cell(table, c, m) for m in columns),
+        ]
+        for c in comparisons(name)
+        if difference(table, c, MAIN[0])
+    ]
+    return markdown(
+        [f"**{name}**, paired difference (seeds) [95 % interval]", *(WORDS[m] for m in columns)], rows
+    )
+
+
 def save(results: Sequence[Result], folder: Path) -> None:
-    """Write the stored study: per-seed numbers to five digits, and the plot."""
-    plain = [asdict(result) for result in results]
-    for result in plain:
-        for metrics in result["metrics"].values():
-            metrics.update({name: float(f"{value:.5g}") for name, value in metrics.items()})
-    lines = ",\n ".join(json.dumps(result) for result in plain)
+    """Write the stored study: per-seed numbers to five digits, the plot, and the tables of the page."""
+    written = folder / "study.md"
+    if written.exists():
+        before, _, rest = written.read_text(encoding="utf-8").partition(MARK)
+        text = f"{before}{MARK}\n{page(table_of(rounded(results)))}{MARKED}{rest.partition(MARKED)[2]}"
+        write_atomically(written, text.encode())
+    lines = ",\n ".join(json.dumps(asdict(result)) for result in rounded(results))
     write_atomically(folder / "study.json", f"[{lines}]\n".encode())
     plot(table_of(results), folder / "study.png")
+
+
+def rounded(results: Sequence[Result]) -> list[Result]:
+    """The results to five digits, as they are stored."""
+    return [
+        Result(
+            own.arm,
+            own.seed,
+            {
+                at: {name: float(f"{v:.5g}") for name, v in metrics.items()}
+                for at, metrics in own.metrics.items()
+            },
+        )
+        for own in results
+    ]
 
 
 def study(

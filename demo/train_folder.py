@@ -34,7 +34,7 @@ def main() -> None:
 
     model = rt.load_diffusers(given.model)
     data = rt.encode(rt.read_image_folder(given.data), model, cache_dir=given.out / "cache")
-    reflexflow = rt.ReflexFlowConfig(beta1=0.1)
+    off = rt.ReflexFlowConfig("off")
     config = rt.TrainConfig(
         steps=given.steps,
         batch_size=8,
@@ -43,7 +43,7 @@ def main() -> None:
         optimizer=rt.OptimizerConfig(
             lr=2e-3, weight_decay=0.0, schedule="cosine", warmup_steps=10, final_lr=0.1
         ),
-        rollout=rt.RolloutConfig(3, probability=0.5, steps_per_trajectory=20, reflexflow=reflexflow),
+        rollout=rt.RolloutConfig(3, probability=0.5, steps_per_trajectory=20, reflexflow=off),
     )
     with rt.starting(given.out / "runs", "example", model, data, config) as stage:
         run = stage.train(given.steps, show)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..host import ComfyExtension, current, io, serve
 from ..training.runs.browse import Runs
+from .arms import RolloutTrial
 from .comfy import RolloutApplyLoRA, RolloutDatasetFromLatents, RolloutFromComfyModel
 from .data import (
     RolloutDatasetFromFolder,
@@ -74,6 +75,7 @@ NODES: list[type[io.ComfyNode]] = [
     RolloutDatasetFromImages,
     RolloutMixDatasets,
     RolloutSamplePrompts,
+    RolloutTrial,
 ]
 
 

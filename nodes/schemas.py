@@ -17,7 +17,7 @@ PLACES: Mapping[str, tuple[str, ...]] = {
         *("LoRASettings", "OptimizerSettings", "TimestepSettings", "LossSettings", "ScheduledSampling"),
         *("ReflexFlow", "SettingsFromJSON", "SettingsToJSON", "Recipe"),
     ),
-    "train": ("TrainLoRA", "InitTraining", "TrainSteps", "ResumeTraining", "Validate", "SaveLoRA"),
+    "train": ("TrainLoRA", "InitTraining", "TrainSteps", "ResumeTraining", "Validate", "SaveLoRA", "Trial"),
     "pictures": ("Sample", "SamplePrompts", "Preview", "ExposureBias", "LossPlot", "CompareImages"),
     "sampling": ("Sampler", "Sigmas"),
 }
@@ -52,6 +52,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "TimestepSettings": ("noise levels", "logit normal", "timestep sampling", "min timestep"),
     "LossSettings": ("min snr", "huber", "mse"),
     "ScheduledSampling": ("exposure bias", "rollout settings", "self forcing", "scheduled sampling"),
+    "Trial": ("compare settings", "ablation", "a/b test", "which is better", "sweep"),
     "ReflexFlow": ("reflexflow", "anti drift", "frequency compensation"),
     "SettingsFromJSON": ("simpletuner", "import config json"),
     "SettingsToJSON": ("simpletuner", "export config json"),

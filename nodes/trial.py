@@ -16,11 +16,8 @@ from ..host.graph.override import override
 from ..host.graph.validate import problems
 from ..host.standalone.host import StandaloneHost, installed
 from ..host.standalone.run import run
-from ..training.files import write_atomically
-from ..training.pictures import plots
-from ..training.trial.results import Table
-from ..training.trial.trial import Drawing, Trial, carry_out, sheets
-from ..training.trial.verdict import as_text, best_cfg, compared, plotted
+from ..training.trial.trial import Drawing, Trial, carry_out
+from .arms import shown
 from .train import RolloutTrainLoRA, new_run
 
 
@@ -157,21 +154,10 @@ def conduct(trial: Trial, folder: Path, host: StandaloneHost, say: Callable[[str
         bar.update(done, f"{arm}, seed {seed}: step {report.step}, loss {report.loss:.4f}")
 
     table = carry_out(trial, folder, watch, say)
-    text = as_text(table)
-    write_atomically(folder / "trial.md", f"{text}\n".encode())
-    _draw(trial, table, folder)
-    return text
-
-
-def _draw(trial: Trial, table: Table, folder: Path) -> None:
-    """The plot of the main differences, and pictures of all arms from the same noise."""
-    found = compared(table)
-    Image.fromarray(plots.difference_plot(plotted(found), found[0].metric)).save(folder / "trial.png")
-    cfgs = {arm: best_cfg(table, arm) for arm in table}
-    shown = sheets(trial, folder, cfgs)
-    labels = [name if name == "real" else f"{name}, CFG {cfgs[name]:g}" for name in shown]
-    grid = plots.image_grid([pixels.cpu().numpy() for pixels in shown.values()], labels)
+    text, plot, grid = shown(trial, table, folder)
+    Image.fromarray(plot).save(folder / "trial.png")
     Image.fromarray(grid).save(folder / "pictures.png")
+    return text
 
 
 def drawing(cfgs: Sequence[float] | None) -> Drawing:

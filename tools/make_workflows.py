@@ -233,14 +233,14 @@ def flux_lora() -> dict[str, Any]:
 
 
 def sd35_lora() -> dict[str, Any]:
-    """SD3.5 medium: one file has all of it; a flow model that nothing has bent, so ReflexFlow is wired."""
+    """SD3.5 medium: one file has all of it; a flow model that nothing has bent."""
     sheet = Sheet()
     file = "sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors"
     checkpoint = sheet.put("CheckpointLoaderSimple", "SD3.5 medium", ckpt_name=file, models=[
         (file, "checkpoints", f"Comfy-Org/stable-diffusion-3.5-fp8/resolve/main/{file}")])  # fmt: skip
     node = checkpoint[0]
     model = sheet.put("ModelSamplingSD3", "Shift, to train and to draw", model=checkpoint, shift=3.0)
-    reflexflow = sheet.put("RolloutReflexFlow", "ReflexFlow", GREEN, beta1=0.1)
+    reflexflow = sheet.put("RolloutReflexFlow", "ReflexFlow, bypassed", GREEN, BYPASSED, beta1=0.1)
     about = note(
         "# SD3.5 LoRA\n"
         "Teaches Stable Diffusion 3.5 medium a style, a character or a thing from a folder of pictures, and draws with "
@@ -249,8 +249,7 @@ def sd35_lora() -> dict[str, Any]:
         "**Memory** The network is 5 GB in fp16. Set for 24 GB: 1024 pixels, gradient checkpointing; 512 or 768 for "
         "12 GB. We had no such cards to measure on.\n\n"
         "**Rollouts** cost little here; Scheduled Sampling says how much. Probability 0 is plain training, to compare. "
-        "**ReflexFlow** adds one forward for each rolled sample; its weight beta1 is 0.1, the published 10 would be "
-        "several times the base loss. Unplug it to see what it does.\n\n"
+        "ReflexFlow is bypassed (Ctrl+B): it did worse in the pack's study.\n\n"
         + STOP, 400)  # fmt: skip
     rollouts = modest_rollouts(sheet, 28, reflexflow)
     settings = [lora_settings(sheet, 16), optimizer(sheet), middle_levels(sheet)]
@@ -304,7 +303,7 @@ def wan_image_lora() -> dict[str, Any]:
         sheet.put("VAELoader", "Its VAE", vae_name=files["vae"], models=known["vae"]),
     )  # fmt: skip
     model = sheet.put("ModelSamplingSD3", "Shift, to train and to draw", model=unet, shift=3.0)
-    reflexflow = sheet.put("RolloutReflexFlow", "ReflexFlow", GREEN, beta1=0.1)
+    reflexflow = sheet.put("RolloutReflexFlow", "ReflexFlow, bypassed", GREEN, BYPASSED, beta1=0.1)
     about = note(
         "# Wan image LoRA\n"
         "Teaches the video model Wan a style, a character or a thing from *pictures*: each is a film of one frame. The "
@@ -316,7 +315,7 @@ def wan_image_lora() -> dict[str, Any]:
         "**Wan 2.2 14B** is two networks: train one LoRA for each, with *Noise levels* cut where one hands over to the "
         "other.\n\n"
         "**Rollouts** cost little here; Scheduled Sampling says how much. Probability 0 is plain training, to compare. "
-        "**ReflexFlow** adds one forward for each rolled sample; unplug it to see what it does.", 460)  # fmt: skip
+        "ReflexFlow is bypassed (Ctrl+B): it did worse in the pack's study.", 460)  # fmt: skip
     rollouts = modest_rollouts(sheet, 20, reflexflow)
     levels = "timesteps", sheet.put("RolloutTimestepSettings", "Noise levels", distribution="uniform")
     settings = [lora_settings(sheet, 16), optimizer(sheet), levels]

@@ -56,10 +56,9 @@ def test_the_report_adds_up(run):
     assert calls["train"] == report["steps"]
     assert rows["train"] % report["steps"] == 0
     assert rows["rollout"] > calls["rollout"] > calls["train"]  # all rows of a step go together
-    assert 0 < rows["clean"] < rows["train"]
-    assert rows["rollout"] / rows["clean"] == pytest.approx(report["rollout"]["mean_length"], rel=0.1)
+    assert rows["clean"] == 0  # ReflexFlow is bypassed since the study found it worse
     assert all(v is None or np.isfinite(v) for name in ("base", "fc", "adr") for v in report["loss"][name])
-    assert any(v is not None for v in report["loss"]["adr"])
+    assert all(v is None for v in report["loss"]["adr"])
     assert len(report["drift"]["sigma"]) == len(report["drift"]["drift"]) == len(report["drift"]["floor"])
     assert report["peak_memory_mb"] < 2048
     assert report["seconds"] > 0

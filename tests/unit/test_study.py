@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import sys
 from dataclasses import replace
@@ -194,3 +195,38 @@ def test_every_object_is_a_name_that_the_base_knows_and_none_is_taught_and_held_
             path.read_text().strip() for path in (ROOT / "benchmarks" / "objects" / part).glob("*.txt")
         }
         assert captions == {f"{name}, toy style, white background" for name in own}
+
+
+# --- the stored study
+
+
+def test_the_page_has_the_tables_of_the_stored_study(study):
+    """`benchmarks/study.py --save docs` writes them; a figure in the page's words is one of them."""
+    stored = json.loads((ROOT / "docs" / "study.json").read_text(encoding="utf-8"))
+    table = study.table_of([study.Result(**own) for own in stored])
+    text = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    written = text.partition(study.MARK)[2].partition(study.MARKED)[0]
+    assert written.strip() == study.page(table).strip()
+    assert {arm for arm in table if len(table[arm]) > 1} >= {
+        f"{name}/{arm}" for name in study.SETS for arm in ("plain", "preserve")
+    }
+
+
+def test_saving_writes_the_tables_between_their_marks_and_nothing_else(study, tmp_path):
+    metrics = {"style@1": 0.5, "style@2": 0.25, "shapes@1": 0.1, "loss": 0.3, "bleed": 0.123456789}
+    results = [
+        study.Result(f"faces/{arm}", seed, {"best": {k: v + shift + 0.01 * seed for k, v in metrics.items()}})
+        for arm, shift in (("plain", 0.0), ("preserve", -0.1))
+        for seed in (0, 1)
+    ]
+    page = tmp_path / "study.md"
+    page.write_text(f"before\n{study.MARK}\nold\n{study.MARKED}\nafter\n")
+    for _ in range(2):
+        study.save(results, tmp_path)
+        text = page.read_text()
+        assert text.startswith("before\n")
+        assert text.endswith("\nafter\n")
+        assert "old" not in text
+    assert "| preserve - plain (2) | -0.1000 [-0.1000, -0.1000] **better** |" in text
+    assert json.loads((tmp_path / "study.json").read_text())[0]["metrics"]["best"]["bleed"] == 0.12346
+    assert (tmp_path / "study.png").stat().st_size > 10_000

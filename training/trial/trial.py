@@ -222,6 +222,13 @@ def unfinished(trial: Trial, folder: Path, name: str) -> Run | None:
     return None
 
 
+def best_run(trial: Trial, folder: Path, arm: str, seed: int) -> Run:
+    """The best moment of a run of a trial that was carried out."""
+    run = unfinished(trial, folder, run_name(arm, seed))
+    assert run is not None
+    return replace(run, step=run.state.values["best"]["step"] or run.step)
+
+
 # --- what is measured ---------------------------------------------------------------------------
 
 
@@ -279,10 +286,7 @@ def sheets(trial: Trial, folder: Path, cfgs: Mapping[str, float], columns: int =
     cond = select(cond, torch.arange(n))
     out = {"real": pictures(trial.source, held[None, :n].to(trial.source.device), None)[0]}
     for arm in trial.arms:
-        run = unfinished(trial, folder, run_name(arm, 0))
-        assert run is not None
-        step = run.state.values["best"]["step"]
-        best = replace(run, step=step or run.step)
+        best = best_run(trial, folder, arm, 0)
         latents = draw(trial, best.model, cond, held.shape[1:], cfgs[arm], 0)
         out[arm] = pictures(trial.source, latents[None].to(trial.source.device), None)[0]
     return out

@@ -105,6 +105,13 @@ def best_cfg(table: Table, arm: str) -> float:
     return float(own_cfg(table, arm).partition("@")[2])
 
 
+def winner(table: Table) -> tuple[str, int]:
+    """The arm with the least mean of the metric that counts most, and its seed with the least value."""
+    whole, metric = with_own_cfg(table), metrics_of(table)[0]
+    arm = min(whole, key=lambda arm: statistics.fmean(run[BEST][metric] for run in whole[arm].values()))
+    return arm, min(whole[arm], key=lambda seed: whole[arm][seed][BEST][metric])
+
+
 def mean_cell(values: Sequence[float]) -> str:
     """Mean and standard error over the seeds."""
     if len(values) < 2:
