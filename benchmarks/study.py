@@ -514,12 +514,15 @@ def draw_difference(axis: Any, y: int, table: Table, comparison: Comparison, met
 
 MARK, MARKED = "<!-- tables: benchmarks/study.py --save docs -->", "<!-- end of tables -->"
 """What stands between these in docs/study.md is written by the program."""
+SHOWN = (*WITHOUT_GUIDANCE, "style@2", "blob@2", "bleed")
 WORDS = {
     "style@own": "style distance, own CFG",
     "shapes@own": "shapes distance, own CFG",
     "loss": "held-out loss",
     "style@1": "style, CFG 1",
     "shapes@1": "shapes, CFG 1",
+    "style@2": "style, CFG 2",
+    "blob@2": "style probability, CFG 2",
     "bleed": "bleeding",
     "trained": "steps trained",
     "step": "best step",
@@ -528,13 +531,71 @@ WORDS = {
 
 
 def page(table: Table) -> str:
-    """The tables of docs/study.md: for each set the means, and the paired differences."""
-    return "\n".join(line for name in SETS for line in [*means(table, name), "", *paired(table, name), ""])
+    """The tables of docs/study.md: for each set the means, the paired differences, and what they say in words."""
+    lines = []
+    for name in SETS:
+        lines += [*means(table, name), "", *paired(table, name), "", *in_words(table, name), ""]
+    return "\n".join([*lines, *figures(table), ""])
+
+
+def in_words(table: Table, name: str) -> list[str]:
+    """A line for every arm of a set beside plain: what was seen of it."""
+    return [
+        f"- {name}, {c.title}: " + "; ".join(found) + "."
+        for c in comparisons(name)
+        if (
+            found := [
+                said(table, c, m) for m in (*MAIN, "style@2", "blob@2", "bleed") if differences(table, c, m)
+            ]
+        )
+    ]
+
+
+def said(table: Table, c: Comparison, metric: str) -> str:
+    """A comparison in plain English."""
+    values, e = differences(table, c, metric), difference(table, c, metric)
+    if e is None:
+        return f"{WORDS[metric]} {values[0]:+.4f} of one seed, which may be chance"
+    word = verdict(metric, e) or "no difference seen"
+    return f"{WORDS[metric]} {word} ({e.mean:+.4f} [{e.low:+.4f}, {e.high:+.4f}], {len(values)} seeds)"
+
+
+def ratio(table: Table, name: str, arm: str, metric: str) -> float:
+    """An arm's mean of a metric over plain's, on the seeds that both have."""
+    one, other = table.get(key(name, arm), {}), table[key(name, "plain")]
+    seeds = one.keys() & other.keys()
+    sums = [sum(runs[seed][BEST][metric] for seed in seeds) for runs in (one, other)]
+    return sums[0] / sums[1] if seeds else math.nan
+
+
+def figures(table: Table) -> list[str]:
+    """What the issue asked for, beside what was found, by set: no more than the numbers say."""
+    lines = []
+    for name in SETS:
+        by_title = {c.title: c for c in comparisons(name)}
+        seeds = len(differences(table, by_title["preserve - plain"], "bleed"))
+        if seeds:
+            c = by_title["preserve - plain"]
+            style = [said(table, c, m) for m in (*MAIN[:2], "style@2", "blob@2") if differences(table, c, m)]
+            lines.append(
+                f"- `preserve` on {name}, {seeds} seeds: {ratio(table, name, PRESERVE, 'bleed'):.2f} of plain's "
+                f"bleeding (to reach: 0.5). Both planned the same compute; until it stopped, `preserve` used "
+                f"{ratio(table, name, PRESERVE, 'evaluations'):.2f} times the evaluations of plain (to reach: at most "
+                f"1.5), {ratio(table, name, PRESERVE, 'seconds'):.2f} times the processor time. {'; '.join(style)}."
+            )
+        runs = [run[BEST] for run in table[key(name, "plain")].values()]
+        share = statistics.fmean(run["trained"] / run["planned"] for run in runs)
+        step = statistics.fmean(run["step"] / run["planned"] for run in runs)
+        lines.append(
+            f"- best moment on {name}, {len(runs)} seeds of plain: at {step:.2f} of the steps, training ended by "
+            f"itself at {share:.2f} (to reach: 0.6)."
+        )
+    return lines
 
 
 def means(table: Table, name: str) -> list[str]:
     """Means and standard errors of every arm of a set."""
-    columns = ("step", "trained", "seconds", *MAIN, *WITHOUT_GUIDANCE, "bleed")
+    columns = ("step", "trained", "seconds", *MAIN, *SHOWN)
     rows = []
     for arm in (arm for arm in table if arm.startswith(f"{name}/")):
         at = END if arm == key(name, WHOLE) else BEST
@@ -545,7 +606,7 @@ def means(table: Table, name: str) -> list[str]:
 
 def paired(table: Table, name: str) -> list[str]:
     """Paired differences, with intervals, of every arm of a set."""
-    columns = (*MAIN, *WITHOUT_GUIDANCE, "bleed")
+    columns = (*MAIN, *SHOWN)
     rows = [
         [
             f"{c.title} ({len(differences(table, c, MAIN[0]))})",

@@ -214,8 +214,12 @@ def test_the_page_has_the_tables_of_the_stored_study(study):
 
 def test_saving_writes_the_tables_between_their_marks_and_nothing_else(study, tmp_path):
     metrics = {"style@1": 0.5, "style@2": 0.25, "shapes@1": 0.1, "loss": 0.3, "bleed": 0.123456789}
+    metrics |= {"trained": 150.0, "planned": 300.0, "step": 90.0, "seconds": 2.0, "evaluations": 8.0}
     results = [
-        study.Result(f"faces/{arm}", seed, {"best": {k: v + shift + 0.01 * seed for k, v in metrics.items()}})
+        study.Result(
+            f"{name}/{arm}", seed, {"best": {k: v + shift + 0.01 * seed for k, v in metrics.items()}}
+        )
+        for name in study.SETS
         for arm, shift in (("plain", 0.0), ("preserve", -0.1))
         for seed in (0, 1)
     ]
@@ -228,5 +232,8 @@ def test_saving_writes_the_tables_between_their_marks_and_nothing_else(study, tm
         assert text.endswith("\nafter\n")
         assert "old" not in text
     assert "| preserve - plain (2) | -0.1000 [-0.1000, -0.1000] **better** |" in text
+    assert "bleeding better (-0.1000 [-0.1000, -0.1000], 2 seeds)" in text
+    assert "- `preserve` on objects, 2 seeds: 0.22 of plain's bleeding (to reach: 0.5)" in text
+    assert "2 seeds of plain: at 0.30 of the steps, training ended by itself at 0.50 (to reach: 0.6)" in text
     assert json.loads((tmp_path / "study.json").read_text())[0]["metrics"]["best"]["bleed"] == 0.12346
     assert (tmp_path / "study.png").stat().st_size > 10_000
