@@ -151,7 +151,7 @@ class RolloutTrial(io.ComfyNode):
                 sockets.AnyData.Input("data", tooltip="What to train on; a share is held out to compare on."),
                 io.String.Input(
                     "arms",
-                    default="plain\nmixflow",
+                    default="plain\nresidual",
                     multiline=True,
                     tooltip="Two to four ways to train, one per line; the others are compared with the first. Known "
                     f"names: {', '.join(WAYS)}, {CONNECTED} (the scheduled sampling at the input). Settings after a "
@@ -199,11 +199,23 @@ class RolloutTrial(io.ComfyNode):
                 *hosted_inputs(),
             ],
             outputs=[
-                io.String.Output(display_name="table"),
-                io.Image.Output(display_name="plot"),
-                io.Image.Output(display_name="pictures"),
-                sockets.Run.Output(display_name="best_run"),
-                sockets.Model.Output(display_name="best_model"),
+                io.String.Output(
+                    display_name="table", tooltip="The means of all arms, and a sentence for each difference."
+                ),
+                io.Image.Output(
+                    display_name="plot",
+                    tooltip="The differences of the main metric: every seed, the mean, its interval.",
+                ),
+                io.Image.Output(
+                    display_name="pictures",
+                    tooltip="Held-out pictures, and what every arm draws for their captions from the same noise.",
+                ),
+                sockets.Run.Output(
+                    display_name="best_run", tooltip="The best moment of the best training, for Save LoRA."
+                ),
+                sockets.Model.Output(
+                    display_name="best_model", tooltip="The base model with the LoRA of that moment."
+                ),
             ],
             is_output_node=True,
         )

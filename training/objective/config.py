@@ -158,7 +158,7 @@ class RolloutConfig:
         "What the model is asked for at the state it reached. residual (the best choice) leaves a correct model as it "
         "is. clean is SimpleTuner's and makes results flatter. Experimental: solver_error corrects the solver's own "
         "error, corrective points straight at the training picture. mixflow rolls nothing out and costs nothing: it "
-        "trains on pictures noisier than the model is told, see gamma; for models that are used with guidance (CFG).",
+        "trains on pictures noisier than the model is told, see gamma; in the study it helped at one fixed CFG alone.",
         choices=TARGETS,
     )
     reuse: int = setting(
