@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +253,7 @@ def trial_of(arms: str, inputs: dict[str, Any], **options: Any) -> Trial:
     data = as_data(inputs.pop("data"), model)
     validation: LatentDataset | ImageDataset | None = inputs.pop("validation", None)
     connected: RolloutConfig | None = inputs.pop("scheduled_sampling", None)
-    own = {f.name: parts[f.name] or usual[f.name] for f in fields(TrainConfig) if f.name in usual}
+    own: dict[str, Any] = {name: parts[name] or config for name, config in usual.items()}
     every = max(1, inputs["steps"] // 20)
     base = TrainConfig(**inputs, **own, validate_every=every, patience=5, rollout=connected or PLAIN)
     held = None if validation is None else as_data(validation, model)
