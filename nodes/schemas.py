@@ -83,6 +83,10 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 """What people type who look for a node, beside its name."""
 
 
+_OF_A_RUN = (
+    *("accumulation", "seed", "caption_dropout", "autocast", "ema_decay", "keep", "validate_every"),
+    *("activation_offload", "memory", "hold_out", "patience", "save_minutes", "recipe"),
+)
 ADVANCED: Mapping[str, tuple[str, ...]] = {
     "LoadDiffusers": ("swap_weights",),
     "DatasetFromFolder": (
@@ -99,10 +103,8 @@ ADVANCED: Mapping[str, tuple[str, ...]] = {
         *("steps_per_trajectory", "gamma", "guidance"),
     ),
     "ReflexFlow": ("alpha", "beta2", "fc_norm"),
-    **dict.fromkeys(("TrainLoRA", "InitTraining"), (
-        *("accumulation", "seed", "caption_dropout", "autocast", "ema_decay", "keep", "validate_every"),
-        *("activation_offload", "memory", "hold_out", "patience", "save_minutes", "recipe", "tensorboard"),
-    )),
+    "TrainLoRA": (*_OF_A_RUN, "tensorboard"),
+    "InitTraining": _OF_A_RUN,
     "TrainSteps": ("until_step", "learning_rate", "tensorboard"),
     "Sample": ("negative", "width", "height", "order"),
     "SamplePrompts": ("sampler", "order", "negative", "width", "height"),

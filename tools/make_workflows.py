@@ -190,16 +190,15 @@ def modest_rollouts(sheet: Sheet, steps: int, reflexflow: Link | None = None) ->
 
 TRAIN = {
     "steps": 1000, "batch_size": 1, "caption_dropout": 0.05, "autocast": "bf16", "gradient_checkpointing": True,
-    "save_every": 250, "preview_every": 250,
+    "save_every": 250, "preview_every": 250, "recipe": "none",
 }  # fmt: skip
 
 
-def flux_lora() -> dict[str, Any]:
-    """Flux dev: distilled guidance is an input, so captions carry it."""
-    sheet = Sheet()
+def flux_files(sheet: Sheet) -> tuple[Link, Link, Link]:
+    """Network, text encoders and VAE of Flux dev."""
     encoders = "comfyanonymous/flux_text_encoders/resolve/main/"
     autoencoder = "Comfy-Org/Lumina_Image_2.0_Repackaged/resolve/main/split_files/vae/ae.safetensors"
-    unet, clip, vae = (
+    return (
         sheet.put("UNETLoader", "Flux", unet_name="flux1-dev.safetensors", weight_dtype="fp8_e4m3fn", models=[
             ("flux1-dev.safetensors", "diffusion_models", "Comfy-Org/flux1-dev/resolve/main/flux1-dev.safetensors")]),
         sheet.put("DualCLIPLoader", "Its text encoders", clip_name1="clip_l.safetensors",
@@ -208,6 +207,12 @@ def flux_lora() -> dict[str, Any]:
         sheet.put("VAELoader", "Its VAE", vae_name="ae.safetensors", models=[
             ("ae.safetensors", "vae", autoencoder)]),
     )  # fmt: skip
+
+
+def flux_lora() -> dict[str, Any]:
+    """Flux dev: distilled guidance is an input, so captions carry it."""
+    sheet = Sheet()
+    unet, clip, vae = flux_files(sheet)
     reflexflow = sheet.put("RolloutReflexFlow", "ReflexFlow, bypassed", GREEN, BYPASSED, beta1=0.1)
     about = note(
         "# Flux LoRA\n"
@@ -261,12 +266,17 @@ def sd35_lora() -> dict[str, Any]:
     )  # fmt: skip
 
 
+def sdxl_checkpoint(sheet: Sheet) -> Link:
+    """Network, text encoders and VAE in one file."""
+    file = "sd_xl_base_1.0.safetensors"
+    return sheet.put("CheckpointLoaderSimple", "SDXL, or a model made from it", ckpt_name=file, models=[
+        (file, "checkpoints", f"stabilityai/stable-diffusion-xl-base-1.0/resolve/main/{file}")])  # fmt: skip
+
+
 def sdxl_lora() -> dict[str, Any]:
     """SDXL: it predicts noise, where ReflexFlow does not apply and min-SNR does."""
     sheet = Sheet()
-    file = "sd_xl_base_1.0.safetensors"
-    checkpoint = sheet.put("CheckpointLoaderSimple", "SDXL, or a model made from it", ckpt_name=file, models=[
-        (file, "checkpoints", f"stabilityai/stable-diffusion-xl-base-1.0/resolve/main/{file}")])  # fmt: skip
+    checkpoint = sdxl_checkpoint(sheet)
     node = checkpoint[0]
     about = note(
         "# SDXL LoRA\n"
@@ -327,6 +337,115 @@ def wan_image_lora() -> dict[str, Any]:
         ),
         extra_rollouts=[reflexflow],
     )  # fmt: skip
+
+
+# -- your own pictures, in as few nodes as there can be ------------------------------------------------
+
+FEW = {
+    "steps": 1500, "caption_dropout": 0.05, "autocast": "bf16", "gradient_checkpointing": True, "memory": "auto",
+    "save_every": 250, "preview_every": 250, "recipe": "automatic", "run_name": "my_pictures",
+}  # fmt: skip
+
+
+def my_pictures(
+    sheet: Sheet, base: tuple[Link, Link, Link], loaders: Sequence[Link], about: Item
+) -> dict[str, Any]:
+    """Loaders, a folder, and the training, which takes its settings from the model's recipe and saves the LoRA."""
+    model, clip, vae = base
+    pictures = sheet.put("RolloutDatasetFromFolder", "Your pictures", BROWN, folder="demo/data")
+    train = sheet.put("RolloutTrainLoRA", "Train", BLUE, model=model, clip=clip, vae=vae, data=pictures,
+                      save_lora_as="my_lora", **FEW)  # fmt: skip
+    return columns(
+        sheet,
+        (380, [group("Read me", about)]),
+        (340, [group("1 - Model", *loaders), group("2 - Your pictures", pictures)]),
+        (460, [group("3 - Train", (train, 760))]),
+    )
+
+
+def my_note(title: str, model: str, memory: str) -> Item:
+    """How to train on one's own pictures, in five steps."""
+    return note(
+        f"# {title}\n"
+        f"Teaches {model} a style, a character or a thing from a folder of your pictures. Opens with the pack's 24 "
+        "small blob faces, to try it.\n\n"
+        "1. Choose your model file.\n"
+        "2. Put 15 to 40 good pictures into a folder below ComfyUI's *input* and write its name into *folder*. A text "
+        "file of the same name beside a picture is its caption; pictures without one get *default_caption*.\n"
+        "3. *trigger_word*: a word that you make up, to call what was learnt in your prompts.\n"
+        "4. Press Run. The panel shows the loss, and every 250 steps a film of what the LoRA draws.\n"
+        "5. *finish now* ends the training when you like what you see. The LoRA is saved under the name in "
+        "*save_lora_as* and stands in ComfyUI's LoRA loaders at once.\n\n"
+        "Rank, learning rate and noise levels are those that trainers use for this model; settings nodes connected to "
+        f"Train change them.\n\n**Memory** {memory} *memory: auto* changes what would not fit. We had no such cards "
+        "to measure on.", 560)  # fmt: skip
+
+
+def my_pictures_sdxl() -> dict[str, Any]:
+    """SDXL in three nodes and four wires."""
+    sheet = Sheet()
+    checkpoint = sdxl_checkpoint(sheet)
+    node = checkpoint[0]
+    about = my_note(
+        "My pictures, SDXL", "SDXL, or any model made from it,", "The network is 5 GB; 12 GB are enough."
+    )
+    return my_pictures(sheet, (checkpoint, [node, 1], [node, 2]), (checkpoint,), about)
+
+
+def my_pictures_flux() -> dict[str, Any]:
+    """Flux dev: its parts are files of their own."""
+    sheet = Sheet()
+    base = flux_files(sheet)
+    about = my_note("My pictures, Flux", "FLUX.1 dev", "The fp8 base is 12 GB, for cards of 24 GB.")
+    return my_pictures(sheet, base, base, about)
+
+
+def my_pictures_z_image() -> dict[str, Any]:
+    """Z-Image, the base model."""
+    sheet = Sheet()
+    place = "Comfy-Org/z_image/resolve/main/split_files/"
+    unet, clip, vae = (
+        sheet.put("UNETLoader", "Z-Image", unet_name="z_image_bf16.safetensors", weight_dtype="default", models=[
+            ("z_image_bf16.safetensors", "diffusion_models", f"{place}diffusion_models/z_image_bf16.safetensors")]),
+        sheet.put("CLIPLoader", "Its text encoder", clip_name="qwen_3_4b.safetensors", type="lumina2", models=[
+            ("qwen_3_4b.safetensors", "text_encoders", f"{place}text_encoders/qwen_3_4b.safetensors")]),
+        sheet.put("VAELoader", "Its VAE", vae_name="ae.safetensors", models=[
+            ("ae.safetensors", "vae", f"{place}vae/ae.safetensors")]),
+    )  # fmt: skip
+    about = my_note("My pictures, Z-Image", "Z-Image", "The network is 12 GB, for cards of 24 GB.")
+    return my_pictures(sheet, (unet, clip, vae), (unet, clip, vae), about)
+
+
+def my_pictures_app() -> dict[str, Any]:
+    """The same as an app: a form with four fields, and the film and the LoRA beside it."""
+    sheet = Sheet()
+    checkpoint = sdxl_checkpoint(sheet)
+    base = {"model": checkpoint, "clip": [checkpoint[0], 1], "vae": [checkpoint[0], 2]}
+    pictures = sheet.put("RolloutDatasetFromFolder", "Your pictures", BROWN, folder="demo/data")
+    data = sheet.put("RolloutEncodeDataset", "Encode once", dataset=pictures, **base)
+    train = sheet.put("RolloutTrainLoRA", "Train", BLUE, data=data, **base, **FEW)
+    saved = sheet.put("RolloutSaveLoRA", "LoRA", BLUE, run=train, filename="my_lora")
+    film = sheet.put("RolloutPreview", "Film", model=[train[0], 1], data=data, samples=4, steps=6, target=0.0)
+    shown = sheet.put("SaveImage", "Film of the LoRA", images=film, filename_prefix="my_lora/film")
+    about = note(
+        "# My pictures, as an app\n"
+        "Trains SDXL, or any model made from it, on a folder of your pictures. It opens as an app: a form with the "
+        "model, the folder, the trigger word and the steps; the film and the LoRA appear beside it. The menu at the "
+        "upper left changes between the app and this graph.\n\n"
+        "Any other model: put its loaders in the place of the checkpoint.", 300)  # fmt: skip
+    graph = columns(
+        sheet,
+        (380, [group("Read me", about)]),
+        (340, [group("1 - Model and pictures", checkpoint, pictures, data)]),
+        (460, [group("2 - Train", (train, 760))]),
+        (560, [group("3 - Look", saved, film, (shown, 360))]),
+    )
+    inputs = [(checkpoint, "ckpt_name"), (pictures, "folder"), (pictures, "trigger_word"), (train, "steps")]
+    graph["_extra"]["app"] = {
+        "inputs": [[int(link[0]), widget] for link, widget in inputs],
+        "outputs": [int(shown[0]), int(saved[0])],
+    }
+    return graph
 
 
 # -- comparing solvers -------------------------------------------------------------------------------
@@ -397,6 +516,10 @@ WORKFLOWS: dict[str, Callable[[], dict[str, Any]]] = {
     "sdxl-lora": sdxl_lora,
     "wan-image-lora": wan_image_lora,
     "sampler-comparison": sampler_comparison,
+    "my-pictures-sdxl": my_pictures_sdxl,
+    "my-pictures-flux": my_pictures_flux,
+    "my-pictures-z-image": my_pictures_z_image,
+    "my-pictures-app": my_pictures_app,
 }
 
 # -- workflows that are changed in the front end, and laid out here ------------------------------------

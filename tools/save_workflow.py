@@ -4,7 +4,8 @@ A ComfyUI is started with this pack (found as the host tests find it), the graph
 ``app.graph.serialize()`` gives is written, its nodes where `layout` puts them: their heights are measured in both
 canvases. ``_meta`` may hold ``title``, ``color``, ``mode`` (4: bypassed) and ``models`` (where the files that it names
 are found). A top-level ``"_extra"`` has ``columns``: each a ``width`` and ``groups`` that stand one below the other,
-with a ``title`` and ``items``, which are node ids, pairs of a node id and the least height it is given, or notes.
+with a ``title`` and ``items``, which are node ids, pairs of a node id and the least height it is given, or notes; and
+``app``, for one that opens in app mode: ``inputs`` are pairs of a node id and a widget, ``outputs`` node ids.
 Usage: ``python tools/save_workflow.py API.json OUT.json [SCREENSHOT.png]``.
 Needs the packages of requirements-dev.txt and Debian's chromium.
 """
@@ -122,12 +123,15 @@ def front_end() -> Iterator[NewPage]:
 
 def save(new_page: NewPage, api: dict[str, Any], out: Path, picture: Path | None = None) -> None:
     """Load `api` in the front end, write the workflow to `out` and a screenshot of it to `picture`."""
-    columns = api.pop("_extra")["columns"]
+    extra = api.pop("_extra")
+    columns = extra["columns"]
     items = [item for column in columns for group in column["groups"] for item in group["items"]]
     last = max(map(int, api))
     notes = {last + 1 + i: note for i, note in enumerate(item for item in items if isinstance(item, dict))}
     page = new_page()
     workflow = page.evaluate(BUILD, [api, notes, sizes(columns, notes), out.stem])
+    if "app" in extra:
+        workflow["extra"] |= {"linearMode": True, "linearData": extra["app"]}
     write(new_page, workflow, columns, notes, out)
     if picture is not None:
         page.evaluate("wf => app.loadGraphData(wf)", json.loads(out.read_text(encoding="utf-8")))
@@ -199,6 +203,7 @@ def write(
     workflow["groups"] = layout.groups
     workflow["extra"] |= {"ds": view(layout.size), OPENING: True}
     out.write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    page.context.close()
     print(f"{out.name}: {layout.size[0]:.0f} x {layout.size[1]:.0f}, opens at {view(layout.size)['scale']}")
 
 

@@ -322,6 +322,41 @@ def test_a_template_opens_on_its_first_group_and_can_be_read(mode, open_page, co
         assert page.evaluate("app.canvas.ds.scale") == 1.25, "what the user saves opens as it was saved"
 
 
+SEEN = """([id, mode]) => {
+    const node = app.graph.getNodeById(id);
+    if (mode === "classic") return node.widgets.filter((w) => !w.hidden).map((w) => w.name);
+    const drawn = document.querySelector(`[data-node-id="${id}"]`);
+    return node.widgets.map((w) => w.name).filter((name) =>
+        [...drawn.querySelectorAll("*")].some((e) => e.children.length === 0 && e.textContent.trim() === name));
+}"""
+RARE = {"accumulation", "ema_decay", "keep", "hold_out", "patience", "memory"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_rare_widgets_are_out_of_sight_until_asked_for_and_changed_ones_are_seen(mode, open_page, shots):
+    workflow = quickstart()
+    train = next(node for node in workflow["nodes"] if node["id"] == TRAIN)
+    names = [own["name"] for own in train["inputs"] if own.get("widget")]
+    train["widgets_values"][names.index("ema_decay")] = 0.5
+    page = open_page(mode, workflow=workflow)
+    look_at(page, TRAIN, 0.8)
+    seen = set(page.evaluate(SEEN, [TRAIN, mode]))
+    assert {"steps", "batch_size", "caption_dropout", "ema_decay"} <= seen
+    assert seen & RARE == {"ema_decay"}
+    page.screenshot(path=shots / f"few-settings-{mode}.png")
+    if mode == "classic":
+        page.evaluate(
+            "id => app.graph.getNodeById(id).widgets.find((w) => w.name === 'rollout_more').callback()", TRAIN
+        )
+    else:
+        page.locator(f'[data-node-id="{TRAIN}"]').get_by_test_id("advanced-inputs-button").click()
+    page.wait_for_timeout(700)
+    assert set(page.evaluate(SEEN, [TRAIN, mode])) >= RARE
+    page.screenshot(path=shots / f"all-settings-{mode}.png")
+    stored = page.evaluate("id => app.graph.getNodeById(id).serialize().widgets_values", TRAIN)
+    assert stored[: len(train["widgets_values"])] == train["widgets_values"]
+
+
 STATUS = ".rollout-trainer-status"
 SAVE = 13  # Save LoRA in workflows/quickstart.json
 LINK_COLOUR = "type => app.canvas.default_connection_color_byType[type]"
