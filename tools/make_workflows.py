@@ -422,7 +422,7 @@ def my_pictures_app() -> dict[str, Any]:
     checkpoint = sdxl_checkpoint(sheet)
     base = {"model": checkpoint, "clip": [checkpoint[0], 1], "vae": [checkpoint[0], 2]}
     pictures = sheet.put("RolloutDatasetFromFolder", "Your pictures", BROWN, folder="demo/data")
-    data = sheet.put("RolloutEncodeDataset", "Encode once", dataset=pictures, **base)
+    data = sheet.put("RolloutEncodeDataset", "Encode once", dataset=pictures, resolution=1024, **base)
     train = sheet.put("RolloutTrainLoRA", "Train", BLUE, data=data, **base, **FEW)
     saved = sheet.put("RolloutSaveLoRA", "LoRA", BLUE, run=train, filename="my_lora")
     film = sheet.put("RolloutPreview", "Film", model=[train[0], 1], data=data, samples=4, steps=6, target=0.0)

@@ -85,6 +85,15 @@ def shortened(prompt: Prompt, more: Mapping[str, Mapping[str, Any]] | None = Non
             node["inputs"]["clip_frames"] = 5
         if node["class_type"] == "RolloutEncodeDataset" and node["inputs"]["resolution"]:
             node["inputs"]["resolution"] = SIDE
+    for id, node in list(prompt.items()):
+        origin = node["inputs"].get("data") or [""]
+        if origin[0] in prompt and prompt[origin[0]]["class_type"] == "RolloutDatasetFromFolder":
+            # Encoded by the training itself pictures get the model's own size, which no widget makes smaller.
+            own = {name: node["inputs"][name] for name in ("model", "clip", "vae") if name in node["inputs"]}
+            sizes = {"resolution": SIDE, "bucket_step": 64, "max_aspect": 2.0, "mirror": False}
+            encoded = {"class_type": "RolloutEncodeDataset", "inputs": {**own, "dataset": origin, **sizes}}
+            prompt[f"small-{id}"] = encoded
+            node["inputs"]["data"] = [f"small-{id}", 0]
     return prompt
 
 
