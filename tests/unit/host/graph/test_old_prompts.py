@@ -17,6 +17,9 @@ LATER = {
         "hold_out",
         "patience",
         "save_minutes",
+        "tensorboard",
+        "recipe",
+        "save_lora_as",
     ),
     "RolloutInitTraining": (
         "preview_every",
@@ -25,15 +28,17 @@ LATER = {
         "hold_out",
         "patience",
         "save_minutes",
+        "recipe",
     ),
-    "RolloutTrainSteps": ("until_step", "learning_rate"),
+    "RolloutTrainSteps": ("until_step", "learning_rate", "tensorboard"),
     "RolloutLoRASettings": ("preset",),
     "RolloutTimestepSettings": ("sigma_low", "sigma_high"),
     "RolloutDatasetFromFolder": (
         "subfolders",
         *(f"control_{i}{end}" for i in (1, 2, 3) for end in ("", "_role")),
+        *(f"clip_{name}" for name in ("frames", "fps", "part", "gives")),
     ),
-    "RolloutEncodeDataset": ("caption_variants", "keep_tags"),
+    "RolloutEncodeDataset": ("caption_variants", "keep_tags", "caption_weights"),
 }
 """Widgets that came after a node was first released."""
 
