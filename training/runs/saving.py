@@ -22,7 +22,7 @@ class Saver:
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
         self._thread: threading.Thread | None = None
-        self._saved = 0
+        self._saved = self._told = 0
 
     def save(self, snapshot: Snapshot, pinned: bool = False, keep: int = 0) -> None:
         """Begin to write; an earlier snapshot comes first. `pinned` and `keep` as in `RunFolder.save`."""
@@ -38,7 +38,10 @@ class Saver:
 
     def saved(self) -> int:
         """The step of the state that came onto the disk since this was last asked; 0: none did."""
-        step, self._saved = self._saved, 0
+        step = self._saved  # the thread may set it at any moment
+        if step == self._told:
+            return 0
+        self._told = step
         return step
 
     def _write(self, snapshot: Snapshot, pinned: bool, keep: int) -> None:
