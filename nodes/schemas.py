@@ -93,7 +93,7 @@ ADVANCED: Mapping[str, tuple[str, ...]] = {
         *("alpha_masks", "subfolders", "control_1", "control_1_role", "control_2", "control_2_role"),
         *("control_3", "control_3_role", "clip_frames", "clip_fps", "clip_part", "clip_gives"),
     ),
-    "EncodeDataset": ("bucket_step", "max_aspect", "caption_variants", "keep_tags"),
+    "EncodeDataset": ("bucket_step", "max_aspect", "caption_variants", "keep_tags", "caption_weights"),
     "LoRASettings": ("kind", "dropout", "targets"),
     "OptimizerSettings": ("final_rate", "weight_decay", "beta1", "beta2", "grad_clip"),
     "TimestepSettings": ("low", "high", "sigma_low", "sigma_high"),
@@ -101,6 +101,7 @@ ADVANCED: Mapping[str, tuple[str, ...]] = {
     "ScheduledSampling": (
         *("ramp_steps", "prob_start", "prob_end", "start_step", "ramp_shape", "order", "strategy"),
         *("steps_per_trajectory", "gamma", "guidance"),
+        *("preserve", "preserve_weight", "preserve_rows", "preserve_steps"),
     ),
     "ReflexFlow": ("alpha", "beta2", "fc_norm"),
     "TrainLoRA": (*_OF_A_RUN, "tensorboard"),

@@ -13,6 +13,7 @@ Needs the packages of requirements-dev.txt and Debian's chromium.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -110,11 +111,11 @@ def front_end() -> Iterator[NewPage]:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
 
         def opened(vue: bool = False) -> Page:
+            host.post_json("/settings/Comfy.VueNodes.Enabled", vue)  # chosen when the page is loaded
             page = browser.new_context(viewport={"width": 2400, "height": 1350}).new_page()
-            for _ in range(2):  # the canvas is chosen when the page is loaded
-                page.goto(host.url)
-                page.wait_for_function(READY, timeout=300000)
-                page.evaluate("vue => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)", vue)
+            page.goto(host.url)
+            page.wait_for_function(READY, timeout=300000)
+            page.wait_for_timeout(2000)  # a graph of the front end's own comes first
             return page
 
         yield opened
@@ -130,6 +131,10 @@ def save(new_page: NewPage, api: dict[str, Any], out: Path, picture: Path | None
     notes = {last + 1 + i: note for i, note in enumerate(item for item in items if isinstance(item, dict))}
     page = new_page()
     workflow = page.evaluate(BUILD, [api, notes, sizes(columns, notes), out.stem])
+    # Once more as a file: its nodes are as high as the widgets that were changed make them.
+    page.evaluate("wf => app.loadGraphData(wf)", workflow)
+    page.wait_for_timeout(1000)
+    workflow = page.evaluate(BUILD, [None, {}, sizes(columns, notes), out.stem])
     if "app" in extra:
         workflow["extra"] |= {"linearMode": True, "linearData": extra["app"]}
     write(new_page, workflow, columns, notes, out)
@@ -141,6 +146,7 @@ def save(new_page: NewPage, api: dict[str, Any], out: Path, picture: Path | None
         page.evaluate(FIT)
         page.wait_for_timeout(2000)
         page.screenshot(path=picture)
+    page.context.close()  # an open one goes on drawing
 
 
 def lay_out_again(new_page: NewPage, columns: Sequence[Mapping[str, Any]], out: Path) -> None:
@@ -149,6 +155,7 @@ def lay_out_again(new_page: NewPage, columns: Sequence[Mapping[str, Any]], out: 
     page.evaluate("wf => app.loadGraphData(wf)", json.loads(out.read_text(encoding="utf-8")))
     page.wait_for_timeout(1000)
     workflow = page.evaluate(BUILD, [None, {}, sizes(columns, {}), out.stem])
+    page.context.close()
     write(new_page, workflow, columns, {}, out)
 
 
@@ -187,7 +194,10 @@ def write(
     page.evaluate("wf => app.loadGraphData(wf)", workflow)
     page.wait_for_timeout(3000)
     drawn = page.evaluate(DRAWN)
-    heights = {node["id"]: max(node["size"][1], drawn[str(node["id"])] - TITLE) for node in workflow["nodes"]}
+    heights = {
+        node["id"]: math.ceil(max(node["size"][1], drawn[str(node["id"])] - TITLE - 0.01))
+        for node in workflow["nodes"]
+    }
     layout = placed(
         [
             Column(

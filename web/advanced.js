@@ -25,6 +25,15 @@ function said(node, name) {
   return (inputs.required?.[name] ?? inputs.optional?.[name])?.[1] ?? {};
 }
 
+/** @type {WeakMap<HostNode, () => [number, number]>} */
+const measures = new WeakMap();
+
+/**
+ * The least size of a node, by all of its widgets that are not hidden.
+ * @param {HostNode} node
+ */
+const measured = (node) => (measures.get(node) ?? node.computeSize).call(node);
+
 /** @param {HostNode} node */
 const advancedOf = (node) => (node.widgets ?? []).filter((widget) => said(node, widget.name).advanced);
 
@@ -48,7 +57,7 @@ function arrange(node) {
   const all = advancedOf(node);
   const rare = all.filter((widget) => !chosen(node, widget));
   const button = node.widgets?.find((widget) => widget.name === BUTTON);
-  const before = node.computeSize()[1];
+  const before = measured(node)[1];
   for (const widget of all) {
     widget.hidden = !node.showAdvanced && rare.includes(widget);
     if (widget.options) widget.options.advanced = rare.includes(widget);
@@ -57,12 +66,37 @@ function arrange(node) {
     button.hidden = rare.length === 0;
     button.label = node.showAdvanced ? word("fewerSettings") : word("moreSettings").replace("<n>", String(rare.length));
   }
-  const needed = node.computeSize()[1];
+  const needed = measured(node)[1];
   node.setSize([node.size[0], Math.max(node.size[1] + needed - before, needed)]);
   if (drawnByVue()) for (const widget of all) widget.hidden = false;
   if (drawnByVue() && button) button.hidden = true;
   node.setDirtyCanvas?.(true, true);
   return needed;
+}
+
+/**
+ * Nodes 2.0 leaves them out of its drawing, not of the height that it asks for, which it does after a node was loaded.
+ * @param {HostNode} node
+ */
+function measureWhatIsDrawn(node) {
+  const measure = node.computeSize;
+  measures.set(node, measure);
+  node.computeSize = /** @this {HostNode} */ function (/** @type {[]} */ ...args) {
+    const away = drawnByVue() && !this.showAdvanced ? advancedOf(this).filter((w) => !w.hidden && !chosen(this, w)) : [];
+    for (const widget of away) widget.hidden = true;
+    const size = measure.apply(this, args);
+    for (const widget of away) widget.hidden = false;
+    return size;
+  };
+}
+
+/**
+ * After the other canvas was chosen: the node keeps its height.
+ * @param {HostNode} node
+ */
+function arrangeAgain(node) {
+  const [width, height] = node.size;
+  node.setSize([width, Math.max(height, arrange(node))]);
 }
 
 /**
@@ -72,7 +106,7 @@ function arrange(node) {
 function arrangeLoaded(node) {
   for (const widget of [...advancedOf(node), ...(node.widgets ?? []).filter(({ name }) => name === BUTTON)]) widget.hidden = false;
   const [width, height] = node.size;
-  const madeForAll = Math.abs(height - node.computeSize()[1]) <= TOLERANCE;
+  const madeForAll = Math.abs(height - measured(node)[1]) <= TOLERANCE;
   const needed = arrange(node);
   node.setSize([width, madeForAll ? needed : Math.max(height, needed)]);
 }
@@ -99,7 +133,7 @@ app.registerExtension({
   setup() {
     // The other canvas hides them in its own way. Its switch is read after this event.
     app.ui?.settings?.addEventListener?.("Comfy.VueNodes.Enabled.change", () => {
-      setTimeout(() => allNodes(app.rootGraph ?? app.graph).filter((node) => advancedOf(node).length).forEach(arrange), 0);
+      setTimeout(() => allNodes(app.rootGraph ?? app.graph).filter((node) => advancedOf(node).length).forEach(arrangeAgain), 0);
     });
   },
 
@@ -109,6 +143,7 @@ app.registerExtension({
     if (button) button.serialize = false; // widgets are stored by position
     if (button?.options) button.options.canvasOnly = true;
     placeButton(node);
+    measureWhatIsDrawn(node);
     arrange(node);
     const configured = node.onConfigure;
     node.onConfigure = /** @this {HostNode} */ function (/** @type {unknown[]} */ ...args) {

@@ -5,24 +5,44 @@ import { app } from "../../scripts/app.js";
 
 const OPENS = "rollout_trainer_opens"; // in the `extra` of our templates
 
-/** Two frames on: the front end sets its own view in the next one where the page was still being laid out. */
-const settled = () => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)));
+const PATIENCE = 2000; // ms: the front end sets a view of its own when the nodes are mounted, some frames after loading
+const HANDS = ["wheel", "pointerdown", "keydown"];
+let loaded = 0; // workflows
+
+/**
+ * Keep a view until the front end is done with its own, or somebody moves it, or another workflow is loaded.
+ * @param {() => void} show
+ */
+function keep(show) {
+  const [mine, until] = [loaded, performance.now() + PATIENCE];
+  const done = new AbortController();
+  for (const hand of HANDS) addEventListener(hand, () => done.abort(), { capture: true, signal: done.signal });
+  const again = () => {
+    if (done.signal.aborted || mine !== loaded || performance.now() > until) return done.abort();
+    show();
+    requestAnimationFrame(again);
+  };
+  again();
+}
 
 app.registerExtension({
   name: "rollout_trainer.opening",
 
   async afterConfigureGraph() {
+    loaded += 1;
     const extra = (app.rootGraph ?? app.graph).extra;
     const view = extra?.ds;
     if (!extra?.[OPENS] || !view) return;
     delete extra[OPENS]; // once; what the user makes of it opens as the user leaves it
-    const show = () => {
-      app.canvas.ds.scale = view.scale;
-      app.canvas.ds.offset[0] = view.offset[0];
-      app.canvas.ds.offset[1] = view.offset[1];
+    const { scale } = view;
+    const [x, y] = view.offset; // the front end may make the view's own array its own
+    keep(() => {
+      const { ds } = app.canvas;
+      if (ds.scale === scale && ds.offset[0] === x && ds.offset[1] === y) return;
+      ds.scale = scale;
+      ds.offset[0] = x;
+      ds.offset[1] = y;
       app.canvas.setDirty(true, true);
-    };
-    show();
-    void settled().then(show);
+    });
   },
 });

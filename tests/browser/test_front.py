@@ -280,6 +280,7 @@ def test_a_workflow_opens_without_a_complaint_and_nothing_overlaps(name, mode, o
     assert page.locator(".p-toast-message, [data-sonner-toast]").all_inner_texts() == []
     assert len(page.evaluate(BOXES)) == len(shipped(f"{name}.json")["nodes"])
     assert overlapping(page) == []
+    assert outside(page) == []
 
 
 def overlapping(page):
@@ -290,6 +291,22 @@ def overlapping(page):
         for i, (a, ax, ay, aw, ah) in enumerate(boxes)
         for b, bx, by, bw, bh in boxes[:i]
         if ax < bx + bw - 1 and bx < ax + aw - 1 and ay < by + bh - 1 and by < ay + ah - 1
+    ]
+
+
+GROUPS = "() => app.graph.groups.map((g) => [...(g._bounding ?? g.boundingRect)])"
+
+
+def outside(page):
+    """Nodes that are drawn beyond the group that they stand in: higher than their place was made for."""
+    groups = page.evaluate(GROUPS)
+    return [
+        (title, height)
+        for title, x, y, width, height in page.evaluate(BOXES)
+        if not any(
+            gx <= x and x + width <= gx + gw + 1 and gy <= y and y + height <= gy + gh + 1
+            for gx, gy, gw, gh in groups
+        )
     ]
 
 
