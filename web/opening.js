@@ -5,7 +5,9 @@ import { app } from "../../scripts/app.js";
 
 const OPENS = "rollout_trainer_opens"; // in the `extra` of our templates
 
-const PATIENCE = 2000; // ms: the front end sets a view of its own when the nodes are mounted, some frames after loading
+// The front end sets a view of its own some frames after loading, which last long where the page is busy.
+const PATIENCE = 2000; // ms
+const FRAMES = 20; // at least
 const HANDS = ["wheel", "pointerdown", "keydown"];
 let loaded = 0; // workflows
 
@@ -17,8 +19,10 @@ function keep(show) {
   const [mine, until] = [loaded, performance.now() + PATIENCE];
   const done = new AbortController();
   for (const hand of HANDS) addEventListener(hand, () => done.abort(), { capture: true, signal: done.signal });
+  let frames = 0;
   const again = () => {
-    if (done.signal.aborted || mine !== loaded || performance.now() > until) return done.abort();
+    if (done.signal.aborted || mine !== loaded || (frames > FRAMES && performance.now() > until)) return done.abort();
+    frames += 1;
     show();
     requestAnimationFrame(again);
   };
