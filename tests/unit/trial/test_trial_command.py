@@ -82,7 +82,7 @@ def test_a_trial_of_a_workflow(trial):
     ("arms", "message"),
     [
         (["a", "a"], "--arms must have different names, got a, a"),
-        (["a"], "arms must be 2 to 4, got 1"),
+        (["a"], "arms must be 2 to 12, got 1"),
         (["a", "b=Nobody.steps=3"], "--set Nobody.steps=3: 'Nobody' must be a node's id, title or class"),
         (["a", "b=RolloutTrainLoRA.steps=no"], "steps must be"),
         (

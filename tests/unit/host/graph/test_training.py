@@ -25,8 +25,7 @@ def test_ranks_that_do_not_save_run_nothing_that_saves(catalog):
     classes = [node.class_type for node in execution_order(alone, catalog)]
     assert sorted(classes) == [
         "PreviewAny", "RolloutDatasetFromFolder", "RolloutEncodeDataset", "RolloutLoRASettings",
-        "RolloutLoadDiffusers", "RolloutOptimizerSettings", "RolloutReflexFlow", "RolloutScheduledSampling",
-        "RolloutTrainLoRA",
+        "RolloutLoadDiffusers", "RolloutOptimizerSettings", "RolloutScheduledSampling", "RolloutTrainLoRA",
     ]  # fmt: skip
     shown = next(node for node in alone.nodes.values() if node.class_type == "PreviewAny")
     assert shown.inputs == {"source": Link("8", 2)}
