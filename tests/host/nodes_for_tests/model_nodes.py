@@ -97,7 +97,10 @@ class TestTinyClip:
 
     def make(self, family):
         self.family = family
-        self.patcher = types.SimpleNamespace(model=torch.nn.Linear(1, 1))
+        weights = torch.nn.Linear(1, 1)
+        for weight in weights.parameters():  # the same in every process, as files are
+            torch.nn.init.ones_(weight)
+        self.patcher = types.SimpleNamespace(model=weights)
         return (self,)
 
     def tokenize(self, text):
