@@ -425,7 +425,10 @@ def my_pictures_app() -> dict[str, Any]:
     data = sheet.put("RolloutEncodeDataset", "Encode once", dataset=pictures, resolution=1024, **base)
     train = sheet.put("RolloutTrainLoRA", "Train", BLUE, data=data, **base, **FEW)
     saved = sheet.put("RolloutSaveLoRA", "LoRA", BLUE, run=train, filename="my_lora")
-    film = sheet.put("RolloutPreview", "Film", model=[train[0], 1], data=data, samples=4, steps=6, target=0.0)
+    rolled = sheet.put("RolloutScheduledSampling", "How the film is rolled out", GREEN,
+                       max_step_offset=6, steps_per_trajectory=6)  # fmt: skip
+    film = sheet.put("RolloutPreview", "Film", model=[train[0], 1], data=data, scheduled_sampling=rolled,
+                     samples=4, steps=6, target=0.0)  # fmt: skip
     shown = sheet.put("SaveImage", "Film of the LoRA", images=film, filename_prefix="my_lora/film")
     about = note(
         "# My pictures, as an app\n"
@@ -436,7 +439,7 @@ def my_pictures_app() -> dict[str, Any]:
     graph = columns(
         sheet,
         (380, [group("Read me", about)]),
-        (340, [group("1 - Model and pictures", checkpoint, pictures, data)]),
+        (340, [group("1 - Model and pictures", checkpoint, pictures, data, rolled)]),
         (460, [group("2 - Train", (train, 760))]),
         (560, [group("3 - Look", saved, film, (shown, 360))]),
     )
