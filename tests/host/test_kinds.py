@@ -57,4 +57,4 @@ def test_a_recipe_trains_its_model_and_no_other(host: Host, recipe: str, refused
         return
     (text,) = host.run(t.graph)[shown]["text"]
     assert "noise levels" in text
-    assert "on attention+mlp" in text
+    assert "of preset attention+mlp" in text
