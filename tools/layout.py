@@ -18,6 +18,8 @@ HEAD = 50
 """Of a group, above its first node's title."""
 MARGIN = 20
 """Between nodes and the border of their group, and between the borders of two groups."""
+FILM = 240
+"""What films add to the panel of a training node."""
 COLOUR = "#3f789e"
 
 SCREEN = (1920, 1080)

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "host"))
 
 from comfyui_process import find_installation, running  # noqa: E402
-from layout import TITLE, Column, Group, placed, view  # noqa: E402
+from layout import FILM, TITLE, Column, Group, placed, view  # noqa: E402
 from playwright.sync_api import Page, sync_playwright  # noqa: E402
 
 CHROMIUM = "/usr/bin/chromium"
@@ -39,6 +39,8 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 OPENING = "rollout_trainer_opens"
+FILMED = ("RolloutTrainLoRA", "RolloutTrainSteps")
+"""Nodes whose panel grows while they train."""
 """In a workflow's `extra`: it opens as its `ds` says (`web/opening.js`), where the front end would show all of it."""
 READY = "() => window.app && app.graph && Object.keys(LiteGraph.registered_node_types).length > 50"
 BUILD = """async ([prompt, notes, sizes, name]) => {
@@ -196,6 +198,7 @@ def write(
     drawn = page.evaluate(DRAWN)
     heights = {
         node["id"]: math.ceil(max(node["size"][1], drawn[str(node["id"])] - TITLE - 0.01))
+        + (FILM if node["type"] in FILMED else 0)
         for node in workflow["nodes"]
     }
     layout = placed(
