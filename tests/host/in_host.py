@@ -8,6 +8,7 @@ Run by `test_in_host.py`.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -190,7 +191,12 @@ def cosmos_is_judged_by_its_networks_own_output() -> None:
 @check
 def other_models_are_judged_as_before() -> None:
     for family in ("flux_dev", "sd15", "sd2_v", "cogvideox"):
-        denoiser = HostModel(ComfyModel(tiny_families.build(family))).denoiser()
+        try:
+            model = tiny_families.build(family)
+        except AttributeError:  # an older host does not know it
+            assert family == "cogvideox"
+            continue
+        denoiser = HostModel(ComfyModel(model)).denoiser()
         assert denoiser.loss_weight(torch.tensor([0.5])) is None, family
 
 
@@ -229,6 +235,8 @@ def sound_and_models_without_a_schedule_are_one_line_each() -> None:
 @check
 def a_latent_of_picture_and_sound_is_one_line() -> None:
     """LTX-2 with sound: its latents are nested."""
+    if importlib.util.find_spec("comfy.nested_tensor") is None:  # an older host knows no such latents
+        return
     nested = importlib.import_module("comfy.nested_tensor").NestedTensor
     source = HostModel(ComfyModel(tiny_families.build("ltx2_av_video_only")))
     video, _, _ = tiny_families.data("ltx2_av_video_only")
@@ -432,7 +440,9 @@ def node(module: str, name: str) -> Any:
 
 
 def run(cls: Any, *args: Any, **kwargs: Any) -> Any:
-    """What a node of the new kind returns first."""
+    """What a node returns first: its CONDITIONING's only row."""
+    if not hasattr(cls, "execute"):  # an older host's form of it
+        return getattr(cls(), cls.FUNCTION)(*args, **kwargs)[0][0]
     return cls.execute(*args, **kwargs).args[0][0]
 
 
