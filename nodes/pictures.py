@@ -27,6 +27,21 @@ def as_image(picture: plots.Picture) -> Tensor:
     return torch.from_numpy(picture.copy()).float()[None] / 255
 
 
+def size_inputs() -> tuple[io.Input, ...]:
+    """The widgets for the size of drawn pictures."""
+    return tuple(
+        io.Int.Input(
+            name,
+            default=0,
+            min=0,
+            max=16384,
+            step=8,
+            tooltip=f"{name.capitalize()} in pixels; 0 takes the model's own size.",
+        )
+        for name in ("width", "height")
+    )
+
+
 class RolloutSample(io.ComfyNode):
     """Pictures from prompts."""
 
@@ -54,22 +69,7 @@ class RolloutSample(io.ComfyNode):
                     multiline=True,
                     tooltip="What the pictures should not show; used with cfg above 1. Empty is usual.",
                 ),
-                io.Int.Input(
-                    "width",
-                    default=0,
-                    min=0,
-                    max=16384,
-                    step=8,
-                    tooltip="Width in pixels; 0 takes the model's own size.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=0,
-                    min=0,
-                    max=16384,
-                    step=8,
-                    tooltip="Height in pixels; 0 takes the model's own size.",
-                ),
+                *size_inputs(),
                 io.Int.Input(
                     "steps", default=20, min=1, max=1000, tooltip="Sampling steps; 8 to 50 are usual."
                 ),
@@ -185,22 +185,7 @@ class RolloutSamplePrompts(io.ComfyNode):
                     multiline=True,
                     tooltip="What the pictures should not show; with cfg above 1.",
                 ),
-                io.Int.Input(
-                    "width",
-                    default=0,
-                    min=0,
-                    max=16384,
-                    step=8,
-                    tooltip="Width in pixels; 0 takes the model's own size.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=0,
-                    min=0,
-                    max=16384,
-                    step=8,
-                    tooltip="Height in pixels; 0 takes the model's own size.",
-                ),
+                *size_inputs(),
             ],
             outputs=[
                 sockets.SamplePrompts.Output(

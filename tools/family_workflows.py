@@ -67,6 +67,12 @@ def loaded(sheet: Sheet, name: str, unet: File, clip: File, kind: str, vae: File
     return Loaded(*parts, nodes=parts)
 
 
+def shifted(sheet: Sheet, parts: Loaded, shift: float) -> Loaded:
+    """The same, with the network's noise levels shifted."""
+    model = sheet.put("ModelSamplingAuraFlow", "Shift, to train and to draw", model=parts.model, shift=shift)
+    return Loaded(model, parts.clip, parts.vae, [*parts.nodes, model])
+
+
 @dataclass(frozen=True)
 class Trained:
     """A model, the recipe it is trained with, and the run."""
@@ -304,8 +310,7 @@ def z_image_lora() -> dict[str, Any]:
     vae = file("z_image_turbo", "vae", "ae.safetensors")
     unet = file("z_image", "diffusion_models", "z_image_bf16.safetensors")
     parts = loaded(sheet, "Z-Image", unet, QWEN3, "lumina2", vae)
-    model = sheet.put("ModelSamplingAuraFlow", "Shift, to train and to draw", model=parts.model, shift=3.0)
-    parts = Loaded(model, parts.clip, parts.vae, [*parts.nodes, model])
+    parts = shifted(sheet, parts, 3.0)
     about = note(
         "# Z-Image LoRA\n"
         "Teaches Z-Image a style, a character or a thing from a folder of pictures, and draws with the result. Opens "
@@ -325,7 +330,9 @@ def z_image_lora() -> dict[str, Any]:
     positive, negative = texts(sheet, parts.clip)
     empty = size(sheet, "EmptySD3LatentImage", 1024)
     drawing = Drawing(positive, negative, empty, [(positive, 130), (negative, 100), empty], 4.0, 25)
-    return workflow(sheet, about, parts, [pictures], [own], rollouts, drawing, "z_image", models=[model])
+    return workflow(
+        sheet, about, parts, [pictures], [own], rollouts, drawing, "z_image", models=[parts.model]
+    )
 
 
 # -- pairs ---------------------------------------------------------------------------------------------
@@ -399,8 +406,7 @@ def qwen_image_edit_lora() -> dict[str, Any]:
     clip = file("HunyuanVideo_1.5_repackaged", "text_encoders", "qwen_2.5_vl_7b_fp8_scaled.safetensors")
     vae = file("Qwen-Image_ComfyUI", "vae", "qwen_image_vae.safetensors")
     parts = loaded(sheet, "Qwen-Image-Edit", unet, clip, "qwen_image", vae)
-    model = sheet.put("ModelSamplingAuraFlow", "Shift, to train and to draw", model=parts.model, shift=3.1)
-    parts = Loaded(model, parts.clip, parts.vae, [*parts.nodes, model])
+    parts = shifted(sheet, parts, 3.1)
     about = note(
         "# Qwen-Image-Edit, edit pairs\n"
         "Teaches Qwen-Image-Edit an edit from pairs of pictures, and edits a picture with the result. The older files "
@@ -421,7 +427,7 @@ def qwen_image_edit_lora() -> dict[str, Any]:
         positive, negative, empty, [(picture, 300), (positive, 150), (negative, 130), empty], 3.0, 20
     )
     return workflow(
-        sheet, about, parts, [pictures], [own], rollouts, drawing, "qwen_image_edit", models=[model]
+        sheet, about, parts, [pictures], [own], rollouts, drawing, "qwen_image_edit", models=[parts.model]
     )
 
 
