@@ -156,6 +156,11 @@ class TrainConfig:
         check_settings(self)
 
     @property
+    def evaluations(self) -> int:
+        """Forward evaluations of training a row: its passes; with checkpointing the forward one is made again."""
+        return 3 if self.gradient_checkpointing else 2
+
+    @property
     def lr_ends(self) -> int:
         """The optimiser step at which the learning rate's schedule has ended."""
         return self.lr_from + self.lr_steps if self.lr_steps else self.steps
@@ -215,5 +220,4 @@ def preserve_stream(seed: int) -> torch.Generator:
 def cost(config: TrainConfig, source: ModelSource) -> float:
     """Expected forwards per sample and step beside its training, at the run's highest rollout probability."""
     extra = expected_extra_forwards(config.rollout, config.rollout.reflexflow.active(source.prediction))
-    trained = 3 if config.gradient_checkpointing else 2
-    return extra + expected_evaluations(config.rollout, trained) / config.batch_size
+    return extra + expected_evaluations(config.rollout, config.evaluations) / config.batch_size

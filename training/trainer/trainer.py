@@ -298,8 +298,8 @@ class Trainer:
         config, generator = self.config, self.generators["preserve"]
         plan = draw_preserved(config.rollout, len(next(iter(self.preserved.values()))), generator)
         noise = torch.randn(len(plan.rows), *batch.x0.shape[1:], generator=generator, dtype=batch.x0.dtype)
-        noise = noise.to(self.device)
-        cond = {k: v.to(self.device) for k, v in select(self.preserved, plan.rows.to(self.device)).items()}
+        noise, rows = sent(noise, self.device), sent(plan.rows, self.device)
+        cond = {k: sent(v, self.device) for k, v in select(self.preserved, rows).items()}
         if missing := controls_of(batch.cond).keys() - cond.keys():
             raise ValueError(
                 f"preserve must be empty for data with controls, got prompts, which have no {sorted(missing)[0]}"
@@ -329,13 +329,10 @@ class Trainer:
 
     def work(self, steps: int) -> float:
         """Model calls that a row rolled out over `steps` steps costs, its backward pass among them."""
-        config = self.config
-        trained = (
-            3 if config.gradient_checkpointing else 2
-        )  # with checkpointing the forward pass is made again
+        trained = self.config.evaluations
         if not steps:
             return trained
-        return trained + row_evaluations(config.rollout, torch.tensor([steps]), self.reflexflow)
+        return trained + row_evaluations(self.config.rollout, torch.tensor([steps]), self.reflexflow)
 
     def reused_work(self, steps: int) -> float:
         """The same where the states of an earlier rollout are used again."""
