@@ -36,6 +36,16 @@ is higher by construction, docs/theory.md, but what matters here is where along 
 `preserve` has weight 1 and 6 steps; its 24 captions are others than those on which bleeding is measured. Where time is
 short, the first four arms of all sets and seeds run first, then `plain, whole`, then the rest.
 
+**Added later**, before their own runs, with the results above in view (four seeds of plain, mixflow, preserve and
+whole):
+- *Is preserve more than weak training?* Arms `plain, rank 2` (rank and alpha 2) and `preserve 0.3` (its weight), on
+  the faces; and plain stopped where its style probability at CFG 2 is the mean of preserve's, read off its front
+  (benchmarks/fronts.py) on a straight line between two moments. If weak training explains `preserve`, a plain LoRA
+  of equal style probability, or of equal style distance, bleeds as little: within the interval.
+- *A subject*: set `subject`, 6 drawings of one robot in different poses before 6 backgrounds, 24 more held out
+  (`demo/make/subject.py`); 5e-4, batch 6. Arms plain, preserve, mixflow, residual. Of the 24 captions of bleeding 4
+  are of the base's own robot; `preserve` is given it before other backgrounds.
+
 **Metrics** of 24 pictures drawn for the held-out captions (unipc 2, 8 steps) at CFG 1, 1.5, 2 and 3; `@own` is each
 arm's own best scale, the one with the least mean distance over the seeds:
 - `style`: energy distance to the held-out pictures (0 for one distribution) on the features of the demo's style
@@ -118,7 +128,8 @@ NEVER = 10_000
 PLAIN = RolloutConfig(reflexflow=ReflexFlowConfig("off"))
 RESIDUAL = replace(PLAIN, max_step_offset=3, probability=0.5, steps_per_trajectory=20)
 REFLEXFLOW = replace(RESIDUAL, reflexflow=ReflexFlowConfig(beta1=0.1))
-WHOLE = "plain, whole"
+WHOLE, WEAK = "plain, whole", "plain, rank 2"
+PRESERVE_LESS = "preserve 0.3"
 ARMS = {
     "plain": PLAIN,
     "mixflow": replace(PLAIN, target="mixflow", probability=1.0, gamma=0.2),
@@ -128,6 +139,8 @@ ARMS = {
     "solver_error": replace(RESIDUAL, target="solver_error"),
     "residual": RESIDUAL,
     WHOLE: PLAIN,
+    WEAK: PLAIN,
+    PRESERVE_LESS: replace(PLAIN, preserve_rows=1, preserve_steps=6, preserve_weight=0.3),
 }
 """In the order in which a seed runs them."""
 
@@ -144,16 +157,17 @@ class Plan:
     pictures: int = 24
     """Taught pictures, and held-out ones; even."""
 
-    def config(self, arm: str, lr: float = 2e-3) -> TrainConfig:
+    def config(self, arm: str, lr: float = 2e-3, batch: int = 8) -> TrainConfig:
         """The quick start's settings with the arm's own, stopped at its best moment."""
+        rank = 2 if arm == WEAK else 8
         return TrainConfig(
             steps=self.steps,
-            batch_size=8,
+            batch_size=batch,
             validate_every=max(1, self.steps // self.validations),
             patience=NEVER if arm == WHOLE else self.patience,
             lora=LoRAConfig(
-                rank=8,
-                alpha=8.0,
+                rank=rank,
+                alpha=float(rank),
                 targets=(
                     r"attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$",
                     r"ff(_context)?\.net\.(0\.proj|2)$",
@@ -228,10 +242,11 @@ class Pictures:
 
     def trial(self, plan: Plan, arms: Sequence[str]) -> Trial:
         """Everything that the runs on this set are made of; the first arm is `plain`, whose compute all have."""
-        configs = {arm: plan.config(arm, self.lr) for arm in dict.fromkeys(("plain", WHOLE, *arms))}
-        if PRESERVE in configs:
-            rollout = replace(configs[PRESERVE].rollout, preserve="\n".join(self.preserve))
-            configs[PRESERVE] = replace(configs[PRESERVE], rollout=rollout)
+        batch = min(8, len(self.taught))
+        configs = {arm: plan.config(arm, self.lr, batch) for arm in dict.fromkeys(("plain", WHOLE, *arms))}
+        for arm in configs.keys() & {PRESERVE, PRESERVE_LESS}:
+            rollout = replace(configs[arm].rollout, preserve="\n".join(self.preserve))
+            configs[arm] = replace(configs[arm], rollout=rollout)
         return Trial(self.source, self.taught, configs, validation=self.half(0), drawing=plan.drawing)
 
 
@@ -260,23 +275,36 @@ def faces() -> tuple[ImageDataset, ImageDataset]:
     return read_image_folder(demo / "data"), replace(unseen, items=ordered)
 
 
-def objects() -> tuple[ImageDataset, ImageDataset]:
-    """Shaded drawings of things."""
-    folder = ROOT / "benchmarks" / "objects"
+def drawings(set_name: str) -> tuple[ImageDataset, ImageDataset]:
+    """A set in benchmarks/: shaded drawings of things, or one subject."""
+    folder = ROOT / "benchmarks" / set_name
     return read_image_folder(folder / "taught"), read_image_folder(folder / "unseen")
 
 
-SETS = {"faces": (faces, "blob", "toy", 2e-3), "objects": (objects, "toy", "blob", 5e-4)}
+SUBJECT = "robot"
+SETS = {
+    "faces": (faces, "blob", "toy", 2e-3),
+    "objects": (partial(drawings, "objects"), "toy", "blob", 5e-4),
+    "subject": (partial(drawings, "subject"), SUBJECT, "blob", 5e-4),
+}
 """How the pictures are read; the names of the set's own and of the other's; the learning rate."""
+FIRST_ARMS = {"subject": ("plain", PRESERVE, "mixflow", "residual")}
+"""The arms of a set that has not all."""
+
+
+def names_of(names: str, part: str) -> list[str]:
+    """12 names of a set; of the subject 4 times its own, and things."""
+    if names == SUBJECT:
+        return [SUBJECT] * 4 + names_of("toy", part)[:8]
+    return (NAMES / f"{names}_{part}.txt").read_text(encoding="utf-8").splitlines()[:12]
 
 
 def without_trigger(own: str, other: str, part: str) -> list[str]:
     """24 captions in the base's two styles: 12 of the set's own names, 12 of the other's."""
-    lists = [
-        (NAMES / f"{names}_{part}.txt").read_text(encoding="utf-8").splitlines() for names in (own, other)
-    ]
-    names = [name for names in lists for name in names[:12]]
+    names = names_of(own, part) + names_of(other, part)
     backgrounds = ("white", "blue", "yellow", "gray")
+    if own == SUBJECT and part == "unseen":  # the same name is in both parts
+        backgrounds = ("red", "green", "pink", "black")
     return [
         f"{name}, {('noto', 'flat')[i % 2]} style, {backgrounds[i % 4]} background"
         for i, name in enumerate(names)
@@ -409,6 +437,11 @@ def with_own(runs: Mapping[int, Mapping[str, Metrics]]) -> dict[int, dict[str, M
     return out
 
 
+def sets_of(table: Table) -> list[str]:
+    """The sets on which plain was run."""
+    return [name for name in SETS if key(name, "plain") in table]
+
+
 def comparisons(name: str) -> list[Comparison]:
     """Every arm against plain, at the best moment of both, on a set; then what stopping in time is worth."""
     plain = key(name, "plain")
@@ -417,6 +450,8 @@ def comparisons(name: str) -> list[Comparison]:
     return [
         *(Comparison(f"{arm} - plain", key(name, arm), plain, BEST, BEST) for arm in arms),
         Comparison("plain, stopped - plain, whole, at its end", plain, whole, BEST, END),
+        Comparison(f"{PRESERVE} - {WEAK}", key(name, PRESERVE), key(name, WEAK), BEST, BEST),
+        Comparison(f"{PRESERVE_LESS} - {WEAK}", key(name, PRESERVE_LESS), key(name, WEAK), BEST, BEST),
     ]
 
 
@@ -443,7 +478,7 @@ def print_rows(title: str, metrics: Sequence[str], rows: Mapping[str, Sequence[s
 
 def report(table: Table) -> None:
     """Print, for each set, the means of all arms and the paired differences, behind each name the number of seeds."""
-    for name in SETS:
+    for name in sets_of(table):
         arms = {arm: runs for arm, runs in table.items() if arm.startswith(f"{name}/")}
         for metrics in ((*MAIN, *WITHOUT_GUIDANCE, "style.cfg", "shapes.cfg"), OTHERS, COST):
             rows = {
@@ -487,8 +522,9 @@ def plot(table: Table, path: Path) -> None:
     from matplotlib.figure import Figure
 
     metrics = (*MAIN, "bleed")
-    figure = Figure(figsize=(13, 6.4), layout="constrained")
-    for axes, name in zip(figure.subplots(len(SETS), len(metrics), squeeze=False), SETS, strict=True):
+    names = sets_of(table)
+    figure = Figure(figsize=(13, 1 + 2.8 * len(names)), layout="constrained")
+    for axes, name in zip(figure.subplots(len(names), len(metrics), squeeze=False), names, strict=True):
         rows = [c for c in comparisons(name) if difference(table, c, MAIN[0])]
         labels = [f"{c.title} ({len(differences(table, c, MAIN[0]))})" for c in rows]
         for axis, metric in zip(axes, metrics, strict=True):
@@ -533,7 +569,7 @@ WORDS = {
 def page(table: Table) -> str:
     """The tables of docs/study.md: for each set the means, the paired differences, and what they say in words."""
     lines = []
-    for name in SETS:
+    for name in sets_of(table):
         lines += [*means(table, name), "", *paired(table, name), "", *in_words(table, name), ""]
     return "\n".join([*lines, *figures(table), ""])
 
@@ -571,7 +607,7 @@ def ratio(table: Table, name: str, arm: str, metric: str) -> float:
 def figures(table: Table) -> list[str]:
     """What the issue asked for, beside what was found, by set: no more than the numbers say."""
     lines = []
-    for name in SETS:
+    for name in sets_of(table):
         by_title = {c.title: c for c in comparisons(name)}
         seeds = len(differences(table, by_title["preserve - plain"], "bleed"))
         if seeds:
@@ -670,7 +706,13 @@ def study(
         return result
 
     jobs = [(key(name, arm), 0) for name in sets for arm in (BASE, REAL)]
-    jobs += [(key(name, arm), seed) for seed in range(seeds) for name in sets for arm in arms]
+    jobs += [
+        (key(name, arm), seed)
+        for seed in range(seeds)
+        for name in sets
+        for arm in arms
+        if arm in FIRST_ARMS.get(name, ARMS)
+    ]
     go_on(path, jobs, run, time.monotonic() + 60 * minutes, say=partial(print, flush=True))
 
 
