@@ -11,10 +11,9 @@ outcome.
 names in the styles and before the backgrounds that the base knows, none with the trigger. The student, a copy of
 the teacher with all weights trained, learns at each of its 4 noise levels 1, 0.75, 0.5, 0.25 the mean velocity that
 leads from the teacher's state there to the teacher's next one, 5 of its steps on: 4 passes over all states, batch
-64, AdamW 7e-4 falling to 0, both in bfloat16. It is
-drawn with 4 Euler steps without guidance. It is fit for the study if, on 24
-other captions, it is nearer to the teacher's 20 guided steps than the teacher's own 4 steps are, in both feature
-spaces of benchmarks/study.py.
+64, AdamW 7e-4 falling to 0, both in bfloat16. It is drawn with 4 Euler steps without guidance. It is fit for the
+study if, on 24 other captions, it is nearer to the teacher's 20 guided steps than the teacher's own 4 steps are, in
+both feature spaces of benchmarks/study.py.
 
 **Runs.** The faces, with the settings, the seeds, the best moment and the equal compute of benchmarks/study.py.
 
