@@ -3,11 +3,11 @@
     python benchmarks/few_steps.py [--student FOLDER] [--results FILE] [--seeds 4] [--arms plain undistilled]
     python benchmarks/few_steps.py --save docs      write few_steps.json, and the tables of docs/study.md
 
-Distils the demo model into a student of 4 steps first, where FOLDER has none: about 3 minutes of a processor core.
+Distils the demo model into a student of 4 steps first, where FOLDER has none: about 2 minutes of a processor core.
 A run that was killed goes on where it was. The plan below was committed before the first run. docs/study.md has the
 outcome.
 
-**The student.** Teacher: the demo model, 20 steps (unipc 2) at CFG 2. 600 trajectories from pure noise, over random
+**The student.** Teacher: the demo model, 20 steps (unipc 2) at CFG 2. 400 trajectories from pure noise, over random
 names in the styles and before the backgrounds that the base knows, none with the trigger. The student, a copy of
 the teacher with all weights trained, learns at each of its 4 noise levels 1, 0.75, 0.5, 0.25 the mean velocity that
 leads from the teacher's state there to the teacher's next one, 5 of its steps on: 4 passes over all states, batch
@@ -142,7 +142,7 @@ def trajectories(teacher: ModelSource, captions: Sequence[str], first: int) -> t
     return torch.cat(parts), cond
 
 
-def distil(place: Path, count: int = 600, passes: int = 4, batch: int = 64, lr: float = 7e-4) -> None:
+def distil(place: Path, count: int = 400, passes: int = 4, batch: int = 64, lr: float = 7e-4) -> None:
     """Write a pipeline folder whose network takes 4 steps for the teacher's 20 guided ones."""
     teacher = load_diffusers(TEACHER)
     generator = torch.Generator().manual_seed(0)

@@ -55,7 +55,7 @@ from rollout_trainer.training.trial.verdict import markdown
 EARLY = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 MOMENTS = (*EARLY, 0.4, 0.5, 0.7, 1.0)
 """Shares of the planned steps."""
-JOBS = [("plain", 0), ("residual", 0), *(("plain", seed) for seed in (1, 2, 3))]
+JOBS = [*(("plain", seed) for seed in (1, 2, 3, 0)), ("residual", 0)]
 
 
 def moments(seed: int) -> Sequence[float]:
