@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import sys
 from pathlib import Path
@@ -17,7 +16,6 @@ from rollout_trainer.samplers import trajectory
 from rollout_trainer.training.models.source import LoadedModel
 
 ROOT = Path(__file__).parents[2]
-STUDY = ("study", "few_steps", "fronts")
 
 
 def module(name: str) -> ModuleType:
@@ -93,20 +91,6 @@ def test_sharpness_is_the_slope_of_the_grey_picture(few):
     ramp = torch.linspace(0, 1, 11).expand(1, 3, 11, 11)
     assert few.sharpness(ramp) == pytest.approx(0.1)
     assert few.sharpness(torch.full((1, 3, 4, 4), 0.5)) == 0
-
-
-def test_the_page_has_the_tables_of_the_stored_runs(few, fronts):
-    text = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
-    results = {
-        name: [few.Result(**own) for own in json.loads((ROOT / "docs" / f"{name}.json").read_text())]
-        for name in STUDY
-    }
-    pages = {
-        few.FEW_MARK: few.page(few.table_of(results["few_steps"])),
-        fronts.FRONT_MARK: fronts.page(fronts.table_of(results["fronts"]), results["study"]),
-    }
-    for mark, page in pages.items():
-        assert text.partition(mark)[2].partition(few.MARKED)[0].strip() == page.strip()
 
 
 # --- the way there
