@@ -1,10 +1,11 @@
 """Print what encoding a clip takes in memory, against its length.
 
-    python benchmarks/clips.py [--frames 100 300 1000] [--side 512] [--sample 33]
+    python benchmarks/clips.py [--frames 100 300 1000] [--side 512] [--sample 33 1025]
 
-Movies (h264, moving noise) are made here, read and encoded in samples of `--sample` frames, all parts, each movie in a
-process of its own, by the code that nodes call. The autoencoder is a mean over 8 x 8 pixels and 4 frames: what a real
-one needs grows with a sample, not with the movie. Needs PyAV; the table is Markdown.
+Movies (h264, moving noise) are made here, read and encoded by the code that nodes call, each in a process of its own:
+in samples of 33 frames, all parts, and in one sample that is as long as the movie. The autoencoder is a mean over 8 x 8
+pixels and 4 frames, and asks for 64 frames at a time of more than 129, as `host/comfyui/pieces.py` asks for parts.
+Needs PyAV; the table is Markdown.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch.nn.functional import avg_pool2d
 from rollout_trainer.training.data.clips import Cutting
 from rollout_trainer.training.data.encoding import encode
 from rollout_trainer.training.data.folders import read_image_folder
+from rollout_trainer.training.models.frames import Frames
 
 
 class Source:
@@ -38,6 +40,7 @@ class Source:
     dtype = torch.float32
     size_multiple = 8
     frame_rate = 16.0
+    whole_frames = 129
 
     def __init__(self, side: int) -> None:
         self.default_resolution = side
@@ -50,9 +53,10 @@ class Source:
         """Of a picture."""
         return 3, 1, height // 8, width // 8
 
-    def encode_clip(self, frames: Tensor) -> Tensor:
+    def encode_clip(self, frames: Tensor | Frames) -> Tensor:
         """Means."""
-        small = torch.cat([avg_pool2d(frame[None], 8) for frame in frames]).movedim(0, 1)
+        parts = [avg_pool2d(frames[first : first + 64], 8) for first in range(0, len(frames), 64)]
+        small = torch.cat(parts).movedim(0, 1)
         return torch.cat([small[:, :1], small[:, 1:].unflatten(1, (-1, 4)).mean(2)], 1)
 
     def encode_text(self, captions: Sequence[str]) -> Mapping[str, Tensor]:
@@ -66,6 +70,7 @@ def movie(path: Path, frames: int, side: int) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=16)
         stream.width, stream.height, stream.pix_fmt = side, side, "yuv420p"
+        stream.options = {"preset": "ultrafast"}
         for _ in range(frames):
             small = rng.integers(0, 255, (side // 32, side // 32, 3), np.uint8)
             picture = av.VideoFrame.from_ndarray(small.repeat(32, 0).repeat(32, 1), format="rgb24")
@@ -104,27 +109,31 @@ def main() -> None:
     )
     parser.add_argument("--frames", type=int, nargs="+", default=[100, 300, 1000])
     parser.add_argument("--side", type=int, default=512)
-    parser.add_argument("--sample", type=int, default=33)
+    parser.add_argument("--sample", type=int, nargs="+", default=[33, 1025])
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.folder:
-        print(json.dumps(measure(args.folder, args.side, args.sample)))
+        print(json.dumps(measure(args.folder, args.side, args.sample[0])))
         return
-    print(
-        "| frames of the clip | samples | RAM before, MiB | peak above it, MiB | CPU, s |\n|---:|---:|---:|---:|---:|"
-    )
+    print("| frames of the clip | samples | RAM before, MiB | peak above it, MiB | CPU, s |")
+    print("|---:|---:|---:|---:|---:|", flush=True)
     for frames in args.frames:
         with tempfile.TemporaryDirectory() as place:
             movie(Path(place) / "clip.mp4", frames, args.side)
-            command = [sys.executable, __file__, "--folder", place, "--side", str(args.side)]
-            done = subprocess.run(
-                [*command, "--sample", str(args.sample)], capture_output=True, text=True, check=True
-            )
-            row = json.loads(done.stdout.splitlines()[-1])
-            print(
-                f"| {frames:,} | {row['samples']} | {row['before']:.0f} | {row['more']:.0f} | {row['cpu']:.1f} |",
-                flush=True,
-            )
+            for sample in args.sample:
+                print(row(Path(place), args.side, frames, sample), flush=True)
+
+
+def row(place: Path, side: int, frames: int, sample: int) -> str:
+    """A movie's line of the table."""
+    command = [sys.executable, __file__, "--folder", str(place), "--side", str(side), "--sample", str(sample)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    long = (min(frames, sample) - 1) // 4 * 4 + 1
+    return (
+        f"| {frames:,} | {found['samples']} of {long} | {found['before']:.0f} | {found['more']:.0f} | "
+        f"{found['cpu']:.1f} |"
+    )
 
 
 if __name__ == "__main__":

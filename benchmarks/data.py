@@ -97,6 +97,10 @@ class Source:
         """Nothing to do."""
         return nullcontext()
 
+    def loss_weight(self, sigma: Tensor) -> Tensor | None:
+        """None: 1."""
+        return None
+
     def predict(self, x: Tensor, sigma: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         """Velocity."""
         out: Tensor = self.module(x, cond["context"])

@@ -62,6 +62,25 @@ def as_model(given: Any, clip: Any = None, vae: Any = None) -> LoadedModel:
     return given
 
 
+def with_clip_vision(model: LoadedModel, clip_vision: Any) -> LoadedModel:
+    """The same model, which is told what `clip_vision` sees in given frames; None: it is not.
+
+    Raises:
+        ValueError: it is no MODEL of ComfyUI.
+    """
+    if clip_vision is None:
+        return model
+    if not isinstance(model.source, HostModel):
+        raise ValueError(
+            f"clip_vision must not be connected for {model.source.name}; it is for image-to-video models of ComfyUI. "
+            "Take its wire away"
+        )
+    own: Any = model.source.network
+    return LoadedModel(
+        HostModel(models.ComfyModel(own.patcher, own.clip, own.vae, own.guidance, clip_vision))
+    )
+
+
 class RolloutFromComfyModel(io.ComfyNode):
     """A MODEL of any loader, to train."""
 

@@ -22,7 +22,7 @@ from ..training.data.mixture import Added, mixed
 from ..training.data.sheet import contact_sheet
 from ..training.models.source import LoadedModel
 from . import sockets
-from .comfy import as_model, hosted_inputs
+from .comfy import as_model, hosted_inputs, with_clip_vision
 from .schemas import schema
 
 
@@ -323,6 +323,12 @@ class RolloutEncodeDataset(io.ComfyNode):
                     tooltip="If model is a MODEL of ComfyUI: (word:1.2) in a caption weighs the word, as in prompts. "
                     "Off: brackets are text, as in names of tags.",
                 ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="For image-to-video models that are told what is seen in the start frame, as Wan 2.1: the "
+                    "CLIP vision model that you draw with.",
+                ),
             ],
             outputs=[
                 sockets.Data.Output(
@@ -361,9 +367,15 @@ class RolloutEncodeDataset(io.ComfyNode):
         clip: Any = None,
         vae: Any = None,
         caption_weights: bool = False,
+        clip_vision: Any = None,
     ) -> io.NodeOutput:
         """Encode what is not in the cache."""
-        source = as_model(model, clip, vae).source
+        if clip_vision is not None and not dataset.gives_frames:
+            raise ValueError(
+                "clip_vision must not be connected for data without start or end frames; take its wire away, or set "
+                "clip_gives or a control folder in Dataset from Folder"
+            )
+        source = with_clip_vision(as_model(model, clip, vae), clip_vision).source
         some = samples_shown(
             dataset, source, resolution or None, bucket_step=bucket_step, max_aspect=max_aspect
         )

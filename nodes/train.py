@@ -194,9 +194,9 @@ def prompts_input() -> io.Input:
     )
 
 
-def drawing_of(prompts: Prompts | None, source: ModelSource) -> Drawing | None:
+def drawing_of(prompts: Prompts | None, source: ModelSource, data: LatentDataset) -> Drawing | None:
     """The prompts made ready before the network is opened to train: text encoders may need its place."""
-    return None if prompts is None else Drawing(source, prompts)
+    return None if prompts is None else Drawing(source, prompts, data)
 
 
 def events_input() -> io.Input:
@@ -404,7 +404,7 @@ class RolloutTrainLoRA(io.ComfyNode):
         if tensorboard:
             check_installed()  # before the data are encoded
         run, told = new_run(**inputs)
-        drawing = drawing_of(sample_prompts, run["source"])
+        drawing = drawing_of(sample_prompts, run["source"], run["data"])
         return train_watched(
             starting(**run), inputs["steps"], told, drawing, tensorboard, graph_of(cls), save_lora_as.strip()
         )
@@ -497,7 +497,7 @@ class RolloutTrainSteps(io.ComfyNode):
             if steps <= 0:
                 return outputs(run)
         branched = branch(run, scheduled_sampling, learning_rate or None, steps)
-        drawing = drawing_of(sample_prompts, run.source)
+        drawing = drawing_of(sample_prompts, run.source, run.data)
         return train_watched(resuming(branched), steps, "", drawing, tensorboard, graph_of(cls))
 
 

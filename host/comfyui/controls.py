@@ -11,14 +11,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from comfy.clip_vision import Output
 from comfy.model_base import WAN21, BaseModel
 from torch import Tensor
 
 from . import given
+from .pieces import Clip, Made
 
 Control = tuple[str, Tensor]
 """Its role, and its picture [1, H, W, 3]."""
-Encode = Callable[[Tensor], Tensor]
+Encode = Callable[[Clip], Tensor]
 """The latent of a picture or clip [F, H, W, 3], as the autoencoder makes it."""
 GREY = 0.5
 """Of pixels that are not given."""
@@ -30,7 +32,7 @@ def references(controls: Sequence[Control], encode: Encode) -> dict[str, Any]:
     return {"reference_latents": latents} if latents else {}
 
 
-def painted_anew(mask: Tensor, target: Tensor, encode: Encode) -> dict[str, Any]:
+def painted_anew(mask: Tensor, target: Clip, encode: Encode) -> dict[str, Any]:
     """What InpaintModelConditioning adds.
 
     Args:
@@ -38,7 +40,12 @@ def painted_anew(mask: Tensor, target: Tensor, encode: Encode) -> dict[str, Any]
         target: [F, H, W, 3].
     """
     hidden = mask[..., :1]
-    latent = encode(torch.where(hidden.round() > 0, torch.full_like(target, GREY), target))
+
+    def masked(first: int, last: int) -> Tensor:
+        own = target[first:last]
+        return torch.where(hidden.round() > 0, torch.full_like(own, GREY), own)
+
+    latent = encode(Made(target.shape, masked))
     shown = hidden.movedim(-1, 1)  # [1, 1, H, W]
     if latent.ndim == 5 and latent.shape[2] > 1:
         shown = shown[:, :, None].expand(1, 1, latent.shape[2], *shown.shape[-2:])
@@ -46,7 +53,7 @@ def painted_anew(mask: Tensor, target: Tensor, encode: Encode) -> dict[str, Any]
 
 
 def frames_beside(
-    model: Any, start: Tensor | None, end: Tensor | None, target: Tensor, encode: Encode
+    model: Any, start: Tensor | None, end: Tensor | None, target: Clip, encode: Encode
 ) -> dict[str, Any]:
     """Given frames that are laid beside the network's input.
 
@@ -56,21 +63,23 @@ def frames_beside(
         start, end: [1, H, W, 3]; None: not given.
         target: [F, H, W, 3]; its size counts alone.
     """
-    canvas = torch.full_like(target, GREY)
     wan = isinstance(model, WAN21)
-    if end is not None and wan:
-        canvas[-1:] = end
-    if start is not None:
-        canvas[:1] = start
-    latent = encode(canvas)
+
+    def canvas(first: int, last: int) -> Tensor:
+        out = torch.full((last - first, *target.shape[1:]), GREY)
+        if end is not None and wan and last == target.shape[0]:
+            out[-1:] = end
+        if start is not None and first == 0:
+            out[:1] = start
+        return out
+
+    latent = encode(Made(target.shape, canvas))
     frames, step = (
         latent.shape[2],
         4 if end is not None else 1,
     )  # an end is the last of four in its latent frame
     if not wan:
-        first = (
-            canvas.new_zeros(latent.shape[:2] + latent.shape[3:]) if start is None else encode(start)[:, :, 0]
-        )
+        first = torch.zeros(latent.shape[:2] + latent.shape[3:]) if start is None else encode(start)[:, :, 0]
         short = type(model).concat_cond is BaseModel.concat_cond  # lengthened there
         latent = torch.cat([first[:, :, None], latent[:, :, 1:] * 0], 2)[:, :, : 1 if short else frames]
     mask = torch.ones(1, frames * step, *latent.shape[3:])
@@ -80,6 +89,20 @@ def frames_beside(
         mask[:, -1:] = 0.0
     mask = mask.unflatten(1, (frames, step)).transpose(1, 2)
     return {"concat_latent_image": latent, "concat_mask": mask.contiguous()}
+
+
+def frames_seen(start: Tensor | None, end: Tensor | None, clip_vision: Any) -> dict[str, Any]:
+    """What CLIPVisionEncode makes of given frames, as WanImageToVideo and WanFirstLastFrameToVideo add it."""
+    states = [
+        clip_vision.encode_image(frame, crop=True).penultimate_hidden_states
+        for frame in (start, end)
+        if frame is not None
+    ]
+    if not states:
+        return {}
+    seen = Output()
+    seen.penultimate_hidden_states = torch.cat(states, -2)
+    return {"clip_vision_output": seen}
 
 
 def frames_held(start: Tensor, frames: int, encode: Encode) -> dict[str, Tensor]:

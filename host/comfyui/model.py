@@ -24,10 +24,11 @@ from comfy import (
     sd,
     utils,
 )
+from comfy.ldm.wan.vae import WanVAE
 from comfy.model_base import WAN21
 from torch import Tensor, nn
 
-from . import controls, given
+from . import controls, given, pieces
 from .conditioning import Row, as_given, concatable, conditioning_rows
 from .sampling import model_noise_levels
 from .trainable import (
@@ -58,17 +59,21 @@ class ComfyModel:
     Args:
         model: a ModelPatcher of any loader.
         guidance: what captions carry for models that were distilled to take it as an input; 0: the host's own.
+        clip_vision: looks at the frames that a clip is given, for image-to-video models that are told what it sees.
 
     Raises:
         ValueError: a model that does not remove noise, and so cannot be trained to.
     """
 
-    def __init__(self, model: Any, clip: Any = None, vae: Any = None, guidance: float = 0.0) -> None:
+    def __init__(
+        self, model: Any, clip: Any = None, vae: Any = None, guidance: float = 0.0, clip_vision: Any = None
+    ) -> None:
         check_kind(model)
         self.patcher = model
         self.clip = clip
         self.vae = vae
         self.guidance = guidance
+        self.clip_vision = clip_vision
         levels = model_noise_levels(model)
         self.prediction = prediction_of(levels.sampling)
         self.table: Tensor = levels.table
@@ -171,7 +176,7 @@ class ComfyModel:
         """Weights of the text encoders and the autoencoder, and the guidance that goes with captions."""
         if self.guidance:
             yield "guidance", torch.tensor(self.guidance)
-        for name, part in (("clip", self.clip), ("vae", self.vae)):
+        for name, part in (("clip", self.clip), ("vae", self.vae), ("clip_vision", self.clip_vision)):
             if part is not None:
                 yield from ((f"{name}.{k}", v) for k, v in part.patcher.model.state_dict().items())
 
@@ -297,7 +302,10 @@ class ComfyModel:
         """Controls of the samples [N, C, F, h, w] whose frames a noise mask keeps, see `given.given_frames`."""
         return given.given_frames(self.patcher.model, samples, mask)
 
-    def encode_image(self, pixels: Tensor) -> Tensor:
+    whole_frames = pieces.WHOLE
+    """Frames of the longest clip that is encoded at once."""
+
+    def encode_image(self, pixels: pieces.Clip) -> Tensor:
         """Latent [1, C, ...] of one picture [1, H, W, 3] or clip [F, H, W, 3], as the network sees it.
 
         Raises:
@@ -305,13 +313,24 @@ class ComfyModel:
         """
         if self.vae is None:
             raise ValueError("vae must be wired to Model from ComfyUI, to turn pictures into latents")
-        latent = self.vae.encode(pixels)
+        latent = self._coded(pixels)
         if self.frames and latent.ndim == 4:
             latent = latent[:, :, None]
-        return self.latent_in(latent).to(pixels)
+        return self.latent_in(latent).to(pixels if isinstance(pixels, Tensor) else torch.empty(0))
+
+    def _coded(self, pixels: pieces.Clip) -> Tensor:
+        vae = self.vae
+        if pixels.shape[0] <= pieces.WHOLE or not isinstance(vae.first_stage_model, WanVAE):
+            return pieces.encoded(pixels, vae.encode)
+        clip = pieces.Read(pixels, vae)
+        model_management.load_models_gpu(
+            [vae.patcher], memory_required=vae.memory_used_encode(clip.shape, vae.vae_dtype)
+        )
+        dtype = vae.vae_output_dtype() if hasattr(vae, "vae_output_dtype") else torch.float32
+        return cast(Tensor, vae.first_stage_model.encode(clip).to(vae.output_device, dtype))
 
     def encode_controls(
-        self, given_controls: Sequence[controls.Control], target: Tensor
+        self, given_controls: Sequence[controls.Control], target: pieces.Clip
     ) -> dict[str, Tensor]:
         """Conditioning of a sample's controls (role, [1, H, W, 3]), as ComfyUI's own nodes make it: see `controls`.
 
@@ -321,28 +340,34 @@ class ComfyModel:
         Raises:
             ValueError: no VAE is wired, or the family makes nothing of one of them.
         """
-        vae = self.vae
-        if vae is None:
+        if self.vae is None:
             raise ValueError("vae must be wired to Model from ComfyUI, to turn pictures into latents")
         by_role = dict(reversed(given_controls))  # of each role the first, references excepted
-        named = controls.references(given_controls, vae.encode)
+        named = controls.references(given_controls, self._coded)
         if named:
             self._require("reference", lambda: self._differs(named, {}, target))
         if "inpaint" in by_role:
-            anew = controls.painted_anew(by_role["inpaint"], target, vae.encode)
+            anew = controls.painted_anew(by_role["inpaint"], target, self._coded)
             self._require("inpaint", lambda: self._differs(anew, {}, target))
             named |= anew
         start, end = by_role.get("start frame"), by_role.get("end frame")
         if start is not None or end is not None:
             named |= self._frames(start, end, target)
+        if self.clip_vision is not None:
+            seen = controls.frames_seen(start, end, self.clip_vision)
+            if seen and not self._known("clip_vision", lambda: self._sees(seen, target)):
+                raise ValueError(
+                    f"clip_vision must not be connected for {self.name}, which makes nothing of it; take its wire away"
+                )
+            named |= seen
         return self._row(named)
 
-    def _frames(self, start: Tensor | None, end: Tensor | None, target: Tensor) -> dict[str, Any]:
+    def _frames(self, start: Tensor | None, end: Tensor | None, target: pieces.Clip) -> dict[str, Any]:
         """What given frames become, by the way that the family takes them."""
         model = self.patcher.model
 
         def beside() -> dict[str, Any]:
-            return controls.frames_beside(model, start, end, target, self.vae.encode)
+            return controls.frames_beside(model, start, end, target, self._coded)
 
         def seen() -> bool:
             made = beside()
@@ -355,8 +380,13 @@ class ComfyModel:
         if laid_beside:
             return beside()
         self._require("start frame", lambda: given.keeps_frames(model))
-        frames = self.vae.downscale_ratio[0](len(target)) if len(target) > 1 else 1
+        count = target.shape[0]
+        frames = self.vae.downscale_ratio[0](count) if count > 1 else 1
         return {} if start is None or frames == 1 else controls.frames_held(start, frames, self.encode_image)
+
+    def _sees(self, seen: Mapping[str, Any], target: pieces.Clip) -> bool:
+        told = getattr(self.module, "img_emb", self) is not None  # Wan's that are not told have none
+        return told and self._differs(seen, {}, target)
 
     def _known(self, what: str, ask: Callable[[], bool]) -> bool:
         """What the family makes of a kind of control; asked once, as it takes a while."""
@@ -375,7 +405,7 @@ class ComfyModel:
         (row,) = conditioning_rows([[torch.zeros(1, 1, 1), dict(named)]])
         return {name: value for name, value in row.items() if name != "cross_attn"}
 
-    def _differs(self, one: Mapping[str, Any], other: Mapping[str, Any], target: Tensor) -> bool:
+    def _differs(self, one: Mapping[str, Any], other: Mapping[str, Any], target: pieces.Clip) -> bool:
         """Whether the family's conditioning is another one with `one` beside a caption than with `other`."""
         height, width = (side // self.scale_factor for side in target.shape[1:3])
         mask = one.get("concat_mask")

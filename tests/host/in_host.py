@@ -30,7 +30,7 @@ import comfy.sd  # noqa: E402
 import musubi  # noqa: E402
 import tiny_families  # noqa: E402
 import torch  # noqa: E402
-from comfy.clip_vision import Output  # noqa: E402
+from comfy.clip_vision import ClipVisionModel, Output  # noqa: E402
 from comfy.taesd.taesd import TAESD  # noqa: E402
 from torch import Tensor  # noqa: E402
 
@@ -41,6 +41,7 @@ from rollout_trainer.training.conditioning import joined, separated  # noqa: E40
 from rollout_trainer.training.data.latents import dataset_from_latents  # noqa: E402
 from rollout_trainer.training.lora.adapter import LoRAConfig, target_modules  # noqa: E402
 from rollout_trainer.training.lora.presets import linear_layers, preset_targets  # noqa: E402
+from rollout_trainer.training.models.frames import Frames  # noqa: E402
 from rollout_trainer.training.models.hosted import HostModel  # noqa: E402
 from rollout_trainer.training.objective.config import ReflexFlowConfig  # noqa: E402
 from rollout_trainer.training.objective.losses import LossConfig, batch_loss  # noqa: E402
@@ -424,6 +425,33 @@ def clip_of(frames: int, seed: int = 0) -> Tensor:
     return torch.nn.functional.interpolate(torch.rand(frames, 3, 4, 4, generator=g), (64, 64)).movedim(1, -1)
 
 
+@check
+@torch.no_grad()
+def a_long_clip_is_read_in_parts_and_encoded_as_if_it_were_whole() -> None:
+    """Bit for bit with Wan's autoencoder; with others nearer to it than the host's own tiles of that length."""
+    frames = clip_of(165)[:, :32, :32].contiguous()
+    asked: list[int] = []
+
+    def read(first: int, last: int) -> Tensor:
+        asked.append(last - first)
+        return frames[first:last].movedim(-1, 1)
+
+    for channels in (16, 48):
+        family = "wan21_t2v" if channels == 16 else "wan22_5b"
+        source = HostModel(ComfyModel(tiny_families.build(family), vae=video_vae(channels)))
+        vae, asked[:] = source.network.vae, []
+        found = source.encode_clip(Frames((165, 3, 32, 32), read))
+        whole = source.network.latent_in(vae.encode(frames))[0]
+        if channels == 16:
+            assert torch.equal(found, whole), float((found - whole).abs().max())
+            assert max(asked) <= 4, asked
+        else:
+            tiled = vae.encode_tiled(frames, tile_x=512, tile_y=512, overlap=64, tile_t=121, overlap_t=48)
+            theirs = (source.network.latent_in(tiled)[0] - whole).square().mean()
+            assert (found - whole).square().mean() < theirs, (float((found - whole).square().mean()), theirs)
+            assert max(asked) <= 121, asked
+
+
 def alike(row: dict[str, Tensor], entry: Any) -> None:
     """That a control row holds what a node has put into CONDITIONING, beside the text."""
     (theirs,) = conditioning_rows([entry])
@@ -461,6 +489,60 @@ def start_and_end_frames_are_what_wans_nodes_give() -> None:
         row = model.encode_controls([("start frame", clip[:1]), ("end frame", clip[-1:])], clip)
         wan = node("comfy_extras.nodes_wan", "WanFirstLastFrameToVideo")
         alike(row, run(wan, TEXT, TEXT, vae, 64, 64, 9, 1, start_image=clip[:1], end_image=clip[-1:]))
+
+
+def eyes() -> Any:
+    """A CLIP vision model of the width that Wan 2.1 is told of, else small, with random weights."""
+    torch.manual_seed(0)
+    sides = {"image_size": 28, "patch_size": 14, "num_channels": 3, "hidden_size": 1280, "projection_dim": 8}
+    layers = {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 16,
+        "intermediate_size": 32,
+        "hidden_act": "gelu",
+    }
+    vision = ClipVisionModel({**sides, **layers, "layer_norm_eps": 1e-5, "model_type": "clip_vision_model"})
+    g = torch.Generator().manual_seed(0)
+    weights = {k: tiny_families.random_like(k, w, g) for k, w in vision.get_sd().items()}
+    vision.load_sd(weights)
+    return vision
+
+
+@check
+@torch.no_grad()
+def what_is_seen_in_given_frames_is_what_wans_nodes_add() -> None:
+    vae, clip, vision = video_vae(), clip_of(9), eyes()
+    look = importlib.import_module("nodes").CLIPVisionEncode().encode
+    first, last = (look(vision, frame, "center")[0] for frame in (clip[:1], clip[-1:]))
+    model = ComfyModel(tiny_families.build("wan21_i2v"), Words(), vae, 0.0, vision)
+    plain = ComfyModel(model.patcher, model.clip, vae)
+    assert HostModel(model).encoder_fingerprint != HostModel(plain).encoder_fingerprint
+    found, seen = {}, "clip_vision_output/vision:penultimate_hidden_states"
+    for name, roles, given in (
+        ("WanImageToVideo", ("start frame",), {"clip_vision_output": first}),
+        (
+            "WanFirstLastFrameToVideo",
+            ("start frame", "end frame"),
+            {"clip_vision_start_image": first, "clip_vision_end_image": last},
+        ),
+    ):
+        frames = dict(zip(("start frame", "end frame"), (clip[:1], clip[-1:]), strict=True))
+        images = dict(zip(("start_image", "end_image"), frames.values(), strict=True))
+        shown = {k: v for k, v in images.items() if k.replace("_image", " frame") in roles}
+        entry = run(node("comfy_extras.nodes_wan", name), TEXT, TEXT, vae, 64, 64, 9, 1, **shown, **given)
+        (theirs,) = conditioning_rows([entry])
+        row = model.encode_controls([(role, frames[role]) for role in roles], clip)
+        for own, value in row.items():
+            assert torch.allclose(value, theirs[own], atol=1e-6), (name, own)
+        found[name] = row[seen].shape[-2]
+    assert found == {"WanImageToVideo": 5, "WanFirstLastFrameToVideo": 10}
+    told = ""
+    try:
+        blind = ComfyModel(tiny_families.build("wan22_i2v_14b"), Words(), vae, 0.0, vision)
+        blind.encode_controls([("start frame", clip[:1])], clip)
+    except ValueError as error:
+        told = str(error)
+    assert "clip_vision must not be connected" in told
 
 
 @check

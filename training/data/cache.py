@@ -11,7 +11,8 @@ import json
 import logging
 import os
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,16 @@ logger = logging.getLogger(__name__)
 
 INDEX = "index"
 """Name of the index, beside files that are named by key."""
+MOST_HEADER = 100_000_000
+"""Bytes of the longest header that safetensors reads."""
 
 Layout = tuple[tuple[str, str, tuple[int, ...]], ...]
 """What a file holds: name, dtype and shape of each tensor, by name."""
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+"""As safetensors files name them."""
 
 
 def cache_key(*parts: object) -> str:
@@ -102,11 +110,42 @@ class TensorCache:
         try:
             return _load(path)[0]
         except (SafetensorError, OSError) as err:
-            TensorCache.lost += 1
-            raise RuntimeError(
-                f"cache file {path} must stay as it is while a training reads it, but it cannot be read ({err}); "
-                "queue again: Encode Dataset makes it anew"
-            ) from err
+            raise self._gone(path, err) from err
+
+    def rows(self, keys: Sequence[str]) -> dict[str, Tensor] | None:
+        """The tensors of keys that were ensured, [B, ...], read to where they stay; None: they are not all alike.
+
+        Raises:
+            RuntimeError: they are not there any more.
+        """
+        if self.folder is None:
+            return None
+        out: dict[str, Tensor] = {}
+        for i, key in enumerate(keys):
+            path = f"{self.folder}/{key}.safetensors"
+            try:
+                with open(path, "rb", buffering=0) as file:
+                    places = _places(file)
+                    if i == 0 and places is not None:
+                        out = {
+                            name: torch.empty(len(keys), *shape, dtype=dtype)
+                            for name, (dtype, shape, _) in places.items()
+                        }
+                    if places is None or not _same(out, places):
+                        return None
+                    for name, (_, _, offset) in places.items():
+                        _fill(file, offset, out[name][i])
+            except (OSError, ValueError) as err:
+                raise self._gone(path, err) from err
+        return out
+
+    @staticmethod
+    def _gone(path: str | Path, err: Exception) -> RuntimeError:
+        TensorCache.lost += 1
+        return RuntimeError(
+            f"cache file {path} must stay as it is while a training reads it, but it cannot be read ({err}); "
+            "queue again: Encode Dataset makes it anew"
+        )
 
     def close_index(self) -> None:
         """Write the index if it has changed, and let go of it.
@@ -227,6 +266,55 @@ def _load(path: Path) -> tuple[dict[str, Tensor], str | None]:
         # Cloned: what safetensors returns may be a view of the file, which may be replaced.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         return tensors, (file.metadata() or {}).get("digest")
+
+
+def _places(file: FileIO) -> dict[str, tuple[torch.dtype, tuple[int, ...], int]] | None:
+    """Of each tensor in a safetensors file: its dtype, its shape, where it begins; None: of a dtype not known here.
+
+    Raises:
+        OSError, ValueError: the file cannot be read, or is of something else or not whole.
+    """
+    head = file.read(4096) or b""
+    size = int.from_bytes(head[:8], "little")
+    if len(head) < 8 or size > MOST_HEADER:
+        raise ValueError("it is no safetensors file")
+    while len(head) < 8 + size:
+        more = file.read(8 + size - len(head))
+        if not more:
+            raise ValueError("it is cut off")
+        head += more
+    parsed = json.loads(head[8 : 8 + size])
+    parsed.pop("__metadata__", None)
+    if os.fstat(file.fileno()).st_size < 8 + size + max(
+        (t["data_offsets"][1] for t in parsed.values()), default=0
+    ):
+        raise ValueError("it is cut off")
+    if any(t["dtype"] not in DTYPES for t in parsed.values()):
+        return None
+    return {
+        name: (DTYPES[t["dtype"]], tuple(t["shape"]), 8 + size + t["data_offsets"][0])
+        for name, t in parsed.items()
+    }
+
+
+def _same(out: Mapping[str, Tensor], places: Mapping[str, tuple[torch.dtype, tuple[int, ...], int]]) -> bool:
+    """Whether rows of `out` are of what lies at `places`."""
+    return out.keys() == places.keys() and all(
+        (out[name].dtype, tuple(out[name].shape[1:])) == place[:2] for name, place in places.items()
+    )
+
+
+def _fill(file: FileIO, offset: int, row: Tensor) -> None:
+    """Read a tensor from a file to where it stays; other threads go on meanwhile."""
+    left = memoryview(
+        row.reshape(-1).view(torch.uint8).numpy()
+    )  # a view: a row of a whole tensor lies in one piece
+    file.seek(offset)
+    while left:
+        count = file.readinto(left)
+        if not count:
+            raise ValueError("it is cut off")
+        left = left[count:]
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

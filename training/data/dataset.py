@@ -77,13 +77,22 @@ class Captions:
     def read(self, texts: Tensor) -> Cond:
         """Conditioning [B, ...] of the captions numbered `texts: LongTensor [B]`."""
         numbers = texts.tolist()
+        if not self._ragged:
+            rows = self.cache.rows([self.keys[n] for n in numbers])
+            if rows is not None:
+                return {name: value.flatten(0, 1) for name, value in rows.items()}
         found = {n: self.cache.read(self.keys[n]) for n in dict.fromkeys(numbers)}
         return self.molded([found[n] for n in numbers])
 
+    @property
+    def _ragged(self) -> bool:
+        """Whether captions differ in size."""
+        return any(name.endswith(SHAPE) for name in self.mold)
+
     def molded(self, conds: Sequence[Cond]) -> Cond:
         """The rows of several conditionings, at the sizes that all rows of the dataset have."""
-        if not any(name.endswith(SHAPE) for name in self.mold):
-            return joined(conds)  # all are of one size
+        if not self._ragged:
+            return joined(conds)
         return {name: value[:-1] for name, value in joined([*conds, self.mold]).items()}
 
 
@@ -148,15 +157,21 @@ class StoredBucket:
         Raises:
             RuntimeError: the cache does not hold them any more.
         """
-        tensors = [self.cache.read(self.keys[i]) for i in rows.tolist()]
-        latents = torch.stack([t["latent"].float() for t in tensors])
-        masks = None
-        if self.masked:
-            everywhere = torch.ones(1, *self.shape[-2:])
-            masks = torch.stack([t.get("mask", everywhere) for t in tensors])
+        latents, masks = self._read([self.keys[i] for i in rows.tolist()])
+        if masks is not None:
             between = [1] * (latents.ndim - masks.ndim)  # the frames of a video model
             masks = masks.reshape(len(masks), 1, *between, *masks.shape[-2:])
         return latents, {**self.conds.read(texts), **self._controls(rows)}, masks
+
+    def _read(self, keys: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """Latents (float32) and masks of samples; None: no sample of the bucket has one."""
+        alike = self.cache.rows(keys)
+        if alike is not None and (not self.masked or "mask" in alike):
+            return alike["latent"].float(), alike["mask"] if self.masked else None
+        tensors = [self.cache.read(key) for key in keys]
+        everywhere = torch.ones(1, *self.shape[-2:])
+        masks = torch.stack([t.get("mask", everywhere) for t in tensors]) if self.masked else None
+        return torch.stack([t["latent"].float() for t in tensors]), masks
 
     def _controls(self, rows: Tensor) -> Cond:
         """The controls [B, ...] of samples; rows may differ in what they have."""

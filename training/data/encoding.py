@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ..conditioning import alike, text_of
+from ..models.frames import Frames
 from ..models.source import ModelSource
 from .cache import Layout, TensorCache, cache_key
 from .captions import caption_variants
@@ -280,7 +281,8 @@ class _Encoder:
         )
         self.cutter = Cutter(model, dataset.cutting)
         self.reader: tuple[Path, ClipReader] | None = None  # of the clip that is being encoded
-        self.frames: tuple[Path, Cut, Tensor] | None = None  # of its sample, at the size that a clip is given
+        self.frames: tuple[Path, Cut, Tensor | Frames] | None = None  # of its sample, at its bucket's size
+        self.whole = getattr(model, "whole_frames", 1 << 30)
         encoders = model.encoder_fingerprint
         self.base = [CACHE_VERSION, encoders, str(model.dtype)]
         self.cache = TensorCache(None if cache_dir is None else Path(cache_dir) / encoders)
@@ -353,8 +355,8 @@ class _Encoder:
         roles: list[Role] = ["start frame"] if given == "start frame" else ["start frame", "end frame"]
         return [role for role in roles if role not in [c.role for c in picture.item.controls]]
 
-    def _target(self, picture: _Picture, read: _Reads | None) -> Tensor:
-        """The frames [F, 3, H, W] of a sample, not mirrored."""
+    def _target(self, picture: _Picture, read: _Reads | None) -> Tensor | Frames:
+        """The frames [F, 3, H, W] of a sample, not mirrored; those of a long clip are read as they are asked for."""
         item, cut = picture.item, picture.cut
         if cut is None:
             return _still(item, read.data() if read else b"", picture.size)[0][None]
@@ -363,10 +365,9 @@ class _Encoder:
             self.reader = (item.path, ClipReader(item.path, self.cutter.fps))
         if self.frames is None or self.frames[:2] != (item.path, cut):
             self.frames = None  # let go of before the next are read
-            pixels = torch.empty(cut.frames, 3, picture.size[1], picture.size[0])
-            for i, frame in enumerate(_frames(self.reader[1], cut, picture.size)):
-                pixels[i] = frame
-            self.frames = (item.path, cut, pixels)
+            passing = _Passing(self.reader[1], cut, picture.size)
+            lazy = Frames((cut.frames, 3, *reversed(picture.size)), passing.read)
+            self.frames = (item.path, cut, lazy if cut.frames > self.whole else lazy[:])
         return self.frames[2]
 
     def close_reader(self) -> None:
@@ -463,6 +464,7 @@ class _Encoder:
         return encode(text, [p.flip(-1) for p in pixels] if picture.flipped else pixels)
 
     def _encode(self, picture: _Picture, read: _Reads) -> dict[str, Tensor]:
+        pixels: Tensor | Frames
         if picture.cut is None:
             pixels, mask = _still(picture.item, read.data(), picture.size)
         else:
@@ -473,14 +475,39 @@ class _Encoder:
             mask = fitted_mask(picture.item, read.mask(), *picture.size)
         if picture.flipped:
             pixels, mask = pixels.flip(-1), None if mask is None else mask.flip(-1)
-        if picture.cut is None:
+        if isinstance(pixels, Tensor) and picture.cut is None:
             latent = self.model.encode_images(pixels[None])[0]
         else:
-            encode_clip: Callable[[Tensor], Tensor] = self.model.encode_clip  # type: ignore[attr-defined]
+            encode_clip: Callable[[Tensor | Frames], Tensor] = self.model.encode_clip  # type: ignore[attr-defined]
             latent = encode_clip(pixels)
         if mask is None:
             return {"latent": latent}
         return {"latent": latent, "mask": adaptive_avg_pool2d(mask, (latent.shape[-2], latent.shape[-1]))}
+
+
+class _Passing:
+    """The frames of a cut as they pass by: a part of them is held, which the next part may begin in."""
+
+    def __init__(self, reader: ClipReader, cut: Cut, size: tuple[int, int]) -> None:
+        self._reader, self._cut, self._size = reader, cut, size
+        self._held, self._first = torch.empty(0, 3, size[1], size[0]), 0
+
+    def read(self, first: int, last: int) -> Tensor:
+        """The frames [n, 3, H, W] from one number up to another.
+
+        Raises:
+            ValueError: as `ClipReader.frames`.
+        """
+        end = self._first + len(self._held)
+        known = max(0, min(end, last) - first) if first >= self._first else 0
+        out = torch.empty(last - first, *self._held.shape[1:])
+        out[:known] = self._held[first - self._first :][:known]
+        self._held, self._first = out, first
+        if known < len(out):
+            rest = Cut(self._cut.first + first + known, len(out) - known)
+            for i, frame in enumerate(_frames(self._reader, rest, self._size), known):
+                out[i] = frame
+        return out
 
 
 def _still(item: ImageItem, data: bytes, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:

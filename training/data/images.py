@@ -176,6 +176,14 @@ class ImageDataset:
         return any(item.controls for item in self.items)
 
     @property
+    def gives_frames(self) -> bool:
+        """Whether an image-to-video model is given frames of any: from control folders, or a clip's own."""
+        if self.cutting.given != "nothing" and self.clips:
+            return True
+        roles = {control.role for item in self.items for control in item.controls} if self.paired else set()
+        return not roles.isdisjoint(("start frame", "end frame"))
+
+    @property
     def clips(self) -> list[Clip]:
         """What is known of those that are clips."""
         if isinstance(self.items, Items):

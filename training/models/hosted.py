@@ -25,6 +25,7 @@ from ..lora.file import NAMES, folded, with_dora_scale
 from ..lora.keys import Place
 from ..lora.reading import read_lora
 from .differentiable import recomputed, writes_allowed
+from .frames import Frames
 from .source import Denoiser
 
 ATTENTION = (
@@ -128,11 +129,16 @@ class HostNetwork(Protocol):
         """Controls that say of each of [N, C, F, h, w] which frames a noise mask keeps; None: it keeps none."""
         ...
 
-    def encode_image(self, pixels: Tensor) -> Tensor:
+    whole_frames: int
+    """Frames of the longest clip that is encoded at once: a longer one need not be held, and may come as `Frames`."""
+
+    def encode_image(self, pixels: Tensor | Frames) -> Tensor:
         """Latent [1, C, ...] of a picture [1, H, W, 3], or of a video model's clip [F, H, W, 3]."""
         ...
 
-    def encode_controls(self, controls: Sequence[tuple[str, Tensor]], target: Tensor) -> Mapping[str, Tensor]:
+    def encode_controls(
+        self, controls: Sequence[tuple[str, Tensor]], target: Tensor | Frames
+    ) -> Mapping[str, Tensor]:
         """Conditioning [1, ...] of a sample's controls (role, [1, H, W, 3]); `target`: its frames [F, H, W, 3]."""
         ...
 
@@ -227,6 +233,11 @@ class HostModel:
         return 1 if self.name in SIDES else self.network.clip_frames(most)
 
     @property
+    def whole_frames(self) -> int:
+        """Frames of the longest clip that `encode_clip` takes at once; of longer ones it asks for parts."""
+        return self.network.whole_frames
+
+    @property
     def frame_rate(self) -> float:
         """Frames per second that the family was made for; 0: not known."""
         return next((rate for start, rate in RATES if self.name.startswith(start)), 0.0)
@@ -274,13 +285,13 @@ class HostModel:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def encode_clip(self, frames: Tensor) -> Tensor:
+    def encode_clip(self, frames: Tensor | Frames) -> Tensor:
         """Latent [C, f, h, w] of the frames [F, 3, H, W] of one clip."""
         return self.network.encode_image(frames.movedim(1, -1))[0].clone()
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def encode_controls(self, controls: Sequence[tuple[str, Tensor]], target: Tensor) -> Cond:
+    def encode_controls(self, controls: Sequence[tuple[str, Tensor]], target: Tensor | Frames) -> Cond:
         """Conditioning [1, ...] of a sample's controls, (role, [1, 3, H, W]) each, beside its frames [F, 3, H, W].
 
         Raises:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ...samplers import SolverFrame, integrate, trajectory
-from ..conditioning import Cond, alike, select
+from ..conditioning import Cond, alike, controls_of, select
+from ..data.dataset import LatentDataset
 from ..forms import add_noise
 from ..models.source import Denoiser, LoadedModel, ModelSource
 
@@ -71,26 +72,38 @@ class Prompts:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
 
 
+REFERENCES = "reference_latents"
+"""How the names of controls begin that are of any size, whatever that of the picture is."""
+
+
 class Drawing:
     """Prompts made ready for one model: encoded, with their noise. Draws as often as it is told to, always alike.
 
     Draws from no random stream but its own, and asks the text encoders as it is made alone.
 
+    Args:
+        data: what is trained on. If its samples have controls, the prompts get those of its first ones, in turn, and
+            are drawn in the size of those samples unless another is asked for.
+
     Raises:
-        ValueError: a size that the model cannot make.
+        ValueError: a size that the model cannot make, or that the controls are not made for.
     """
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def __init__(self, source: ModelSource, prompts: Prompts) -> None:
+    def __init__(self, source: ModelSource, prompts: Prompts, data: LatentDataset | None = None) -> None:
         self.prompts = prompts
         height, width = (side or source.default_resolution for side in (prompts.height, prompts.width))
         shape = source.latent_shape(height, width)
-        self._cond, free = alike(
-            [source.encode_text(prompts.prompts), source.encode_text([prompts.negative])]
-        )
+        texts, free = alike([source.encode_text(prompts.prompts), source.encode_text([prompts.negative])])
         count = len(prompts.prompts)
-        self._uncond = {name: value.expand(count, *value.shape[1:]) for name, value in free.items()}
+        own = None if prompts.height is None and prompts.width is None else shape
+        shape, controls = _controls(data, texts, count, own) or (shape, {})
+        controls = {name: value.to(source.device) for name, value in controls.items()}
+        self._cond = {**texts, **controls}
+        self._uncond = {
+            name: value.expand(count, *value.shape[1:]) for name, value in free.items()
+        } | controls
         self._process = source.schedule.process
         self._sigmas = trajectory(source.schedule, 1.0, 0.0, prompts.steps)[0]  # [T + 1]
         noise = seeded_noise(shape, range(prompts.seed, prompts.seed + count)).to(source.device)
@@ -113,6 +126,36 @@ class Drawing:
         guided = Guided(denoiser, self._cond, self._uncond, given.cfg)
         sampler, order = given.sampler, given.order
         return integrate(guided, self._start, self._sigmas, sampler, order, self._process, callback)
+
+
+def _controls(
+    data: LatentDataset | None, texts: Cond, count: int, shape: tuple[int, ...] | None
+) -> tuple[tuple[int, ...], Cond] | None:
+    """Controls [N, ...] of `count` samples of one bucket, and the shape of a latent they go with; None: there are none.
+
+    Args:
+        texts: what prompts have of their own.
+        shape: of the latents, if they are to have one of their own.
+
+    Raises:
+        ValueError: the controls must be of the latents' size, and no bucket has that of `shape`.
+    """
+    held: Cond | None = None
+    for bucket in () if data is None else data.buckets:
+        rows = torch.arange(count) % len(bucket)
+        cond = bucket.read(rows, bucket.texts(rows, torch.zeros_like(rows)))[1]
+        found = {name: value for name, value in controls_of(cond).items() if name not in texts}
+        if found and shape in (None, bucket.shape):
+            return bucket.shape, found
+        held = held or (found if found else None)
+    if held is None or shape is None:
+        return None
+    if all(name.startswith(REFERENCES) for name in held):
+        return shape, held
+    raise ValueError(
+        "width and height of Sample Prompts must be 0 or a size that the data has, as its samples have given frames or "
+        f"masks, got latents of {'x'.join(map(str, shape))}"
+    )
 
 
 @torch.inference_mode(False)

@@ -79,7 +79,7 @@ class Video(Model):
 
     def encode_controls(self, controls, target):
         self.given = [(role, round(float(pixels.mean() * 25.5))) for role, pixels in controls]
-        assert target.ndim == 4
+        assert len(target.shape) == 4
         return {f"concat_{i}": pixels for i, (_, pixels) in enumerate(controls)}
 
 
@@ -419,3 +419,59 @@ def test_what_is_known_of_a_clip_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(clips, "shots", fail)
     again = read_image_folder(tmp_path / "set", known=tmp_path / "known")
     assert [item.clip for item in again.items] == [item.clip for item in first.items]
+
+
+# --- long clips --------------------------------------------------------------------------------------
+
+
+class Long(Video):
+    """Holds ten frames at most, and asks for parts of longer clips, the second beginning within the first."""
+
+    whole_frames = 10
+
+    def encode_clip(self, frames):
+        if isinstance(frames, torch.Tensor):
+            assert len(frames) <= self.whole_frames
+            return super().encode_clip(frames)
+        parts = [frames[first : first + 9] for first in range(0, len(frames) - 1, 4)]
+        assert all(len(part) <= 9 for part in parts)
+        whole = torch.cat([parts[0][:5], *(part[5:9] for part in parts)])[: len(frames)]
+        return Video.encode_clip(self, whole)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_long_clip_is_never_held_whole_and_gives_the_same_latents(tmp_path, flip):
+    movie(tmp_path / "set" / "a.mp4", frames=45, noise=True)
+    dataset = read_image_folder(tmp_path / "set", cutting=Cutting(41))
+    whole, parts = (
+        encode(dataset, model, 64, tmp_path / name, flip=flip)
+        for name, model in (("whole", Video()), ("parts", Long()))
+    )
+    assert whole.fingerprint == parts.fingerprint
+    for a, b in zip(whole.buckets, parts.buckets, strict=True):
+        rows = torch.arange(len(a))
+        assert torch.equal(a.read(rows, rows * 0)[0], b.read(rows, rows * 0)[0])
+
+
+def test_of_a_long_clip_no_more_frames_live_at_once_than_of_a_part(tmp_path):
+    from rollout_trainer.training.data.encoding import _Passing
+
+    path = movie(tmp_path / "a.mp4", frames=60)
+    passing = _Passing(ClipReader(path, 0), Cut(5, 50), (64, 64))
+    seen = []
+    for first, last in ((0, 10), (6, 16), (16, 20), (49, 50), (0, 1), (0, 50)):
+        part = passing.read(first, last)
+        assert passing._held is part
+        seen.append([round(float(frame.mean()) * 25.5) for frame in part])
+    expected = [min(25, 5 + k) for k in range(50)]
+    assert seen == [
+        expected[0:10], expected[6:16], expected[16:20], expected[49:50], expected[:1], expected
+    ]  # fmt: skip
+
+
+def test_a_long_clip_gives_its_own_start_and_end_frame(tmp_path):
+    movie(tmp_path / "set" / "a.mp4", frames=21)
+    model = Long()
+    cutting = Cutting(21, given="start and end frame")
+    encode(read_image_folder(tmp_path / "set", cutting=cutting), model, 64, tmp_path / "cache")
+    assert model.given == [("start frame", 0), ("end frame", 20)]

@@ -341,3 +341,29 @@ def test_a_part_of_it_is_read_from_the_cache_too(folder, tmp_path):
             ids = torch.arange(first, first + len(own))
             same(part.batch(ids), other.batch(ids))
             first += len(own)
+
+
+def test_rows_are_read_in_place_as_files_hold_them(tmp_path):
+    dtypes = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
+    cache, keys = TensorCache(tmp_path), [f"{i:032x}" for i in range(3)]
+    for i, key in enumerate(keys):
+        tensors = {f"t{k}": (torch.rand(1, 5, 3) * 7 - i).to(dtype) for k, dtype in enumerate(dtypes)}
+        cache.ensure(key, lambda tensors=tensors: {**tensors, "none": torch.empty(0, 2)})
+    found = cache.rows([keys[2], keys[0], keys[2]])
+    for i, key in enumerate((keys[2], keys[0], keys[2])):
+        for name, value in cache.read(key).items():
+            assert value.dtype == found[name].dtype
+            assert torch.equal(value, found[name][i]), name
+    cache.ensure("f" * 32, lambda: {"t0": torch.ones(2)})
+    assert cache.rows([keys[0], "f" * 32]) is None  # of other sizes: they are read one by one
+    assert TensorCache(None).rows(keys) is None
+
+
+@pytest.mark.parametrize("left", [0, 5, 60, 200])
+def test_rows_that_are_cut_off_are_one_clear_line(tmp_path, left):
+    cache, key = TensorCache(tmp_path), "0" * 32
+    cache.ensure(key, lambda: {"a": torch.rand(100)})
+    path = tmp_path / f"{key}.safetensors"
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(RuntimeError, match="must stay as it is while a training reads it"):
+        cache.rows([key])
