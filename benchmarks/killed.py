@@ -4,8 +4,8 @@ For `reliability.py`.
 
 BACKEND is `demo`, the demo's diffusers folder, or `host`, a tiny SD 1.5 as ComfyUI loads it: that needs the
 interpreter of a ComfyUI and COMFYUI_PATH. This process loads the model once. For each kill it forks a child that
-trains with everything on, saves, encodes or exports without end, kills it after a random time, and looks at what is
-left. At the end the run goes on and is compared with one that nobody killed.
+trains with everything on, saves, encodes or exports without end, kills it after a random time, looks at what is left
+and prints a line. At the end the run goes on and is compared with one that nobody killed; RESULT has the figures.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ sys.modules["rollout_trainer"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules["rollout_trainer"])
 
 import torch  # noqa: E402
+from looks import equal, same_data, some_pictures  # noqa: E402
 
 from rollout_trainer.training.data.encoding import encode  # noqa: E402
 from rollout_trainer.training.data.folders import read_image_folder  # noqa: E402
@@ -108,27 +109,25 @@ def model() -> Any:
     return HostModel(ComfyModel(tiny_families.build("sd15"), clip, vae))
 
 
-def equal(a: Any, b: Any) -> bool:
-    """Whether two states have the same tensors, bit for bit."""
-    return a.tensors.keys() == b.tensors.keys() and all(
-        torch.equal(v.nan_to_num(-7), b.tensors[k].nan_to_num(-7)) for k, v in a.tensors.items()
-    )
-
-
 class Campaign:
     """One run that is killed again and again, and what its children write beside it."""
 
     def __init__(self) -> None:
         self.source = model()
-        self.images = read_image_folder(ROOT / "demo" / "data", known=FOLDER / "cache" / "folders")
+        self.loras, self.cache, self.log = FOLDER / "loras", FOLDER / "cache", FOLDER / "steps.log"
+        self.pictures = some_pictures(FOLDER / "pictures")
+        self.images = self.looked_at()
         self.data = self.encoded(FOLDER / "whole-cache")
         self.run = start(FOLDER / "runs", "killed", self.source, self.data, CONFIG)
-        self.loras, self.cache, self.log = FOLDER / "loras", FOLDER / "cache", FOLDER / "steps.log"
         self.at_work, self.working = os.pipe()
         os.set_blocking(self.working, False)
         self.wrong: list[str] = []
         self.lost = 0
         self.by_phase = dict.fromkeys(PHASES, 0)
+
+    def looked_at(self) -> Any:
+        """The folder, with what is known of its files."""
+        return read_image_folder(self.pictures, known=self.cache / "folders")
 
     def encoded(self, cache: Path) -> Any:
         """The data, with what is in the cache."""
@@ -161,7 +160,7 @@ class Campaign:
         while True:
             self.begun()
             shutil.rmtree(self.cache, ignore_errors=True)
-            self.images = read_image_folder(ROOT / "demo" / "data", known=self.cache / "folders")
+            self.images = self.looked_at()
             self.encoded(self.cache)
 
     def export(self) -> None:
@@ -232,13 +231,9 @@ class Campaign:
                 read_file(path)
                 path.unlink()
             if phase == "encode":
-                self.images = read_image_folder(ROOT / "demo" / "data", known=self.cache / "folders")
-                again = self.encoded(self.cache).held()
-                whole = self.data.held()
-                for own, other in zip(again.buckets, whole.buckets, strict=True):
-                    same = torch.equal(own.latents, other.latents) and list(own.names) == list(other.names)
-                    if not (same and all(torch.equal(v, other.cond[k]) for k, v in own.cond.items())):
-                        self.wrong.append("the cache gives other data than before")
+                self.images = self.looked_at()
+                if not same_data(self.encoded(self.cache), self.data):
+                    self.wrong.append("the cache gives other data than before")
         except Exception as err:
             self.wrong.append(f"after a kill while it was to {phase}: {type(err).__name__}: {err}"[:300])
 
@@ -247,20 +242,19 @@ class Campaign:
         sweep(FOLDER / "runs")
         save_lora(self.run, self.loras, "last")
         self.encoded(self.cache)
-        read_image_folder(ROOT / "demo" / "data", known=self.cache / "folders")
+        self.looked_at()
         places = [FOLDER / "runs", self.loras, self.cache]
         ends = (".partial", ".part", ".lock", ".tmp")
         return sorted(p.name for place in places for p in place.rglob("*") if p.name.endswith(ends))
 
-    def write(self, killed: int, more: dict[str, Any]) -> None:
-        """The figures so far."""
+    def write(self, killed: int) -> None:
+        """The figures of all kills."""
+        phases = {f"while it was to {phase}": n for phase, n in self.by_phase.items()}
         figures = {
-            "tried": killed, "wrong": len(self.wrong), "what": self.wrong[:20], "by_phase": self.by_phase,
-            "most_steps_lost": self.lost, "save_every": SAVE_EVERY, "step": self.run.folder.steps()[-1], **more,
+            "tried": killed, "wrong": len(self.wrong), "what": self.wrong[:20], "counts": phases,
+            "most": {"steps lost": self.lost},
         }  # fmt: skip
-        partial = RESULT.with_suffix(".new")
-        partial.write_text(json.dumps(figures, indent=1))
-        partial.replace(RESULT)
+        RESULT.write_text(json.dumps(figures))
 
 
 def main() -> None:
@@ -270,16 +264,13 @@ def main() -> None:
     campaign = Campaign()
     for i in range(KILLS):
         campaign.kill(PHASES[i % len(PHASES)], rng)
-        campaign.write(i + 1, {})
+        print(i + 1, campaign.wrong, flush=True)
     run = train(reopen(campaign.run.folder.path, campaign.source, campaign.data), 1)
-    strays = campaign.strays()
-    campaign.wrong += [f"stray file {name}" for name in strays]
-    campaign.write(KILLS, {"comparing": True})
+    campaign.wrong += [f"stray file {name}" for name in campaign.strays()]
     whole = train(start(FOLDER / "runs", "whole", campaign.source, campaign.data, CONFIG), run.step)
-    same = equal(run.state, whole.state)
-    if not same:
+    if not equal(run.state, whole.state):
         campaign.wrong.append("the run that was killed is not the uninterrupted one")
-    campaign.write(KILLS, {"resumed == uninterrupted, bit for bit": same, "stray files": len(strays)})
+    campaign.write(KILLS)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ STOPPED = re.compile(r"stopped at step (\d+); saved (\S+)")
 def training(host: Any, run_name: str) -> tuple[PromptBuilder, str, str]:
     """A training with everything on of a MODEL, and the nodes that train and that sample with the same MODEL."""
     graph = PromptBuilder(host.object_info())
-    model = graph.add("TestTinyModel", family="sd15", dtype="float32")
-    data = graph.add("TestTinyData", family="sd15", n=4, side=8, ragged=False)
+    model = graph.add("TestTinyModel", family="sd3", dtype="float32")
+    data = graph.add("TestTinyData", family="sd3", n=4, side=8, ragged=False)
     captions, empty = [data[0], 1], [data[0], 2]
     source = graph.add("RolloutFromComfyModel", model=model)
     own = graph.add(
@@ -98,7 +98,6 @@ def cancel_often(installation: Any, folder: Path, tries: int, seed: int, count: 
             if after != before:
                 fault = fault or f"the MODEL samples other bits than before: {after} {before}"
             count.one(fault or (f"left: {left}" if left else ""))
-    count.keep()
 
 
 def wait_for_work(run: Path, rng: random.Random) -> None:
@@ -198,11 +197,10 @@ def request_often(installation: Any, folder: Path, tries: int, seed: int, count:
                 )
         left = sorted(p.name for p in runs.iterdir())
         if left != before or sorted(p.name for p in secret.iterdir()) != sorted(OUTSIDE):
-            count.wrong.append(f"the folders have changed: {left}")
+            count.wrong(f"the folders have changed: {left}")
         _, found, what = host.log()[begun:].partition("Traceback")
         if found:
-            count.wrong.append(f"a traceback in the log: {what[:200]}")
-    count.keep()
+            count.wrong(f"a traceback in the log: {what[:200]}")
 
 
 def asked(port: int, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, str]:
