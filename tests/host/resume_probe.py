@@ -1,6 +1,8 @@
 """Trains a tiny model of each family whole and in two stages, everything on: one JSON line a family and adapter.
 
-    COMFYUI_PATH=... PACK_PARENT=... <the host's python> resume_probe.py ROWS.jsonl STEPS [family/kind ...]
+    COMFYUI_PATH=... PACK_PARENT=... <the host's python> resume_probe.py ROWS.jsonl [family/kind/steps ...]
+
+`steps` are those of each of the two stages.
 
 Run by `test_resume.py`. What `family_probe.py` opens is opened here in the same way.
 """
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 HOST = os.environ["COMFYUI_PATH"]
-rows_file, steps, pairs = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+rows_file, named = Path(sys.argv[1]), sys.argv[2:]
 sys.path[:0] = [os.environ["PACK_PARENT"], HOST]
 sys.argv = [sys.argv[0], "--cpu"]
 import comfy.options  # noqa: E402
@@ -45,7 +47,7 @@ KINDS = get_args(AdapterKind)
 Row = dict[str, Any]
 
 
-def everything(kind: AdapterKind, checkpointing: bool) -> TrainConfig:
+def everything(kind: AdapterKind, steps: int, checkpointing: bool) -> TrainConfig:
     """Settings under which a step draws from every stream."""
     return TrainConfig(
         steps=2 * steps,
@@ -70,7 +72,7 @@ def differing(a: Any, b: Any) -> list[str]:
                   or not torch.equal(a.tensors[n].nan_to_num(-7), b.tensors[n].nan_to_num(-7)))  # fmt: skip
 
 
-def probe(family: str, kind: AdapterKind, checkpointing: bool) -> Row:
+def probe(family: str, kind: AdapterKind, steps: int, checkpointing: bool) -> Row:
     """What came of one family with one kind of adapter."""
     row: Row = {"family": family, "kind": kind, "checkpointing": checkpointing}
     try:
@@ -85,7 +87,7 @@ def probe(family: str, kind: AdapterKind, checkpointing: bool) -> Row:
     except Exception as error:
         return row | {"unknown": f"{type(error).__name__}: {error}"[:300]}
     try:
-        config = everything(kind, checkpointing)
+        config = everything(kind, steps, checkpointing)
         if not data.empty_cond:
             config = replace(config, caption_dropout=0.0)
         with tempfile.TemporaryDirectory(dir=rows_file.parent) as folder:
@@ -101,8 +103,8 @@ def probe(family: str, kind: AdapterKind, checkpointing: bool) -> Row:
 
 
 if __name__ == "__main__":
-    chosen = [pair.split("/") for pair in pairs] or [(f, k) for f in tiny_families.FAMILIES for k in KINDS]
+    chosen = [name.split("/") for name in named] or [(f, k, 2) for f in tiny_families.FAMILIES for k in KINDS]
     with rows_file.open("a") as out:
-        for i, (family, kind) in enumerate(chosen):
-            out.write(json.dumps(probe(family, kind, i % 2 == 1)) + "\n")
+        for i, (family, kind, steps) in enumerate(chosen):
+            out.write(json.dumps(probe(family, kind, int(steps), i % 2 == 1)) + "\n")
             out.flush()

@@ -24,26 +24,16 @@ STEPS, FEW = 5, 2
 """In each of the two stages: of `PAIRS`, of `IN_TURN`."""
 
 
-def probed(folder: Path, steps: int, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], Row]:
-    """The rows of these pairs; those that an earlier probe wrote if RESUME_ROWS names their file."""
-    written = os.environ.get("RESUME_ROWS")
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, int], Row]:
+    """The rows of all pairs, from one process; those that an earlier probe wrote if RESUME_ROWS names their file."""
+    asked = [(*pair, STEPS) for pair in PAIRS] + [(*pair, FEW) for pair in IN_TURN]
+    folder, written = tmp_path_factory.mktemp("resumed"), os.environ.get("RESUME_ROWS")
     file = Path(written) if written else folder / "rows.jsonl"
     if not written:
-        run_in_host("resume_probe.py", folder, str(file), str(steps), *map("/".join, pairs), timeout=TIMEOUT)
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    return {(row["family"], row["kind"]): row for row in rows}
-
-
-@pytest.fixture(scope="session")
-def every_kind(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Row]:
-    """Rows of `PAIRS`."""
-    return probed(tmp_path_factory.mktemp("kinds"), STEPS, PAIRS)
-
-
-@pytest.fixture(scope="session")
-def in_turn(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Row]:
-    """Rows of `IN_TURN`."""
-    return probed(tmp_path_factory.mktemp("families"), FEW, IN_TURN)
+        names = ["/".join(map(str, own)) for own in asked]
+        run_in_host("resume_probe.py", folder, str(file), *names, timeout=TIMEOUT)
+    return dict(zip(asked, map(json.loads, file.read_text().splitlines()), strict=True))
 
 
 def check(row: Row) -> None:
@@ -57,11 +47,11 @@ def check(row: Row) -> None:
 
 @pytest.mark.timeout(TIMEOUT)
 @pytest.mark.parametrize("pair", PAIRS, ids="/".join)
-def test_a_kind_of_adapter(pair: tuple[str, str], every_kind: dict[tuple[str, str], Row]) -> None:
-    check(every_kind[pair])
+def test_a_kind_of_adapter(pair: tuple[str, str], rows: dict[tuple[str, str, int], Row]) -> None:
+    check(rows[(*pair, STEPS)])
 
 
 @pytest.mark.timeout(TIMEOUT)
 @pytest.mark.parametrize("pair", IN_TURN, ids="/".join)
-def test_a_family(pair: tuple[str, str], in_turn: dict[tuple[str, str], Row]) -> None:
-    check(in_turn[pair])
+def test_a_family(pair: tuple[str, str], rows: dict[tuple[str, str, int], Row]) -> None:
+    check(rows[(*pair, FEW)])
