@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .checks import one_line
+from ..messages import one_line
 
 SAMPLE = 1024
 """Values of each tensor that a fingerprint looks at, evenly spread: the whole of a large model takes minutes."""
@@ -105,6 +106,22 @@ def _is_alive(pid: int, path: Path) -> bool:
     except OSError:
         return True
     return True
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file; one that has not changed is read once."""
+    stat = path.stat()
+    return _file_sha256(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _file_sha256(path: str, size: int, modified: int) -> str:
+    """The same; `size` and `modified` (ns) make a changed file a new entry of the cache."""
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 24):
+            sha.update(block)
+    return sha.hexdigest()
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]], sample: int | None = SAMPLE) -> str:

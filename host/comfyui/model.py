@@ -10,6 +10,7 @@ import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -87,6 +88,13 @@ class ComfyModel:
     def name(self) -> str:
         """The family, as the host names it."""
         return type(self.patcher.model).__name__
+
+    @property
+    def path(self) -> Path | None:
+        """The file that it was loaded from; None where the host does not keep that: 0.3.64, or other loaders."""
+        _, given, *_ = getattr(self.patcher, "cached_patcher_init", None) or (None, ())
+        named = given[0] if given and isinstance(given[0], str) else ""
+        return Path(named) if Path(named).is_file() else None
 
     @property
     def module(self) -> nn.Module:

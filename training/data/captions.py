@@ -56,7 +56,7 @@ def caption_in(name: str, data: bytes) -> str:
     """
     text = decoded(data)
     if not name.lower().endswith(".json"):
-        return one_line(text)
+        return unbroken(text)
     try:
         value = json.loads(text)
     except ValueError as err:
@@ -64,7 +64,7 @@ def caption_in(name: str, data: bytes) -> str:
     found = described(value)
     if found is None:
         raise ValueError(f"it must have one of {', '.join(TEXT_KEYS)}, but has none")
-    return one_line(found)
+    return unbroken(found)
 
 
 def described(value: Any) -> str | None:
@@ -104,7 +104,7 @@ def table(name: str, data: bytes) -> Iterator[tuple[str, str | None, str]]:
             raise ValueError("it is no table of captions: it must map file names to captions")
         for key, row in rows.items():
             caption = described(row)
-            yield (key, one_line(caption), "") if caption else (key, None, "it has no caption")
+            yield (key, unbroken(caption), "") if caption else (key, None, "it has no caption")
 
 
 def _row(place: str, line: str) -> tuple[str, str | None, str]:
@@ -116,7 +116,7 @@ def _row(place: str, line: str) -> tuple[str, str | None, str]:
     caption = described(value)
     if not isinstance(file, str) or caption is None:
         return place, None, f"it must have {FILE_KEYS[0]} and {TEXT_KEYS[0]}"
-    return file, one_line(caption), ""
+    return file, unbroken(caption), ""
 
 
 def _csv(text: str) -> Iterator[tuple[str, str | None, str]]:
@@ -130,12 +130,12 @@ def _csv(text: str) -> Iterator[tuple[str, str | None, str]]:
         )
     for row in rows:
         if row[file] and row[caption] is not None:
-            yield row[file], one_line(row[caption]), ""
+            yield row[file], unbroken(row[caption]), ""
         else:
             yield f"line {rows.line_num}", None, "it is too short"
 
 
-def one_line(text: str) -> str:
+def unbroken(text: str) -> str:
     """A caption without line breaks and doubled blanks."""
     return " ".join(text.split())
 

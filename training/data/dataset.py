@@ -289,6 +289,8 @@ class LatentDataset:
     """What a user should know of it, a line each."""
     parts: tuple[Part, ...] = ()
     """Of a mixed dataset."""
+    folders: tuple[tuple[str, int, int], ...] = field(default=(), compare=False)
+    """Name, repeats and number of pictures of each folder that it was read from; names alone, no paths."""
 
     def __len__(self) -> int:
         return sum(len(bucket) for bucket in self.buckets)

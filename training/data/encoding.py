@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from array import array
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -156,8 +157,10 @@ def encode(
     total = (len(dataset.items) + more) * len(flips) + texts
     tell = progress or (lambda done, total: None)
     nearest: dict[tuple[int, int], tuple[int, int]] = {}
+    folders: Counter[tuple[str, int]] = Counter()
     try:
         for item in dataset.items:
+            folders[item.path.parent.name, item.repeats] += 1
             shape = (item.width, item.height)
             size = nearest.setdefault(shape, nearest.get(shape) or nearest_bucket(*shape, sizes))
             for cut in encoder.cutter.cuts(item):
@@ -165,7 +168,9 @@ def encode(
                     encoder.picture(_Picture(item, size, flipped, cut))
                     tell(encoder.done, total)
         return replace(
-            encoder.dataset(lambda: tell(encoder.done, total)), notes=_notes(dataset, encoder.cutter)
+            encoder.dataset(lambda: tell(encoder.done, total)),
+            notes=_notes(dataset, encoder.cutter),
+            folders=tuple((*folder, count) for folder, count in sorted(folders.items())),
         )
     finally:
         encoder.close()

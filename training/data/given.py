@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..files import write_atomically
-from .captions import one_line, with_trigger
+from .captions import unbroken, with_trigger
 from .images import ImageDataset, Items
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ def dataset_from_images(
         fact = {"width": width, "height": height, "digest": digest}
         items.append(
             name,
-            with_trigger(one_line(text), trigger),
+            with_trigger(unbroken(text), trigger),
             fact,
             repeats,
             None if mask is None else _kept(place, mask),

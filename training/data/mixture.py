@@ -64,6 +64,7 @@ def mixed(first: LatentDataset, added: LatentDataset, how: Added) -> LatentDatas
         empty_cond=first.empty_cond if added.empty_cond else {},
         fingerprint=cache_key("mixed", first.fingerprint, added.fingerprint, told)[:16],
         notes=(*first.notes, *added.notes),
+        folders=(*first.folders, *added.folders),
         parts=(*kept, part),
     )
 

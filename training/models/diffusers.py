@@ -28,7 +28,7 @@ from ..lora.adapter import AdapterState
 from ..lora.file import NAMES, folded, with_dora_scale
 from ..lora.reading import read_lora
 from .folder import Network, PipelineFolder
-from .source import Denoiser
+from .source import BaseFile, Denoiser
 from .stored import store
 from .swap import Swap, can_swap
 
@@ -193,6 +193,12 @@ class DiffusersModel(ABC):
         """Hex digest of the folder's weights and settings, and of the form that the weights are stored in."""
         digest = self.folder.digest()
         return digest if self.weights == "full" else f"{digest}-{self.weights}"
+
+    @property
+    def base_file(self) -> BaseFile | None:
+        """The network's weights, if they are one file; the folder's name says which model it is."""
+        files = self.folder.weights(self.component)
+        return BaseFile(self.name, files[0]) if len(files) == 1 else None
 
     @property
     def encoder_fingerprint(self) -> str:

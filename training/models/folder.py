@@ -8,13 +8,13 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..checks import one_line
+from ...messages import one_line
+from ..files import file_sha256
 
 LIBRARIES = ("diffusers", "transformers")
 """What a model_index.json may name; anything else would be code from elsewhere."""
@@ -163,9 +163,8 @@ class PipelineFolder:
         files = sorted(f for f in self.path.rglob("*") if f.suffix in DIGESTED)
         total = hashlib.sha256()
         for file in files:
-            stat = file.stat()
             total.update(file.relative_to(self.path).as_posix().encode())
-            total.update(_file_digest(str(file), stat.st_size, stat.st_mtime_ns))
+            total.update(bytes.fromhex(file_sha256(file)))
         return total.hexdigest()[:16]
 
 
@@ -181,13 +180,3 @@ def _no_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-@lru_cache(maxsize=256)
-def _file_digest(path: str, size: int, modified: int) -> bytes:
-    """sha256 of a file; `size` and `modified` (ns) make a changed file a new entry of the cache."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return digest.digest()

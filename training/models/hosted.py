@@ -26,7 +26,7 @@ from ..lora.keys import Place
 from ..lora.reading import read_lora
 from .differentiable import recomputed, writes_allowed
 from .frames import Frames
-from .source import Denoiser
+from .source import BaseFile, Denoiser
 
 ATTENTION = (
     r"attn\d?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$",  # UNets, and networks in diffusers' names
@@ -187,6 +187,12 @@ class HostModel:
     def fingerprint(self) -> str:
         """Hex digest of names, sizes and a sample of the values of all weights and patches, and of the noise levels."""
         return digest([*self.network.weights(), ("noise levels", self.network.table)])
+
+    @property
+    def base_file(self) -> BaseFile | None:
+        """The file that the host read the network from, where it knows it."""
+        path: Path | None = getattr(self.network, "path", None)
+        return None if path is None else BaseFile(path.name, path)
 
     @cached_property
     def encoder_fingerprint(self) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,14 @@ from ...samplers.schedules import Schedule
 from ..conditioning import Cond
 from ..forms import Prediction, to_denoised, to_velocity
 from ..lora.adapter import AdapterState, attached
+
+
+class BaseFile(NamedTuple):
+    """The file that a network's weights were read from, where it is one and is known."""
+
+    name: str
+    """What people call the model by: never a path."""
+    path: Path
 
 
 class ModelSource(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import from_plain, to_plain
-from ..files import claim_name, lora_header, partial_path, sweep_partials, write_tensors
+from ..files import claim_name, file_sha256, lora_header, partial_path, sweep_partials, write_tensors
 from ..lora.adapter import LoRAConfig
 from ..lora.file import MAGNITUDE, NAMES, folded
+from ..models.source import BaseFile
 from ..trainer.config import TrainConfig
 from ..trainer.state import History
 from .folder import RunFolder
@@ -72,7 +74,8 @@ def _name_of(text: str) -> str:
 
 
 def save_lora_of_state(run: RunFolder, step: int, folder: str | Path, name: str) -> Path:
-    """The same of a saved state, without the model: the file has all that the one of `save_lora` has.
+    """The same of a saved state, without the model: the file has all that the one of `save_lora` has, but for the
+    hashes of the base model's file.
 
     Raises:
         ValueError: `name` is empty or leaves `folder`, or the file cannot be made without the model: the folder
@@ -129,7 +132,7 @@ def names(target: Path) -> Iterator[Path]:
 def metadata(run: Run) -> dict[str, str]:
     """What a reader of the file needs to know where it comes from; plain strings, as the format asks."""
     about = _metadata(run.folder.config(), run.config, run.step, run.history, run.parents)
-    return about | _date(run.folder, run.step)
+    return about | _date(run.folder, run.step) | of_base_file(getattr(run.source, "base_file", None))
 
 
 def _date(folder: RunFolder, step: int) -> dict[str, str]:
@@ -159,7 +162,6 @@ def of_sd_scripts(described: Mapping[str, Any], config: TrainConfig, step: int) 
     facts = {
         "ss_base_model_version": ARCHITECTURES.get(str(model.get("family")), model["name"]),
         "ss_sd_model_name": model["name"],
-        "ss_new_sd_model_hash": model["fingerprint"],
         "ss_network_module": modules.get(config.lora.kind, "lycoris.kohya"),
         "ss_network_dim": config.lora.rank,
         "ss_network_alpha": f"{config.lora.alpha:g}",
@@ -182,10 +184,26 @@ def of_sd_scripts(described: Mapping[str, Any], config: TrainConfig, step: int) 
         "ss_caption_dropout_rate": config.caption_dropout,
         "ss_seed": config.seed,
     }
-    pictures = int(data.get("pictures", 0))
-    facts["ss_dataset_dirs"] = json.dumps({"data": {"n_repeats": 1, "img_count": pictures}})
+    folders = data.get("folders") or [("data", 1, int(data.get("pictures", 0)))]
+    facts["ss_dataset_dirs"] = json.dumps(
+        {name: {"n_repeats": repeats, "img_count": count} for name, repeats, count in folders}
+    )
     facts["ss_tag_frequency"] = json.dumps({"data": data.get("tags", {})})
     return {key: str(value) for key, value in facts.items()}
+
+
+def of_base_file(base: BaseFile | None) -> dict[str, str]:
+    """Name and hashes of the base model's file as sd-scripts writes them; nothing where there is no such file."""
+    if base is None or not base.path.is_file():
+        return {}
+    with base.path.open("rb") as file:  # of a stretch of it, as the first web interfaces named models
+        file.seek(0x100000)
+        short = hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+    return {
+        "ss_sd_model_name": base.name,
+        "ss_sd_model_hash": short,
+        "ss_new_sd_model_hash": file_sha256(base.path),
+    }
 
 
 def _metadata(
