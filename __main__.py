@@ -30,11 +30,11 @@ from .host.graph.reading import parse, read_file
 from .host.graph.training import training_alone
 from .host.graph.validate import destination_problems, problems, structure_problems
 from .host.interface import HostError
-from .host.lines import one_line
 from .host.standalone.core_nodes import CORE_NODES
 from .host.standalone.host import StandaloneHost, installed, interruptible
 from .host.standalone.run import NodeError, run
 from .host.terminal import close_bars
+from .messages import one_line
 from .training.trainer.ranks import launched
 
 if TYPE_CHECKING:

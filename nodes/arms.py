@@ -25,6 +25,7 @@ from ..training.trial.results import Table
 from ..training.trial.trial import Drawing, Trial, best_run, carry_out, digest_of, sheets
 from ..training.trial.verdict import as_text, best_cfg, compared, plotted, winner
 from . import sockets
+from .base import Node
 from .comfy import as_model, hosted_inputs
 from .data import as_data
 from .pictures import as_image
@@ -134,7 +135,7 @@ def scales_of(text: str) -> tuple[float, ...]:
     return scales
 
 
-class RolloutTrial(io.ComfyNode):
+class RolloutTrial(Node):
     """Two to four ways to train, compared."""
 
     @classmethod

@@ -15,6 +15,7 @@ from ..training.models.hosted import HostModel
 from ..training.models.source import LoadedModel
 from ..training.runs.run import Run
 from . import sockets
+from .base import Node
 from .model import lora_path
 from .schemas import schema
 
@@ -81,7 +82,7 @@ def with_clip_vision(model: LoadedModel, clip_vision: Any) -> LoadedModel:
     )
 
 
-class RolloutFromComfyModel(io.ComfyNode):
+class RolloutFromComfyModel(Node):
     """A MODEL of any loader, to train."""
 
     @classmethod
@@ -121,7 +122,7 @@ class RolloutFromComfyModel(io.ComfyNode):
         return io.NodeOutput(LoadedModel(HostModel(models.ComfyModel(model, clip, vae, guidance))))
 
 
-class RolloutDatasetFromLatents(io.ComfyNode):
+class RolloutDatasetFromLatents(Node):
     """LATENT and CONDITIONING as data."""
 
     @classmethod
@@ -197,7 +198,7 @@ class RolloutDatasetFromLatents(io.ComfyNode):
         return io.NodeOutput(data, data.summary(), ui={"text": (data.summary(),)})
 
 
-class RolloutApplyLoRA(io.ComfyNode):
+class RolloutApplyLoRA(Node):
     """A trained LoRA on a MODEL."""
 
     @classmethod

@@ -22,6 +22,7 @@ from ..training.data.mixture import Added, mixed
 from ..training.data.sheet import contact_sheet
 from ..training.models.source import LoadedModel
 from . import sockets
+from .base import Node
 from .comfy import as_model, hosted_inputs, with_clip_vision
 from .schemas import schema
 
@@ -33,7 +34,7 @@ def as_data(given: LatentDataset | ImageDataset, model: LoadedModel) -> LatentDa
     return encode(given, model.source, None, current().cache_dir(), shown())
 
 
-class RolloutDatasetFromFolder(io.ComfyNode):
+class RolloutDatasetFromFolder(Node):
     """Pictures and captions from a folder."""
 
     @classmethod
@@ -247,7 +248,7 @@ def shown() -> DataProgress:
     return show
 
 
-class RolloutEncodeDataset(io.ComfyNode):
+class RolloutEncodeDataset(Node):
     """Pictures and captions as the model sees them."""
 
     @classmethod
@@ -400,7 +401,7 @@ class RolloutEncodeDataset(io.ComfyNode):
         return io.NodeOutput(data, summary, sheet, ui=seen)
 
 
-class RolloutDatasetFromImages(io.ComfyNode):
+class RolloutDatasetFromImages(Node):
     """IMAGE and STRING as a dataset."""
 
     @classmethod
@@ -472,7 +473,7 @@ class RolloutDatasetFromImages(io.ComfyNode):
         return io.NodeOutput(dataset, summary, ui={"text": (summary,)})
 
 
-class RolloutMixDatasets(io.ComfyNode):
+class RolloutMixDatasets(Node):
     """Several datasets in one training."""
 
     @classmethod

@@ -13,12 +13,13 @@ from ..training.models.families import check_diffusers, load_diffusers
 from ..training.models.source import LoadedModel
 from ..training.models.stored import FORMS
 from . import sockets
+from .base import Node
 from .schemas import schema
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class RolloutLoadDiffusers(io.ComfyNode):
+class RolloutLoadDiffusers(Node):
     """A base model from a diffusers pipeline folder."""
 
     @classmethod
@@ -92,7 +93,7 @@ class RolloutLoadDiffusers(io.ComfyNode):
         )
 
 
-class RolloutLoadLoRA(io.ComfyNode):
+class RolloutLoadLoRA(Node):
     """A LoRA file on a base model."""
 
     @classmethod

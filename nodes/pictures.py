@@ -16,6 +16,7 @@ from ..training.pictures.exposure import exposure_bias
 from ..training.pictures.sampling import Prompts, sample
 from ..training.runs.run import Run
 from . import sockets
+from .base import Node
 from .comfy import as_model
 from .sampler import solver_inputs
 from .schemas import schema
@@ -42,7 +43,7 @@ def size_inputs() -> tuple[io.Input, ...]:
     )
 
 
-class RolloutSample(io.ComfyNode):
+class RolloutSample(Node):
     """Pictures from prompts."""
 
     @classmethod
@@ -133,7 +134,7 @@ class RolloutSample(io.ComfyNode):
         return io.NodeOutput(pixels.permute(0, 2, 3, 1).contiguous())  # [N, 3, H, W] -> [N, H, W, 3]
 
 
-class RolloutSamplePrompts(io.ComfyNode):
+class RolloutSamplePrompts(Node):
     """The user's own prompts, drawn while a run trains."""
 
     @classmethod
@@ -203,7 +204,7 @@ class RolloutSamplePrompts(io.ComfyNode):
         return io.NodeOutput(Prompts(lines, negative.strip(), height or None, width or None, **settings))
 
 
-class RolloutPreview(io.ComfyNode):
+class RolloutPreview(Node):
     """A rollout as training sees it, as pictures and numbers."""
 
     @classmethod
@@ -322,7 +323,7 @@ class RolloutPreview(io.ComfyNode):
         )
 
 
-class RolloutExposureBias(io.ComfyNode):
+class RolloutExposureBias(Node):
     """How a model's own states differ from the forward process."""
 
     @classmethod
@@ -404,7 +405,7 @@ def exposure_line(name: str, report: dict[str, list[Any]]) -> str:
     )
 
 
-class RolloutLossPlot(io.ComfyNode):
+class RolloutLossPlot(Node):
     """The loss of a run over its steps."""
 
     @classmethod
@@ -431,7 +432,7 @@ class RolloutLossPlot(io.ComfyNode):
         return io.NodeOutput(as_image(plots.loss_plot(run.history.columns, (width, height))))
 
 
-class RolloutCompareImages(io.ComfyNode):
+class RolloutCompareImages(Node):
     """Rows of pictures, one above the other."""
 
     @classmethod

@@ -7,6 +7,7 @@ from ..training.models.hosted import HostModel
 from ..training.models.source import LoadedModel, ModelSource
 from ..training.trainer.recipes import RECIPES, recipe_for
 from . import sockets
+from .base import Node
 from .schemas import schema
 
 
@@ -15,7 +16,7 @@ def model_class(source: ModelSource) -> str:
     return source.name if isinstance(source, HostModel) else type(source).__name__
 
 
-class RolloutRecipe(io.ComfyNode):
+class RolloutRecipe(Node):
     """Settings that suit a family of models and a kind of data."""
 
     @classmethod

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..host import current, io, sampling
 from ..samplers import SolverFrame, TableSchedule, integrate
 from ..training.objective.config import RolloutConfig
+from .base import Node
 from .schemas import schema
 from .widgets import widgets
 
@@ -71,7 +72,7 @@ def solver_inputs(**sampler: Any) -> list[io.Input]:
     return widgets(RolloutConfig, {"sampler": "sampler", "order": "order"}, own)
 
 
-class RolloutSampler(io.ComfyNode):
+class RolloutSampler(Node):
     """One of the pack's solvers as the host's SAMPLER."""
 
     @classmethod
@@ -99,7 +100,7 @@ class RolloutSampler(io.ComfyNode):
         return io.NodeOutput(sampling.as_sampler(sample, sampler=sampler, order=order))
 
 
-class RolloutSigmas(io.ComfyNode):
+class RolloutSigmas(Node):
     """Noise levels as training sees them."""
 
     @classmethod

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ..host import current, io
-from ..host.lines import one_line
+from ..messages import one_line
 from ..training.lora.adapter import LoRAConfig, Preset
 from ..training.objective.config import ReflexFlowConfig, RolloutConfig
 from ..training.objective.losses import LossConfig
 from ..training.objective.timesteps import TimestepConfig
 from ..training.trainer.optim import OptimizerConfig
 from . import sockets
+from .base import Node
 from .schemas import schema
 from .widgets import added, config_of, same, tooltip, widget, widgets
 
@@ -46,7 +47,7 @@ ROLLOUT_ON: dict[str, dict[str, Any]] = {"max_step_offset": {"default": 5}, "pro
 """A config does nothing by default; the node is put into a graph to roll out."""
 
 
-class RolloutLoRASettings(io.ComfyNode):
+class RolloutLoRASettings(Node):
     """Shape of the adapter and where it goes."""
 
     @classmethod
@@ -77,7 +78,7 @@ class RolloutLoRASettings(io.ComfyNode):
         return io.NodeOutput(config_of(LoRAConfig, LORA, values, targets=patterns, preset=preset))
 
 
-class RolloutOptimizerSettings(io.ComfyNode):
+class RolloutOptimizerSettings(Node):
     """The optimiser and its learning rate over the run."""
 
     @classmethod
@@ -102,7 +103,7 @@ class RolloutOptimizerSettings(io.ComfyNode):
         return io.NodeOutput(config_of(OptimizerConfig, OPTIMIZER, values))
 
 
-class RolloutTimestepSettings(io.ComfyNode):
+class RolloutTimestepSettings(Node):
     """Which noise levels are trained."""
 
     @classmethod
@@ -130,7 +131,7 @@ class RolloutTimestepSettings(io.ComfyNode):
         return io.NodeOutput(config_of(TimestepConfig, TIMESTEPS | LEVELS, values))
 
 
-class RolloutLossSettings(io.ComfyNode):
+class RolloutLossSettings(Node):
     """How the error of the prediction becomes a number."""
 
     @classmethod
@@ -154,7 +155,7 @@ class RolloutLossSettings(io.ComfyNode):
         return io.NodeOutput(config_of(LossConfig, LOSS, values))
 
 
-class RolloutReflexFlow(io.ComfyNode):
+class RolloutReflexFlow(Node):
     """ReflexFlow on rolled rows of flow models."""
 
     @classmethod
@@ -181,7 +182,7 @@ class RolloutReflexFlow(io.ComfyNode):
         return io.NodeOutput(config_of(ReflexFlowConfig, REFLEXFLOW, values))
 
 
-class RolloutScheduledSampling(io.ComfyNode):
+class RolloutScheduledSampling(Node):
     """Scheduled sampling: who is rolled out, how far, with which solver, and what is asked there."""
 
     @classmethod
@@ -228,7 +229,7 @@ class RolloutScheduledSampling(io.ComfyNode):
         return io.NodeOutput(config_of(RolloutConfig, ROLLOUT | METHODS | PRESERVE, values, **more))
 
 
-class RolloutSettingsFromJSON(io.ComfyNode):
+class RolloutSettingsFromJSON(Node):
     """Scheduled sampling from a config.json."""
 
     @classmethod
@@ -264,7 +265,7 @@ class RolloutSettingsFromJSON(io.ComfyNode):
         return io.NodeOutput(RolloutConfig.from_config_json(read_json(config)))
 
 
-class RolloutSettingsToJSON(io.ComfyNode):
+class RolloutSettingsToJSON(Node):
     """Scheduled sampling as a config.json."""
 
     @classmethod

@@ -35,6 +35,7 @@ from ..training.trainer.ranks import RankStopped, cards_told, launched
 from ..training.trainer.recipes import Recipe, fitting
 from ..training.trainer.trainer import StepReport
 from . import sockets
+from .base import Node
 from .comfy import as_model, hosted_inputs
 from .data import as_data
 from .recipe import model_class
@@ -364,7 +365,7 @@ def outputs(
     return io.NodeOutput(run, run.model, text, ui=shown)
 
 
-class RolloutTrainLoRA(io.ComfyNode):
+class RolloutTrainLoRA(Node):
     """The whole training in one node."""
 
     @classmethod
@@ -410,7 +411,7 @@ class RolloutTrainLoRA(io.ComfyNode):
         )
 
 
-class RolloutInitTraining(io.ComfyNode):
+class RolloutInitTraining(Node):
     """The start of a staged training."""
 
     @classmethod
@@ -433,7 +434,7 @@ class RolloutInitTraining(io.ComfyNode):
         return outputs(start(**run), told=told)
 
 
-class RolloutTrainSteps(io.ComfyNode):
+class RolloutTrainSteps(Node):
     """One stage of a staged training."""
 
     @classmethod
@@ -501,7 +502,7 @@ class RolloutTrainSteps(io.ComfyNode):
         return train_watched(resuming(branched), steps, "", drawing, tensorboard, graph_of(cls))
 
 
-class RolloutResumeTraining(io.ComfyNode):
+class RolloutResumeTraining(Node):
     """A saved state of an earlier run."""
 
     @classmethod
@@ -567,7 +568,7 @@ class RolloutResumeTraining(io.ComfyNode):
         return outputs(reopen(path, base.source, as_data(data, base), step, held_out))
 
 
-class RolloutValidate(io.ComfyNode):
+class RolloutValidate(Node):
     """The validation loss of one state."""
 
     @classmethod
@@ -607,7 +608,7 @@ def saved_lora(run: Run, name: str, graph: Mapping[str, Any]) -> Path:
     return path
 
 
-class RolloutSaveLoRA(io.ComfyNode):
+class RolloutSaveLoRA(Node):
     """The adapter as a file."""
 
     @classmethod

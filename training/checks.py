@@ -73,20 +73,6 @@ def check_settings(config: Any) -> None:
             check_range(called, value, own.low, own.high)
 
 
-LONGEST_LINE = 300
-"""Characters of a message."""
-
-
-def one_line(text: object) -> str:
-    """A message as one printable line of at most 300 characters: what comes from files may hold anything.
-
-    An error without words, as of memory that ran out, is named by its kind.
-    """
-    said = str(text) or (type(text).__name__ if isinstance(text, BaseException) else "")
-    shown = "".join(c if c.isprintable() else " " for c in " ".join(said.split()))
-    return shown if len(shown) <= LONGEST_LINE else f"{shown[: LONGEST_LINE - 3]}..."
-
-
 def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
     """Raise ValueError unless ``low <= value <= high`` (NaN is refused as well)."""
     if not low <= value <= high:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..lines import one_line
+from ...messages import one_line
 from .catalog import Catalog
 
 

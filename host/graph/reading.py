@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..lines import one_line
+from ...messages import one_line
 from .catalog import Catalog
 from .front_end import from_front_end
 from .normal import Graph, GraphError, from_api

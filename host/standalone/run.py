@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from ...messages import one_line
 from ..graph.catalog import Catalog, NodeSpec
 from ..graph.normal import Graph, Node
 from ..graph.validate import constants, execution_order
-from ..lines import one_line
 from ..schema import Hidden, HiddenHolder, NodeOutput, UIOutput
 from ..terminal import close_bars
 from .host import StandaloneHost, installed

@@ -406,6 +406,36 @@ def test_an_error_leaves_the_model_as_it_was(host: Host) -> None:
     assert later[after]["left"] == ["0 hooks"]
 
 
+@pytest.mark.parametrize("fault", ["no memory", "no memory for a tensor"])
+def test_memory_that_runs_out_is_told_in_one_true_line(fault: str, host: Host) -> None:
+    """Python's MemoryError has no text, so that the window was empty; torch's names a line of its source."""
+    name = f"ran-out-{fault.count(' ')}"
+    t = training("sd3", wrapped={"class_type": "TestFaultyModel", "after": 20, "fault": fault}, run_name=name)
+    t.steps(12)
+    with pytest.raises(HostError) as failure:
+        host.run(t.graph)
+    line = failure.value.answer["exception_message"].strip()
+    said = re.fullmatch(
+        r"out of memory \(RAM\) in step (\d+); step (\d+) is saved; close other programs, .*", line
+    )
+    assert said, line
+    step = int(said[2])
+    assert int(said[1]) == step + 1
+    (folder,) = (host.comfyui.base / "output" / "rollout_trainer" / "runs").glob(f"{name}-*")
+    assert (folder / f"state-{step:08}.safetensors").exists()
+
+
+def test_memory_that_runs_out_without_a_training_names_the_node(host: Host) -> None:
+    t = training("sd3", wrapped={"class_type": "TestFaultyModel", "after": 1, "fault": "no memory"})
+    how = t.graph.add("RolloutScheduledSampling", max_step_offset=2)
+    shown = t.graph.add("RolloutPreview", model=t.source, data=t.data, scheduled_sampling=how)
+    t.graph.add("PreviewImage", images=shown)
+    with pytest.raises(HostError) as failure:
+        host.run(t.graph)
+    line = failure.value.answer["exception_message"].strip()
+    assert line.startswith("out of memory (RAM) in Preview Rollout; close other programs"), line
+
+
 @pytest.mark.parametrize("kind", ["dora", "loha", "lokr"])
 def test_other_adapters_act_in_the_stock_loader_as_they_were_trained(host: Host, kind: str) -> None:
     t = training("sd3", kind=kind)

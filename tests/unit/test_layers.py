@@ -13,6 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # Room -> the rooms that it may import from, besides itself.
+SHARED = {"messages"}
+"""Modules at the pack's root that every layer may import; they import nothing of ours."""
 LAYERS = {
     "samplers": set(),
     "training": {"samplers"},
@@ -52,13 +54,12 @@ ROOMS: dict[str, dict[str, set[str]]] = {
     },
     "host": {
         "interface": set(),
-        "lines": set(),
         "paths": set(),
         "report": set(),
         "schema": set(),
         "terminal": set(),
-        "graph": {"lines", "schema"},
-        "standalone": {"graph", "interface", "lines", "paths", "report", "schema", "terminal"},
+        "graph": {"schema"},
+        "standalone": {"graph", "interface", "paths", "report", "schema", "terminal"},
         "comfyui": {"interface", "paths", "report", "terminal"},
         "remote": {"graph", "interface", "paths", "report", "standalone"},
     },
@@ -130,7 +131,9 @@ def breaches(source: str, folder: str) -> list[str]:
 def modules() -> list[Path]:
     """All modules of the pack: those at the root that it consists of, and those in its rooms."""
     in_rooms = [path for room in LAYERS for path in sorted((ROOT / room).rglob("*.py"))]
-    return [path for path in (ROOT / "__init__.py", ROOT / "__main__.py") if path.exists()] + in_rooms
+    return [
+        path for name in ("__init__", "__main__", *SHARED) if (path := ROOT / f"{name}.py").exists()
+    ] + in_rooms
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(ROOT).as_posix())

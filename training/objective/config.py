@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
+from ...messages import one_line
 from ...samplers import SAMPLERS
-from ..checks import check_settings, one_line, setting
+from ..checks import check_settings, setting
 from ..forms import Prediction
 from .targets import TARGETS
 

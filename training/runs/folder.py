@@ -28,7 +28,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..checks import one_line
+from ...messages import one_line
 from ..files import digest, is_full, read_json, sweep_partials, tensor_file, write_atomically, write_json
 from ..pictures.film import is_whole
 from ..pictures.strip import are_whole

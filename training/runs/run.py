@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..checks import from_plain, one_line, to_plain
+from ...messages import OutOfRAMError, one_line, without_words
+from ..checks import from_plain, to_plain
 from ..data.dataset import LatentDataset
 from ..data.holdout import hold_out
 from ..lora.adapter import AdapterState
@@ -112,6 +113,7 @@ class Stage:
 
         Raises:
             FloatingPointError: the loss stayed non-finite; the last good state is saved.
+            OutOfRAMError: the computer's memory ran out; the last state is saved.
         """
         trainer = self.trainer
         try:
@@ -121,6 +123,8 @@ class Stage:
                 if trainer.ranks.first:
                     path = self._save()
                     logger.info("stopped at step %d; saved %s", trainer.done, path)
+            if without_words(err):
+                raise OutOfRAMError(f"in step {trainer.done + 1}; step {trainer.done} is saved") from err
             raise
         trainer.ranks.from_first(self._save)
         self.run = replace(self.run, step=trainer.done)
@@ -287,13 +291,14 @@ TAGS = 5000
 
 
 def about(data: LatentDataset) -> dict[str, Any]:
-    """What a LoRA file tells of its data: how many pictures, how often in an epoch, and how often each tag."""
+    """What a LoRA file tells of its data: how many pictures, how often in an epoch, each tag, which folders."""
     captions = [caption for bucket in data.buckets for caption in bucket.captions]
     tags = Counter(tag.strip() for caption in captions for tag in caption.split(",") if tag.strip())
     return {
         "pictures": len(data),
         "samples_per_epoch": data.samples_per_epoch,
         "tags": dict(tags.most_common(TAGS)),
+        "folders": data.folders,
     }
 
 

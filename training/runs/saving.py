@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from ..checks import one_line
+from ...messages import one_line
 from ..trainer.snapshot import Snapshot
 from .folder import RunFolder
 

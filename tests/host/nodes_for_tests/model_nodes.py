@@ -231,6 +231,18 @@ def estimate(model, x, sigma, conditioning):
     return out
 
 
+def failed(error):
+    """Raise it."""
+    raise error
+
+
+FAULTS = {
+    "a fault on purpose": lambda: failed(RuntimeError("a fault on purpose")),
+    "no memory": lambda: failed(MemoryError()),  # Python's own has no words
+    "no memory for a tensor": lambda: torch.empty(1 << 55),  # torch's allocator is asked, and says no
+}
+
+
 class TestFaultyModel:
     """A MODEL that fails in its call number `after`."""
 
@@ -238,15 +250,16 @@ class TestFaultyModel:
 
     @classmethod
     def INPUT_TYPES(cls):  # noqa: N802
-        return {"required": {"model": ("MODEL",), "after": ("INT", {})}}
+        fault = (list(FAULTS), {"default": next(iter(FAULTS))})
+        return {"required": {"model": ("MODEL",), "after": ("INT", {})}, "optional": {"fault": fault}}
 
-    def make(self, model, after):
+    def make(self, model, after, fault="a fault on purpose"):
         calls = []
 
         def call(apply_model, options):
             calls.append(1)
             if len(calls) == after:
-                raise RuntimeError("a fault on purpose")
+                FAULTS[fault]()
             return apply_model(options["input"], options["timestep"], **options["c"])
 
         model = model.clone()

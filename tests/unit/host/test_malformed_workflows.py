@@ -13,7 +13,7 @@ import pytest
 from mutation import mutated
 
 from rollout_trainer.__main__ import main
-from rollout_trainer.host.lines import one_line
+from rollout_trainer.messages import one_line
 
 CASES = sorted((Path(__file__).parent / "cases").glob("*.json"))
 GRAPH = Path(__file__).parents[3] / "workflows" / "quickstart.json"

@@ -33,10 +33,12 @@ def test_images_are_numbered_and_truncated_like_comfyui(tmp_path):
     assert here.images[0] == "grid/before_00001_.png"
 
 
-def test_images_cannot_leave_the_output_folder(tmp_path):
-    with pytest.raises(ValueError, match="filename_prefix must stay"):
-        standalone.StandaloneHost(tmp_path / "out").save_images(torch.zeros(1, 2, 2, 3), "../escaped")
-    assert not (tmp_path / "escaped_00001_.png").exists()
+@pytest.mark.parametrize("prefix", ["../escaped", ".", "..", "a/..", "a/../..", "/", "./", "a/../../out"])
+def test_images_cannot_leave_the_output_folder(prefix, tmp_path):
+    """A prefix that is no name but the folder itself would be a name beside it: ``out_00001_.png``."""
+    with pytest.raises(ValueError, match="filename_prefix must"):
+        standalone.StandaloneHost(tmp_path / "out").save_images(torch.zeros(1, 2, 2, 3), prefix)
+    assert list(tmp_path.rglob("*.png")) == []
 
 
 def test_saved_images_carry_the_workflow(tmp_path):
