@@ -85,7 +85,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 
 _OF_A_RUN = (
     *("accumulation", "seed", "caption_dropout", "autocast", "ema_decay", "keep", "validate_every"),
-    *("activation_offload", "memory", "hold_out", "patience", "save_minutes", "recipe"),
+    *("activation_offload", "memory", "hold_out", "patience", "save_minutes", "recipe", "compile"),
 )
 ADVANCED: Mapping[str, tuple[str, ...]] = {
     "LoadDiffusers": ("swap_weights",),

@@ -186,6 +186,11 @@ def recipe_of(source: ModelSource, data: LatentDataset | ImageDataset) -> Recipe
     return fitting(model_class(source), "edit" if pairs else "style")
 
 
+def compile_input() -> io.Input:
+    """Whether the model's blocks are compiled."""
+    return widget(TrainConfig, "compile", optional=True)
+
+
 def prompts_input() -> io.Input:
     """What is drawn while a node trains."""
     return sockets.SamplePrompts.Input(
@@ -291,7 +296,9 @@ def watched(stage: Stage, steps: int, told: str = "", board: Board | None = None
     run = stage.run
     progress, live = current().progress(steps, run.folder), Live(run, steps)
     extra = cost(run.config, run.source)
-    lines = [told] if told else []
+    if run.config.compile:
+        progress.update(0, "compiling the model's blocks, which takes a minute or more")
+    lines = [line for line in (told, stage.trainer.compile()) if line]
     if extra:
         factor = step_time_factor(extra, run.config.gradient_checkpointing)
         lines.append(
@@ -388,6 +395,7 @@ class RolloutTrainLoRA(Node):
                     tooltip="File name of the LoRA, which is saved at the end where ComfyUI's LoRA loader finds it. "
                     "Empty: it is not; connect Save LoRA, or save it from the list of runs in the sidebar.",
                 ),
+                compile_input(),
             ],
             outputs=list(RUN_OUTPUTS),
             is_output_node=True,  # a graph may end here: the run is on the disk, the sidebar saves its LoRA
@@ -422,7 +430,7 @@ class RolloutInitTraining(Node):
             display_name="Init Training",
             description="Starts a run but does not train yet: connect Train Steps after it, with previews in "
             "between.",
-            inputs=[*setup_inputs(), recipe_input()],
+            inputs=[*setup_inputs(), recipe_input(), compile_input()],
             outputs=list(RUN_OUTPUTS),
         )
 

@@ -47,14 +47,16 @@ def blocks(module: nn.Module) -> list[nn.Module]:
 @contextmanager
 def recomputed(module: nn.Module) -> Iterator[None]:
     """The blocks of `module` keep only their inputs for the backward pass inside, and compute the rest again."""
-    own = blocks(module)
-    for block in own:
+    own = [(block, vars(block).get("forward")) for block in blocks(module)]
+    for block, _ in own:
         block.forward = _checkpointed(block, block.forward)
     try:
         yield
     finally:
-        for block in own:
+        for block, before in own:
             del block.forward  # what hides the class's
+            if before is not None:
+                block.forward = before
 
 
 def _checkpointed(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -27,6 +27,7 @@ from ..forms import Prediction
 from ..lora.adapter import AdapterState
 from ..lora.file import NAMES, folded, with_dora_scale
 from ..lora.reading import read_lora
+from .compiled import Regions
 from .folder import Network, PipelineFolder
 from .source import BaseFile, Denoiser
 from .stored import store
@@ -313,7 +314,9 @@ class DiffusersDenoiser(Denoiser):
         self._autocast = None if dtype == model.dtype else dtype
 
     @contextmanager
-    def opened(self, training: bool = False, checkpointing: bool = False) -> Iterator[None]:
+    def opened(
+        self, training: bool = False, checkpointing: bool = False, regions: Regions | None = None
+    ) -> Iterator[None]:
         """The network is always ready; inside it checkpoints its activations where asked to.
 
         Raises:
@@ -324,19 +327,20 @@ class DiffusersDenoiser(Denoiser):
                 "gradient_checkpointing must be on for a model with swap_weights, got off: without it a backward pass "
                 "keeps the weights of all blocks"
             )
-        if not checkpointing:
-            yield
-            return
         module: Any = self.module
-        if not hasattr(module, "enable_gradient_checkpointing"):
+        if checkpointing and not hasattr(module, "enable_gradient_checkpointing"):
             raise ValueError(
                 f"gradient_checkpointing must be off for {type(module).__name__}, which does not support it"
             )
-        module.enable_gradient_checkpointing()
-        try:
-            yield
-        finally:
-            module.disable_gradient_checkpointing()
+        with nullcontext() if regions is None else regions.attached():
+            if not checkpointing:
+                yield
+                return
+            module.enable_gradient_checkpointing()
+            try:
+                yield
+            finally:
+                module.disable_gradient_checkpointing()
 
     def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """The raw prediction at `x: [B, C, h, w]`, `sigma: [B]`, in the dtype of `x`."""

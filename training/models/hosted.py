@@ -24,6 +24,7 @@ from ..lora.adapter import AdapterState, is_linear
 from ..lora.file import NAMES, folded, with_dora_scale
 from ..lora.keys import Place
 from ..lora.reading import read_lora
+from .compiled import Regions
 from .differentiable import recomputed, writes_allowed
 from .frames import Frames
 from .source import BaseFile, Denoiser
@@ -354,9 +355,13 @@ class HostDenoiser(Denoiser):
         self._unwatched: ExitStack | None = None  # open for training, and not looked at yet
 
     @contextmanager
-    def opened(self, training: bool = False, checkpointing: bool = False) -> Iterator[None]:
+    def opened(
+        self, training: bool = False, checkpointing: bool = False, regions: Regions | None = None
+    ) -> Iterator[None]:
         """The network is ready inside, see `Denoiser.opened`."""
         with self._network.opened(training), ExitStack() as stack:
+            if regions is not None:
+                stack.enter_context(regions.attached())
             if checkpointing:
                 stack.enter_context(recomputed(self.module))
             self._unwatched = stack if training else None

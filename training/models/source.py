@@ -19,6 +19,7 @@ from ...samplers.schedules import Schedule
 from ..conditioning import Cond
 from ..forms import Prediction, to_denoised, to_velocity
 from ..lora.adapter import AdapterState, attached
+from .compiled import Regions
 
 
 class BaseFile(NamedTuple):
@@ -168,12 +169,15 @@ class Denoiser(Protocol):
     module: nn.Module
     """The network that gets adapters. Frozen, apart from the adapters."""
 
-    def opened(self, training: bool = False, checkpointing: bool = False) -> AbstractContextManager[None]:
+    def opened(
+        self, training: bool = False, checkpointing: bool = False, regions: Regions | None = None
+    ) -> AbstractContextManager[None]:
         """The network is ready to compute inside; what that took is undone after, also after an error.
 
         Args:
             training: gradients can flow through it.
             checkpointing: its activations are recomputed in the backward pass.
+            regions: of the same network, attached inside.
         """
         ...
 

@@ -116,6 +116,7 @@ class Stage:
             OutOfRAMError: the computer's memory ran out; the last state is saved.
         """
         trainer = self.trainer
+        trainer.compile()
         try:
             finished = self._train(steps, watch, asked)
         except BaseException as err:

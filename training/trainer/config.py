@@ -151,6 +151,12 @@ class TrainConfig:
         "Keeps what the model calculated for the backward pass in the computer's memory: needs less memory on the GPU, "
         "a step takes longer. Best together with gradient_checkpointing. On a CPU nothing changes.",
     )
+    compile: bool = setting(
+        False,
+        "Compiles the model's repeated blocks before it trains (torch.compile): steps are then faster, but it takes a "
+        "minute or more before the first one. For long runs. Needs Triton on a GPU and a C++ compiler on a CPU; where "
+        "blocks cannot be compiled, the training says so and goes on without.",
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)

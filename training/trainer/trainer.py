@@ -22,6 +22,8 @@ from ..conditioning import Cond, controls_of, select
 from ..data.dataset import Batch, LatentDataset
 from ..data.order import BatchOrder
 from ..lora.adapter import Adapter, AdapterState
+from ..models.compiled import Regions
+from ..models.differentiable import has_gradient
 from ..models.source import ModelSource
 from ..objective.losses import TERMS, Loss, batch_loss, elementwise, masked_mean, mean_terms, terms_of
 from ..objective.preserve import draw_preserved, own_states
@@ -170,7 +172,9 @@ class Trainer:
         self.seconds = 0.0  # spent in steps, over all stages
         self.fed: list[Tensor] = []  # numbers of the samples of the newest step
         self.opened = ExitStack()
-        self.opened.enter_context(self.denoiser.opened(True, config.gradient_checkpointing))
+        self.regions = Regions(self.denoiser.module) if config.compile else None
+        options = (True, config.gradient_checkpointing, *filter(None, [self.regions]))
+        self.opened.enter_context(self.denoiser.opened(*options))
         try:
             self._inject(adapter)
         except BaseException:
@@ -215,6 +219,39 @@ class Trainer:
 
     # --- one step -------------------------------------------------------------------------------
 
+    def compile(self) -> str:
+        """Compile the network's blocks where the run is to, once; what became of it, in words. Leaves no trace else."""
+        if self.regions is None or self.regions.told:
+            return "" if self.regions is None else self.regions.told
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            return self.regions.begin(self.passes())
+
+    def passes(self) -> list[Callable[[], object]]:
+        """A pass of each kind that training makes: with gradient and without, over several rows and over one."""
+        many = min(2, self.config.batch_size)
+        batch = self.data.batch(torch.zeros(many, dtype=torch.long)).to(self.device)
+        u = torch.full((many,), sum(self.levels) / 2, dtype=torch.float64)
+        sigma = self.denoiser.schedule.sigma(u).to(self.device, batch.x0.dtype)
+
+        def output(n: int) -> Tensor:
+            cond = select(batch.cond, torch.arange(n, device=self.device))
+            return self.denoiser.predict(batch.x0[:n], sigma[:n], cond)
+
+        def forward(n: int) -> None:
+            with torch.no_grad():
+                output(n)
+
+        def training(n: int) -> None:
+            has_gradient(self.denoiser.module, output(n))
+
+        trained = {many, 1} if self.ranks.size > 1 else {many}
+        rolled = {many, 1} if self.config.rollout.rolls_out else {many}
+        return [
+            *(partial(training, n) for n in sorted(trained)),
+            *(partial(forward, n) for n in sorted(rolled)),
+        ]
+
     @property
     def rollout_step(self) -> int:
         """Where the coming optimiser step lies in the ramp of the rollouts."""
@@ -222,6 +259,7 @@ class Trainer:
 
     def step(self) -> StepReport:
         """Train one optimiser step."""
+        self.compile()
         self.pool.forget(self.done)
         self.mark()
         config = self.config.optimizer

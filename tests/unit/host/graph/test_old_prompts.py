@@ -20,6 +20,7 @@ LATER = {
         "tensorboard",
         "recipe",
         "save_lora_as",
+        "compile",
     ),
     "RolloutInitTraining": (
         "preview_every",
@@ -29,6 +30,7 @@ LATER = {
         "patience",
         "save_minutes",
         "recipe",
+        "compile",
     ),
     "RolloutTrainSteps": ("until_step", "learning_rate", "tensorboard"),
     "RolloutLoRASettings": ("preset",),
