@@ -98,7 +98,7 @@ class Regions:
     def begin(self, runs: Sequence[Callable[[], object]]) -> str:
         """Compile by computing all of `runs`, as many passes as the training has kinds; what became of it.
 
-        Each is computed without compiled code first: where a model must be looked at before it is trained, that is then.
+        Each is computed without compiled code first: where a model must be looked at before it trains, that is then.
         """
         if self.told or not self.blocks:
             self.told = self.told or f"nothing to compile: {self.name} has no repeated blocks"

@@ -201,7 +201,8 @@ def test_a_backend_that_fails_is_one_line_and_the_training_goes_on(use, trained,
         went_on, trainer, network = trained(rollout=ROLLOUTS, compile=True)
     assert all(torch.equal(a, b) for a, b in zip(plain, went_on, strict=True))
     lines = [r.getMessage() for r in caplog.records if "compile" in r.getMessage()]
-    assert len(lines) == 1 and "\n" not in lines[0]
+    assert len(lines) == 1
+    assert "\n" not in lines[0]
     assert lines[0].startswith("trains without compile: the blocks of Blocks cannot be compiled")
     assert "no working C++ compiler found: cl.exe" in lines[0]
     assert trainer.regions.told == lines[0]
