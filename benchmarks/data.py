@@ -93,7 +93,9 @@ class Source:
         """Itself."""
         return self
 
-    def opened(self, training: bool = False, checkpointing: bool = False) -> AbstractContextManager[None]:
+    def opened(
+        self, training: bool = False, checkpointing: bool = False, regions: Any = None
+    ) -> AbstractContextManager[None]:
         """Nothing to do."""
         return nullcontext()
 

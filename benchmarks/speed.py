@@ -252,7 +252,9 @@ class NothingDenoiser(Denoiser):
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
-    def opened(self, training: bool = False, checkpointing: bool = False) -> AbstractContextManager[None]:
+    def opened(
+        self, training: bool = False, checkpointing: bool = False, regions: Any = None
+    ) -> AbstractContextManager[None]:
         """There is nothing to prepare."""
         return nullcontext()
 

@@ -1,11 +1,14 @@
 """Print what a training step costs: the loop itself, rollouts, reuse, and memory.
 
-    python benchmarks/training.py [--parts abcd] [--model demo/model] [--device cpu] [--threads 1] [--rounds 20]
+    python benchmarks/training.py [--parts abcd] [--compile] [--model demo/model] [--device cpu] [--threads 1]
+                                  [--rounds 20]
 
 (a) a step of the loop against bare forward, backward and optimiser of the same model at the same batch;
 (b) a step with rollouts of 0 to 10 steps against the work that it cannot avoid, and against one row at a time;
 (c) a step with reused rollouts against a plain step;
-(d) peak memory of both.
+(d) peak memory of both;
+(e) with --compile alone: a step with the network's blocks compiled against one without, and how often code is compiled
+    after step 20.
 
 In every part the contestants take turns, and what is printed is the median over the turns of the ratio within a turn:
 a busy machine is busy for all of them. On the CPU, time is processor time. The tables are Markdown.
@@ -64,7 +67,13 @@ class Bench:
     data: LatentDataset
     rounds: int
 
-    def trainer(self, rollout: RolloutConfig, kind: type[Trainer] = Trainer, batch: int = BATCH) -> Trainer:
+    def trainer(
+        self,
+        rollout: RolloutConfig,
+        kind: type[Trainer] = Trainer,
+        batch: int = BATCH,
+        compiled: bool = False,
+    ) -> Trainer:
         """A trainer on a copy of the model: LoRA of rank 8, AdamW. Equal seeds, so equal draws."""
         config = TrainConfig(
             steps=10_000,
@@ -72,6 +81,7 @@ class Bench:
             lora=LoRAConfig(rank=8, alpha=8.0, preset="attention"),
             optimizer=OptimizerConfig(lr=1e-5),
             rollout=rollout,
+            compile=compiled,
         )
         return kind(copy.deepcopy(self.source), self.data, config)
 
@@ -329,6 +339,40 @@ def measured_peak(options: argparse.Namespace, rollout: RolloutConfig, batch: in
     return {kind: statistics.median(f[kind] for f in found) for kind in ("process", "tensors")}
 
 
+# (e) compiled blocks
+
+
+def compiling(bench: Bench) -> None:
+    """Part (e)."""
+    from torch._dynamo.utils import counters
+
+    rows = []
+    for name, config in (("plain", RolloutConfig()), ("rollouts as in (b)", LONG)):
+        plain, ours = bench.trainer(config), bench.trainer(config, compiled=True)
+        began, found = time.perf_counter(), counters["stats"]["unique_graphs"]
+        told = ours.compile()
+        took = f"{time.perf_counter() - began:.0f}"
+        print(f"{name}: {told}", file=sys.stderr, flush=True)
+        for trainer in (plain, ours):
+            for _ in range(20):
+                trainer.step()
+        graphs = counters["stats"]["unique_graphs"]
+        turns = bench.turns({"plain": plain.step, "compiled": ours.step})
+        cells = [ms(turns, "plain"), ms(turns, "compiled"), f"{median_ratio(turns, 'plain', 'compiled'):.2f}"]
+        late = counters["stats"]["unique_graphs"] - graphs
+        rows.append([name, *cells, took, str(graphs - found), str(late)])
+    print(f"(e) Compiled blocks, batch {BATCH}; the goal is to compile nothing after step 20\n")
+    head = [
+        "step, ms",
+        "compiled, ms",
+        "steps/s : without",
+        "compiling, s (wall)",
+        "graphs",
+        "compiled after step 20",
+    ]
+    print_table(["", *head], rows)
+
+
 def make_bench(options: argparse.Namespace) -> Bench:
     """Load the model and encode the demo's pictures."""
     source = load_diffusers(options.model, options.device)
@@ -346,6 +390,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--rounds", type=int, default=20, help="turns of every contestant")
+    parser.add_argument("--compile", action="store_true", help="run part (e) alone")
     parser.add_argument("--batch", type=int, default=BATCH, help=argparse.SUPPRESS)
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -357,6 +402,9 @@ def main() -> None:
     where = torch.cuda.get_device_name() if cuda else f"CPU, {options.threads} thread(s)"
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {where}, {options.model.name}\n")
     bench = make_bench(options)
+    if options.compile:
+        compiling(bench)
+        return
     for letter, part in (("a", overhead), ("b", rollouts), ("c", reuse)):
         if letter in options.parts:
             part(bench)

@@ -44,7 +44,9 @@ class ToyDenoiser(Denoiser):
         self.module = source.module
         self.source = source
 
-    def opened(self, training: bool = False, checkpointing: bool = False) -> AbstractContextManager[None]:
+    def opened(
+        self, training: bool = False, checkpointing: bool = False, regions: Any = None
+    ) -> AbstractContextManager[None]:
         return nullcontext()
 
     def predict(self, x: Tensor, sigma: Tensor, cond: Mapping[str, Tensor]) -> Tensor:

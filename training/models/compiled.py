@@ -52,7 +52,8 @@ class Regions:
         with ExitStack() as stack:
             stack.enter_context(torch._dynamo.config.patch(cache_size_limit=VARIANTS))
             # Sizes that happen to agree, as of a batch of 8 and 8 tokens, may part later.
-            stack.enter_context(torch.fx.experimental._config.patch(use_duck_shape=False))
+            config: Any = torch.fx.experimental._config
+            stack.enter_context(config.patch(use_duck_shape=False))
             for block in self.blocks:
                 block.forward = self.switched(block, kinds[type(block)])
                 stack.callback(vars(block).pop, "forward", None)

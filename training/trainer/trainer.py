@@ -173,8 +173,8 @@ class Trainer:
         self.fed: list[Tensor] = []  # numbers of the samples of the newest step
         self.opened = ExitStack()
         self.regions = Regions(self.denoiser.module) if config.compile else None
-        options = (True, config.gradient_checkpointing, *filter(None, [self.regions]))
-        self.opened.enter_context(self.denoiser.opened(*options))
+        opening = self.denoiser.opened(True, config.gradient_checkpointing, self.regions)
+        self.opened.enter_context(opening)
         try:
             self._inject(adapter)
         except BaseException:

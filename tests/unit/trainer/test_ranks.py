@@ -145,6 +145,26 @@ def test_a_state_resumes_on_any_number_of_ranks(trained, make_source, make_data,
     assert folder.config() == alone.folder.config()  # nothing in it says how many there were
 
 
+def test_the_best_moment_of_two_ranks_is_that_of_one_also_after_a_resume(
+    trained, make_source, make_data, make_config, tmp_path
+):
+    """Pictures held out, slowed states and the best moment at once: five steps on two ranks, four on one."""
+    slowed = RolloutConfig(target="mixflow", probability=0.5, gamma=0.4)
+    held = {"hold_out": 0.25, "validate_every": 2, "patience": 50}
+    config = make_config(**{**ALL, "rollout": slowed, **held})
+    folder = trained(job_of(tmp_path, config, steps=5))
+    train(reopen(folder.path, make_source("flow"), data_of(make_data)), 4)
+    run = start(tmp_path, "t", make_source("flow"), data_of(make_data), config)
+    alone = train(run, 9).folder.load(9)
+    resumed = folder.load(9)
+    near(resumed, alone)
+    best, own = resumed.values["best"], alone.values["best"]
+    assert best["step"] == own["step"] > 0
+    assert best["loss"] == pytest.approx(own["loss"], rel=1e-4)
+    assert run.validation is not None
+    assert len(run.data) + len(run.validation) == len(data_of(make_data))
+
+
 def test_a_launch_of_one_is_no_launch(trained, make_source, make_data, make_config, tmp_path):
     config = make_config(**ALL)
     folder = trained(job_of(tmp_path, config), size=1)

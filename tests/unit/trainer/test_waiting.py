@@ -44,6 +44,7 @@ KINDS = {
     "rollout, reuse 4": rollouts(reflexflow=PLAIN, reuse=4),
     "ReflexFlow": rollouts(),
     "ReflexFlow, reuse 4": rollouts(reuse=4),
+    "preserve": rollouts(preserve="a cat\na dog", preserve_rows=2),
 }
 
 
@@ -75,7 +76,7 @@ def test_a_step_of_a_diffusers_model_waits_once(family, device, folders, tmp_pat
             assert len(device.waits) == 1, "\n".join(device.waits)
 
 
-OPTIMIZERS = ["adamw", "adafactor", "prodigy"]
+OPTIMIZERS = ["adamw", "adamw8bit", "adafactor", "prodigy"]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
