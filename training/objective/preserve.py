@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...samplers import SAMPLERS, trajectory
+from ...samplers import SAMPLERS, sent, trajectory
 from ..conditioning import Cond
 from ..forms import add_noise
 from .config import RolloutConfig
@@ -73,10 +73,11 @@ def own_states(
     """
     schedule = model.schedule
     sigmas = trajectory(schedule, torch.ones_like(plan.u), plan.u, plan.steps)  # [R, T + 1]
-    start = add_noise(model.prediction, torch.zeros_like(noise), noise, sigmas[:, 0].to(noise))
+    first = sent(sigmas[:, 0], noise.device, noise.dtype)
+    start = add_noise(model.prediction, torch.zeros_like(noise), noise, first)
     solver = Solver(config.sampler, config.order, schedule.process)
     x, _ = own_trajectory(Field(model, cond, count), Route(start, start, sigmas), solver)
-    return x, schedule.sigma(plan.u).to(noise)
+    return x, sent(schedule.sigma(plan.u), noise.device, noise.dtype)
 
 
 def row_evaluations(config: RolloutConfig, steps: Tensor) -> int:

@@ -6,6 +6,7 @@ from peft.tuners.lora import Linear
 from torch import nn
 
 from rollout_trainer.training.lora.adapter import Adapter, LoRAConfig
+from rollout_trainer.training.lora.forward import SMALL
 
 SHAPES = [(3, 16), (2, 5, 16), (2, 3, 4, 16)]
 
@@ -76,6 +77,19 @@ def test_a_half_precision_base_is_answered_within_its_rounding(dtype, rounding):
     assert y.dtype == dtype
     assert (y.double() - exact).norm() / exact.norm() < 2 * rounding
     assert [g.dtype for g in gradients] == [dtype, torch.float32, torch.float32]
+
+
+def test_few_rows_over_a_bfloat16_base_are_answered_in_float32_to_the_last_rounding():
+    """On a CPU; the update itself is then as exact as peft's."""
+    module, adapter = adapted(torch.bfloat16)
+    x = torch.randn(3, 5, 16).to(torch.bfloat16)
+    assert x.numel() < SMALL
+    y, *gradients = answers(module, adapter, x)
+    layer = module[0]
+    a, b = (w.default.weight.detach() for w in (layer.lora_A, layer.lora_B))
+    update = layer.scaling["default"] * (x.float() @ a.T @ b.T)
+    torch.testing.assert_close(y, (layer.base_layer(x) + update).to(torch.bfloat16), rtol=2**-8, atol=1e-6)
+    assert [g.dtype for g in gradients] == [torch.bfloat16, torch.float32, torch.float32]
 
 
 def kept(module, x):

@@ -52,6 +52,8 @@ KINDS = {
 def test_a_step_waits_for_the_device_once(kind, device, make_source, make_data, make_config):
     """For the step's row of the history."""
     source = on(device, make_source("flow"))
+    encode_text = source.encode_text
+    source.encode_text = lambda texts: {name: device.put(t) for name, t in encode_text(texts).items()}
     config = make_config(rollout=KINDS[kind], ema_decay=0.9, caption_dropout=0.2)
     with Trainer(source, make_data(), config) as trainer:
         for _ in range(6):
@@ -76,7 +78,11 @@ def test_a_step_of_a_diffusers_model_waits_once(family, device, folders, tmp_pat
             assert len(device.waits) == 1, "\n".join(device.waits)
 
 
-OPTIMIZERS = ["adamw", "adamw8bit", "adafactor", "prodigy"]
+OPTIMIZERS = [
+    "adamw",
+    "adafactor",
+    "prodigy",
+]  # adamw8bit asks for CUDA itself: a device that is played has none
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
