@@ -18,7 +18,7 @@ import torch
 import torch.fx.experimental._config
 from torch import Tensor, nn
 
-from ..checks import one_line
+from ...messages import one_line
 from .differentiable import blocks
 
 logger = logging.getLogger(__name__)
