@@ -15,8 +15,10 @@ class Node(io.ComfyNode):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "execute" in vars(cls):
-            cls.execute = classmethod(_in_words(vars(cls)["execute"].__func__))
+        own = vars(cls).get("execute")
+        # ComfyUI runs locked copies of a class, made of what is in it: those have the method already.
+        if own is not None and not hasattr(own.__func__, "__wrapped__"):
+            cls.execute = classmethod(_in_words(own.__func__))
 
 
 def _in_words(execute: Callable[..., Any]) -> Callable[..., Any]:

@@ -59,6 +59,17 @@ def test_every_node_does():
     assert all(issubclass(node, Node) and hasattr(node.execute, "__wrapped__") for node in NODES)
 
 
+def test_a_locked_copy_of_a_node_can_be_made():
+    """As ComfyUI makes one for each execution: no attribute of it may be set, not even while it is made."""
+
+    class Locked(type):
+        def __setattr__(cls, name, value):
+            raise AttributeError(name)
+
+    copy = Locked("Clone", NODES[0].__bases__, dict(vars(NODES[0])))
+    assert copy.execute.__func__ is NODES[0].execute.__func__
+
+
 @pytest.mark.parametrize("err", [RuntimeError("mat1 and mat2"), ValueError(), OutOfRAMError("in x")])
 def test_other_errors_are_left_alone(err):
     assert not without_words(err)
