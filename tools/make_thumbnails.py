@@ -26,6 +26,7 @@ THUMBNAILS = {
     "z-image-lora": ("A new style", "Z-Image", FOLDER),
     "wan22-high-low-lora": ("Both models", "Wan 2.2 14B", FOLDER),
     "wan22-image-to-video-lora": ("Image to video", "Wan 2.2", CLIPS),
+    "ltx2-clips-lora": ("A movement", "LTX-2", CLIPS),
     "flux-kontext-pairs-lora": ("An edit", "FLUX Kontext", PAIRS),
     "qwen-image-edit-pairs-lora": ("An edit", "Qwen Edit", PAIRS),
 }

@@ -261,8 +261,10 @@ def qwen25_7b():
     return text_network(llama.Qwen25_7BVLI, "QWEN25_7B")
 
 
-LTX2 = {"caption_channels": 64, "connector_attention_head_dim": 16, "connector_num_attention_heads": 4,
+LTX2 = {"caption_channels": 96, "connector_attention_head_dim": 16, "connector_num_attention_heads": 6,
         "connector_num_layers": 1}  # fmt: skip
+"""Captions are not as wide as what attends to them for video and for sound together (64 here): by that width the host
+would take an encoder's output for one that went through the connectors."""
 LTX_VAE = {
     "dims": 3, "in_channels": 3, "out_channels": 3, "latent_channels": 128, "patch_size": 4,
     "blocks": [
@@ -281,7 +283,10 @@ def ltx2():
     vae["per_channel_statistics.std-of-means"] = torch.ones(128)
     vae["per_channel_statistics.mean-of-means"] = torch.zeros(128)
     layers = GEMMA["hidden_size"] * (GEMMA["num_hidden_layers"] + 1)
-    projection = torch.randn(64, layers, generator=torch.Generator().manual_seed(3)) / layers**0.5
+    projection = (
+        torch.randn(LTX2["caption_channels"], layers, generator=torch.Generator().manual_seed(3))
+        / layers**0.5
+    )
     return (
         prefixed("model.diffusion_model.", family("ltx2_av_video_only", **LTX2))
         | prefixed("vae.", vae)
