@@ -23,6 +23,18 @@ from .optim import OptimizerConfig
 Kind = Literal["style", "subject", "edit", "video"]
 STEPS: dict[Kind, int] = {"style": 2000, "subject": 1500, "edit": 3000, "video": 2000}
 """Optimiser steps at batch size 1 to plan for: ai-toolkit's examples; fewer for one subject."""
+MEANING: dict[Kind, str] = {
+    "style": "a look",
+    "subject": "a person, thing or character",
+    "edit": "pairs of pictures",
+    "video": "movement in clips",
+}
+ADVICE: dict[Kind, str] = {
+    "edit": "name the folder of the pictures before the edit in control_1 of Dataset from Folder.",
+    "video": "name a folder of clips in Dataset from Folder; its clip_frames says how long a sample is.",
+}
+"""What else data of a kind need."""
+READ = "November 2026"
 DROPOUT = 0.05
 """Chance of an empty caption: ai-toolkit's examples."""
 
@@ -53,17 +65,22 @@ class Recipe:
 
     def summary(self, schedule: Schedule) -> str:
         """What the recipe sets, for people, line by line."""
-        lora, rate = self.lora, self.optimizer
+        lora, rate, gamma = self.lora, self.optimizer, self.loss.min_snr_gamma
+        advice = [ADVICE[self.kind]] if self.kind in ADVICE else []
         lines = [
-            f"{self.family}, {self.kind}",
-            f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}, on the layers of preset {lora.preset}",
-            f"{rate.name}, learning rate {plain(rate.lr)}, {rate.schedule} after {rate.warmup_steps} steps of warm-up",
-            f"trains {levels_trained(self.timesteps, schedule)} (0 is the picture, more is more noise)",
-            f"size {self.side} x {self.side}, in pixels",
-            f"for you to set on the training node: about {STEPS[self.kind]} steps at batch size 1, caption dropout "
-            f"{plain(DROPOUT)}, no rollouts to begin with",
+            f"{self.family}: {self.kind} ({MEANING[self.kind]})",
+            f"LoRA: rank {lora.rank}, alpha {lora.alpha:g}, on the layers of preset {lora.preset}",
+            f"Optimizer: {rate.name}, learning rate {plain(rate.lr)}, {rate.schedule} after a warm-up of "
+            f"{rate.warmup_steps} steps",
+            f"Trained: {levels_trained(self.timesteps, schedule)} (0 is the picture, more is more noise)",
+            *([f"Loss: min-SNR weights with gamma {gamma:g}"] if gamma else []),
+            f"Picture size: {self.side} x {self.side} pixels",
+            f"Set on the training node yourself: about {STEPS[self.kind]} steps at batch size 1, caption_dropout "
+            f"{plain(DROPOUT)}; leave rollouts off to begin with",
+            *(f"Also: {told}" for told in (*advice, self.note) if told),
+            f"The numbers are those of {self.source}, read in {READ}",
         ]
-        return "\n".join([*lines, *([self.note] if self.note else []), f"numbers from {self.source}"])
+        return "\n".join(lines)
 
 
 def plain(value: float) -> str:
@@ -99,8 +116,7 @@ class Line:
     loss: LossConfig = LossConfig()
 
 
-PAIRS = "Name the folder of the pictures before the edit in control_1 of Dataset from Folder."
-EXPERT = "Train the other of the two models as well, with its own recipe; each has a LoRA file of its own."
+EXPERT = "train the other of the two models as well, with its own recipe; each has a LoRA file of its own."
 T2V, I2V = 0.875, 0.9
 """Where the two models of Wan 2.2 14B take turns: the boundaries of its own sampling code."""
 
@@ -116,20 +132,19 @@ TABLE: tuple[Line, ...] = (
     Line(
         "Flux dev", ("Flux",), PICTURES, 1024, 16, 1e-4, MODELS_OWN,
         "ai-toolkit train_lora_flux_24gb; sd-scripts docs/flux_train_network.md (flux_shift)",
-        "Set guidance to 1 on Model from ComfyUI.",
+        "set guidance to 1 on Model from ComfyUI.",
     ),
     Line(
         "Flux Kontext", ("Flux",), ("edit",), 1024, 32, 1e-4, MODELS_OWN,
         "musubi-tuner docs/flux_kontext.md; ai-toolkit train_lora_flux_kontext_24gb",
-        PAIRS,
     ),
     Line(
         "Flux.2 dev", ("Flux2",), (*PICTURES, "edit"), 1024, 32, 3e-5, MODELS_OWN,
-        "OneTrainer #flux2 LoRA 16GB; musubi-tuner docs/flux_2.md (flux2_shift, 1e-4)",
+        "OneTrainer #flux2 LoRA 16GB; musubi-tuner docs/flux_2.md (flux2_shift; its learning rate: 0.0001)",
     ),
     Line(
         "Flux.2 Klein", ("Flux2",), (*PICTURES, "edit"), 1024, 32, 1e-4, MODELS_OWN,
-        "musubi-tuner docs/flux_2.md", "Train the base model; a LoRA of it works on the distilled one.",
+        "musubi-tuner docs/flux_2.md", "train the base model; a LoRA of it works on the distilled one.",
     ),
     Line(
         "Chroma", ("Chroma", "ChromaRadiance"), PICTURES, 1024, 16, 1e-4, MIDDLE,
@@ -137,21 +152,20 @@ TABLE: tuple[Line, ...] = (
     ),
     Line(
         "Qwen-Image", ("QwenImage",), PICTURES, 1024, 16, 5e-5, shifted(2.2),
-        "musubi-tuner docs/qwen_image.md; ai-toolkit train_lora_qwen_image_24gb (1e-4)",
+        "musubi-tuner docs/qwen_image.md; ai-toolkit train_lora_qwen_image_24gb (its learning rate: 0.0001)",
     ),
     Line(
         "Qwen-Image-Edit", ("QwenImage",), ("edit",), 1024, 16, 5e-5, shifted(2.2),
-        "musubi-tuner docs/qwen_image.md; ai-toolkit train_lora_qwen_image_edit_32gb (1e-4)",
-        PAIRS,
+        "musubi-tuner docs/qwen_image.md; ai-toolkit train_lora_qwen_image_edit_32gb (its learning rate: 0.0001)",
     ),
     Line(
         "Z-Image", ("Lumina2", "ZImage", "ZImagePixelSpace"), PICTURES, 1024, 32, 1e-4, shifted(2.0),
-        "musubi-tuner docs/zimage.md; OneTrainer #z-image LoRA 16GB (3e-4)",
+        "musubi-tuner docs/zimage.md; OneTrainer #z-image LoRA 16GB (its learning rate: 0.0003)",
     ),
     Line(
         "Z-Image Turbo", ("Lumina2", "ZImage"), PICTURES, 1024, 16, 1e-4, shifted(2.0),
         "musubi-tuner docs/zimage.md; OneTrainer #z-image DeTurbo LoRA 16GB",
-        "Put a de-distilling adapter on the MODEL with the stock LoRA loader before Model from ComfyUI, and sample "
+        "put a de-distilling adapter on the MODEL with the stock LoRA loader before Model from ComfyUI, and sample "
         "without it.",
     ),
     Line(
@@ -164,15 +178,15 @@ TABLE: tuple[Line, ...] = (
     ),
     Line(
         "Krea 2", ("Krea2",), PICTURES, 1024, 32, 1e-4, shifted(2.5),
-        "musubi-tuner docs/krea2.md; OneTrainer #krea2 LoRA 16GB (3e-4)",
+        "musubi-tuner docs/krea2.md; OneTrainer #krea2 LoRA 16GB (its learning rate: 0.0003)",
     ),
     Line(
         "Anima", ("Anima",), PICTURES, 1024, 8, 1e-4, MIDDLE,
-        "sd-scripts docs/anima_train_network.md; OneTrainer #anima LoRA (3e-5)",
+        "sd-scripts docs/anima_train_network.md; OneTrainer #anima LoRA (its learning rate: 0.00003)",
     ),
     Line(
         "Wan 2.1", ("WAN21", "WAN21_Vace"), (*PICTURES, "video"), 512, 32, 1e-4, shifted(3.0),
-        "musubi-tuner docs/wan.md (2e-4); ai-toolkit train_lora_wan21_14b_24gb",
+        "musubi-tuner docs/wan.md (its learning rate: 0.0002); ai-toolkit train_lora_wan21_14b_24gb",
     ),
     Line(
         "Wan 2.2 5B", ("WAN22",), (*PICTURES, "video"), 704, 32, 1e-4, shifted(3.0),
@@ -193,7 +207,7 @@ TABLE: tuple[Line, ...] = (
     ),
     Line(
         "LTX-2", ("LTXAV",), ("style", "video"), 512, 32, 1e-4, MIDDLE,
-        "OneTrainer #ltx2.5 LoRA 16GB (3e-4)", "Sound is not trained.",
+        "OneTrainer #ltx2.5 LoRA 16GB (its learning rate: 0.0003)", "sound is not trained.",
     ),
 )  # fmt: skip
 

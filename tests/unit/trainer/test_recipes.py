@@ -61,13 +61,22 @@ def test_two_experts_share_all_noise_levels_and_train_no_others():
 
 def test_the_summary_says_what_is_trained_and_where_it_is_from():
     text = RECIPES["Z-Image: style"].summary(FlowSchedule(3.0))
-    assert "LoRA of rank 32, alpha 32, on the layers of preset attention+mlp" in text
+    assert text.startswith("Z-Image: style (a look)\n")
+    assert "LoRA: rank 32, alpha 32, on the layers of preset attention+mlp" in text
     assert "learning rate 0.00005," in RECIPES["Qwen-Image: style"].summary(
         FlowSchedule(3.0)
     )  # as widgets show it
     assert "half of them below 0.67" in text  # a shift of 2: 2 / (1 + 2)
     assert "musubi-tuner" in text
-    assert "1024 x 1024" in RECIPES["SDXL: style"].summary(TableSchedule(torch.linspace(0.03, 14.6, 1000)))
+    sdxl = RECIPES["SDXL: style"].summary(TableSchedule(torch.linspace(0.03, 14.6, 1000)))
+    assert "1024 x 1024" in sdxl
+    assert "min-SNR weights with gamma 5" in sdxl
+    assert "Loss" not in text
+
+
+@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.kind == "edit"])
+def test_every_recipe_for_pairs_says_where_the_other_pictures_go(name):
+    assert "control_1" in RECIPES[name].summary(FlowSchedule(3.0))
 
 
 def test_a_recipe_for_another_model_is_one_line_with_ways_out():
