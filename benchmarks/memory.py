@@ -3,6 +3,7 @@
     python benchmarks/memory.py [--models "Flux 12B" ...] [--pixels 512 1024]     the table, from shapes alone
     python benchmarks/memory.py --save docs/memory.json                            the same, computed and stored first
     python benchmarks/memory.py --measure "Klein 4B" [--pixels 128] [--tokens 32]  a step on this machine's CPU
+    python benchmarks/memory.py --measure "Flux 12B" --weights float8 --pixels 128 the same with smaller weights
 
 Batch 1, LoRA of rank 16 on the attention, AdamW, weights in bfloat16 where nothing else is said, the network alone:
 text encoders and the autoencoder lie in the computer's memory while it trains. Every figure of the table is predicted.
@@ -13,9 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +27,7 @@ import torch
 from real_models import MODELS, Model, adapters_of_shapes
 
 from rollout_trainer.training.lora.adapter import LoRAConfig
+from rollout_trainer.training.models.stored import FORMS, store
 from rollout_trainer.training.plan.memory import GIB, SWITCHES, Weights, weights_of
 from rollout_trainer.training.plan.needs import Needs, step_needs
 from rollout_trainer.training.trainer.config import TrainConfig, resolved
@@ -32,6 +37,8 @@ CARDS = (8, 12, 16, 24, 32, 48, 80)
 """Gigabytes, of which `CARD_RESERVE` is left alone."""
 STORED = Path(__file__).resolve().parents[1] / "docs" / "memory.json"
 """Predictions that were computed before: they take minutes."""
+MAPPED = str(1 << 20)
+"""Bytes from which on the C library gives memory back at once."""
 T = TypeVar("T", Needs, Weights)
 
 
@@ -141,9 +148,14 @@ def smallest(found: list[tuple[str, int]]) -> str:
     return "none"
 
 
-def measure(model: Model, pixels: int, tokens: int) -> dict[str, Any]:
-    """A real step on the CPU: its highest resident size beyond what the process had, and the plan's figure."""
-    source, data = model.random("cpu"), model.dataset(pixels, tokens=tokens)
+def measure(model: Model, pixels: int, tokens: int, form: str = "full", steps: int = 2) -> dict[str, Any]:
+    """A real step on the CPU: its highest resident size beyond what the process had, and the plan's figure.
+
+    Args:
+        form: how the matrices of its blocks are stored, full or one of `stored.FORMS`.
+    """
+    change = None if form == "full" else partial(store, form=form, device="meta")
+    source, data = model.random("cpu", change=change), model.dataset(pixels, tokens=tokens)
     config = resolved(config_of(model, ("gradient_checkpointing",)), source)
     weights = weights_of(source.module).total
     begin = time.perf_counter()
@@ -153,13 +165,14 @@ def measure(model: Model, pixels: int, tokens: int) -> dict[str, Any]:
     Path("/proc/self/clear_refs").write_text("5")  # resets the highest resident size
     begin = time.perf_counter()
     with training_mode(), Trainer(source, data, config) as trainer:
-        loss = [trainer.step().loss for _ in range(2)][-1]
-    seconds = (time.perf_counter() - begin) / 2
+        loss = [trainer.step().loss for _ in range(steps)][-1]
+    seconds = (time.perf_counter() - begin) / steps
     peak = resident("VmHWM") - before
     plan = weights + needs.peak
     return {
         "model": model.name,
-        "parameters": round(sum(p.numel() for p in source.module.parameters()) / 1e9, 2),
+        "weights": form,
+        "weights_gib": round(weights / GIB, 3),
         "pixels": pixels,
         "predicted_gib": round(plan / GIB, 3),
         "measured_gib": round(peak / GIB, 3),
@@ -189,10 +202,23 @@ def main() -> None:
     )
     parser.add_argument("--measure", choices=MODELS, metavar="NAME", help="train this one for two steps")
     parser.add_argument("--tokens", type=int, default=32, help="of text, for --measure")
+    parser.add_argument("--steps", type=int, default=2, help="for --measure")
+    parser.add_argument("--weights", choices=("full", *FORMS), default="full", help="for --measure")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.measure and os.environ.get("MALLOC_MMAP_THRESHOLD_") != MAPPED:
+        # Read by the C library as a process begins. Without it matrices that come and go leave gaps that stay resident.
+        os.execve(
+            sys.executable, [sys.executable, *sys.argv], os.environ | {"MALLOC_MMAP_THRESHOLD_": MAPPED}
+        )
     if options.measure:
-        print(json.dumps(measure(MODELS[options.measure], options.pixels[0], options.tokens)))
+        print(
+            json.dumps(
+                measure(
+                    MODELS[options.measure], options.pixels[0], options.tokens, options.weights, options.steps
+                )
+            )
+        )
         return
     if options.save:
         keep(options.models, options.pixels, options.save)

@@ -117,7 +117,7 @@ class Model:
         own = type(
             f"Random{self.family.__name__}",
             (self.family,),
-            {"scale_factor": self.scale, "fingerprint": "random"},
+            {"scale_factor": self.scale, "fingerprint": "random", "decoder": None},
         )
         source = own.__new__(own)
         source.name, source.device, source.dtype, source.timesteps = (
@@ -255,6 +255,10 @@ MODELS = {
         Model("Wan 2.2 5B, 1 frame", Wan, diffusers.WanTransformer3DModel,
               {"patch_size": (1, 2, 2), "num_attention_heads": 24, "in_channels": 48, "out_channels": 48,
                "ffn_dim": 14336, "num_layers": 30}, ("num_layers",), 48, 16, {"context": (512, 4096)},
+              targets=(r"attn[12]\.(to_[qkv]|to_out\.0)$",)),
+        Model("Wan 2.2 14B, 1 frame", Wan, diffusers.WanTransformer3DModel,
+              {"patch_size": (1, 2, 2), "num_attention_heads": 40, "in_channels": 16, "out_channels": 16,
+               "ffn_dim": 13824, "num_layers": 40}, ("num_layers",), 16, 8, {"context": (512, 4096)},
               targets=(r"attn[12]\.(to_[qkv]|to_out\.0)$",)),
         Model("Flux 12B", Flux, diffusers.FluxTransformer2DModel,
               {"guidance_embeds": True, "num_layers": 19, "num_single_layers": 38}, ("num_layers", "num_single_layers"),
