@@ -81,7 +81,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -282,7 +282,8 @@ def drawings(set_name: str) -> tuple[ImageDataset, ImageDataset]:
 
 
 SUBJECT = "robot"
-SETS = {
+Reader = Callable[[], tuple[ImageDataset, ImageDataset]]
+SETS: dict[str, tuple[Reader, str, str, float]] = {
     "faces": (faces, "blob", "toy", 2e-3),
     "objects": (partial(drawings, "objects"), "toy", "blob", 5e-4),
     "subject": (partial(drawings, "subject"), SUBJECT, "blob", 5e-4),
