@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import sys
 from pathlib import Path
@@ -91,6 +92,24 @@ def test_sharpness_is_the_slope_of_the_grey_picture(few):
     ramp = torch.linspace(0, 1, 11).expand(1, 3, 11, 11)
     assert few.sharpness(ramp) == pytest.approx(0.1)
     assert few.sharpness(torch.full((1, 3, 4, 4), 0.5)) == 0
+
+
+@pytest.mark.parametrize("name", ["few_steps", "fronts"])
+def test_the_page_has_the_tables_of_what_is_stored(name, few, fronts):
+    """`--save docs` writes both; there is no table without its numbers, and no numbers without their table."""
+    program = {"few_steps": few, "fronts": fronts}[name]
+    mark = few.MARK.replace("study.py", f"{name}.py")
+    _, _, rest = (ROOT / "docs" / "study.md").read_text(encoding="utf-8").partition(mark)
+    stored = {part: ROOT / "docs" / f"{part}.json" for part in ("study", name)}
+    assert bool(rest) == stored[name].exists()
+    if not rest:
+        return
+    own, study = (
+        [few.Result(**line) for line in json.loads(stored[part].read_text(encoding="utf-8"))]
+        for part in (name, "study")
+    )
+    more = [study] if name == "fronts" else []
+    assert rest.partition(few.MARKED)[0].strip() == program.page(program.table_of(own), *more).strip()
 
 
 # --- the way there
