@@ -1,6 +1,6 @@
 """Checks in the process of a host, with its own modules: one JSON line for each, an error in words or null.
 
-    COMFYUI_PATH=... PACK_PARENT=... <the host's python> in_host.py RESULTS.jsonl
+    COMFYUI_PATH=... PACK_PARENT=... <the host's python> in_host.py RESULTS.jsonl [PART OF NAMES]
 
 Run by `test_in_host.py`.
 """
@@ -21,6 +21,8 @@ from typing import Any
 
 results = Path(sys.argv[1])
 sys.path[:0] = [os.environ["PACK_PARENT"], os.environ["COMFYUI_PATH"]]
+ONLY = sys.argv[2] if len(sys.argv) > 2 else ""
+"""What the names of the checks that run contain."""
 sys.argv = [sys.argv[0], "--cpu"]
 import comfy.options  # noqa: E402
 
@@ -43,7 +45,7 @@ from rollout_trainer.training.lora.adapter import LoRAConfig, target_modules  # 
 from rollout_trainer.training.lora.presets import linear_layers, preset_targets  # noqa: E402
 from rollout_trainer.training.models.frames import Frames  # noqa: E402
 from rollout_trainer.training.models.hosted import HostModel  # noqa: E402
-from rollout_trainer.training.objective.config import ReflexFlowConfig  # noqa: E402
+from rollout_trainer.training.objective.config import ReflexFlowConfig, RolloutConfig  # noqa: E402
 from rollout_trainer.training.objective.losses import LossConfig, batch_loss  # noqa: E402
 from rollout_trainer.training.objective.states import Goal  # noqa: E402
 from rollout_trainer.training.runs.run import start, train  # noqa: E402
@@ -751,9 +753,73 @@ def a_start_that_fails_leaves_the_model_as_it_was() -> None:
         train(start(Path(folder), "t", source, data, config), 1)
 
 
+def trained_twice(family: str, checkpointing: bool) -> tuple[list[Tensor], list[Tensor], str, list[int]]:
+    """The LoRA without compiled blocks and with, what became of compiling, and how much was compiled by each step."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter, counts = CompileCounterWithBackend("eager"), []
+    latent, captions, empty = tiny_families.data(family)
+    found: list[list[Tensor]] = []
+    told = ""
+    with torch.inference_mode(False), torch.enable_grad():
+        for compiled in (False, True):
+            source = HostModel(ComfyModel(tiny_families.build(family)))
+            conds = [row for caption in captions for row in conditioning_rows([caption])]
+            own = [node_latent(source, latent)]
+            data = dataset_from_latents(own, conds, conditioning_rows([empty])[0], None, 1, source.name)
+            rollout = RolloutConfig(max_step_offset=3, probability=0.7, steps_per_trajectory=10)
+            config = TrainConfig(
+                steps=9,
+                batch_size=2,
+                lora=LoRAConfig(rank=2),
+                rollout=rollout,
+                compile=compiled,
+                gradient_checkpointing=checkpointing,
+            )
+            made = trainer.Regions
+            trainer.Regions = lambda network, made=made: made(network, counter)  # type: ignore[misc,assignment]
+            try:
+                with trainer.Trainer(source, data, config) as run:
+                    told = run.compile()
+                    for _ in range(5):
+                        run.step()
+                        counts.append(counter.frame_count)
+                    told = run.compile()
+                    found.append([p.detach().clone() for p in run.parameters])
+            finally:
+                trainer.Regions = made  # type: ignore[misc]
+            assert all("forward" not in vars(m) for m in source.network.module.modules())
+    return *found, told, counts[5:]  # type: ignore[return-value]
+
+
+def compiled_blocks_change_no_bit(family: str, checkpointing: bool = False) -> None:
+    plain, compiled, told, counts = trained_twice(family, checkpointing)
+    assert "compiled in" in told, told
+    assert counts[0] > 0, counts
+    assert counts[2:] == counts[-1:] * 3, counts
+    assert all(torch.equal(a, b) for a, b in zip(plain, compiled, strict=True))
+
+
+@check
+def compiled_blocks_of_sd3_train_the_same_lora() -> None:
+    compiled_blocks_change_no_bit("sd3")
+
+
+@check
+def compiled_blocks_of_sd3_train_the_same_lora_with_checkpointing() -> None:
+    compiled_blocks_change_no_bit("sd3", checkpointing=True)
+
+
+@check
+def compiled_blocks_of_flux_which_overwrites_what_it_read_train_the_same_lora() -> None:
+    compiled_blocks_change_no_bit("flux_dev")
+
+
 if __name__ == "__main__":
     with results.open("w") as out:
         for function in CHECKS:
+            if ONLY not in function.__name__:
+                continue
             error = None
             try:
                 function()
