@@ -28,6 +28,12 @@ def fuse(layer: nn.Module, name: str) -> None:
         layer.forward = partial(_forward, layer, name)  # type: ignore[method-assign]
 
 
+def few_on_a_cpu(base: Tensor) -> bool:
+    """Whether a layer's update is computed in float32 although its output is bfloat16; compiled code has one way."""
+    half = base.dtype == torch.bfloat16 and base.device.type == "cpu"
+    return half and base.numel() <= SMALL and not torch.compiler.is_compiling()
+
+
 def _forward(layer: Linear, name: str, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """``[..., in] -> [..., out]``"""
     autocast = torch.is_autocast_enabled(x.device.type)
@@ -37,14 +43,8 @@ def _forward(layer: Linear, name: str, x: Tensor, *args: Any, **kwargs: Any) -> 
     base: Tensor = layer.base_layer(x, *args, **kwargs)
     x = layer.lora_dropout[name](x)
     down, up = cast(Tensor, layer.lora_A[name].weight), cast(Tensor, layer.lora_B[name].weight)
-    if (
-        base.dtype == torch.bfloat16
-        and base.device.type == "cpu"
-        and base.numel() <= SMALL
-        and not torch.compiler.is_compiling()
-    ):
-        with torch.autocast("cpu", enabled=False):
-            update = F.linear(F.linear(x.float(), down), up)
+    if not autocast and few_on_a_cpu(base):
+        update = F.linear(F.linear(x.float(), down), up)
         return torch.add(base, update, alpha=layer.scaling[name]).to(base.dtype)
     if not autocast:
         x, down, up = (t.to(base.dtype) for t in (x, down, up))
