@@ -415,23 +415,39 @@ class ComfyModel:
 
     def _differs(self, one: Mapping[str, Any], other: Mapping[str, Any], target: pieces.Clip) -> bool:
         """Whether the family's conditioning is another one with `one` beside a caption than with `other`."""
-        height, width = (side // self.scale_factor for side in target.shape[1:3])
         mask = one.get("concat_mask")
-        frames = [1 if mask is None or mask.ndim < 5 else mask.shape[2]] if self.frames else []
-        x = torch.zeros(1, self.latent_channels, *frames, height, width, device=self.device)
-        text: dict[str, Tensor] = (
-            {"cross_attn": torch.zeros(1, 1, 1)} if self.clip is None else self.encode_caption("")
-        )
-        text = {name: value.to(self.device) for name, value in text.items()}
-        made = []
-        for named in (one, other):
-            row = {name: value.to(self.device) for name, value in self._row(named).items()}
-            made.append({k: v.cond for k, v in self._model_conds(x, {**text, **row}).items()})
-        with_it, without = made
+        frames = 1 if mask is None or mask.ndim < 5 else mask.shape[2]
+        with_it, without = self._made(one, target, frames), self._made(other, target, frames)
         return with_it.keys() != without.keys() or any(
             isinstance(a, Tensor) and (a.shape != without[k].shape or not torch.equal(a, without[k]))
             for k, a in with_it.items()
         )
+
+    def _made(self, named: Mapping[str, Any], target: pieces.Clip, frames: int = 1) -> dict[str, Any]:
+        """What the family makes of a caption with `named` beside it, for a sample of `frames` latent frames.
+
+        Args:
+            target: [F, H, W, 3], of which the size counts alone.
+        """
+        height, width = (side // self.scale_factor for side in target.shape[1:3])
+        axis = [frames] if self.frames else []
+        x = torch.zeros(1, self.latent_channels, *axis, height, width, device=self.device)
+        text: dict[str, Tensor] = (
+            {"cross_attn": torch.zeros(1, 1, 1)} if self.clip is None else self.encode_caption("")
+        )
+        row = {name: value.to(self.device) for name, value in {**text, **self._row(named)}.items()}
+        return {k: v.cond for k, v in self._model_conds(x, row).items()}
+
+    def told_rate(self, fps: float) -> dict[str, Tensor]:
+        """What says that a clip has so many frames per second, as LTXVConditioning does; nothing: no family is told."""
+        frame = torch.zeros(1, self.scale_factor * self.patch_size, self.scale_factor * self.patch_size, 3)
+
+        def asks() -> bool:
+            told = (self._made({"frame_rate": rate}, frame) for rate in (fps, fps + 1))
+            first, second = ({k: v for k, v in made.items() if isinstance(v, float)} for made in told)
+            return first != second
+
+        return {"frame_rate": torch.tensor([fps])} if self._known("frame rate", asks) else {}
 
     def decode_latent(self, latent: Tensor) -> Tensor:
         """Picture [1, H, W, 3] of one latent [1, C, ...]; of several frames, the first.

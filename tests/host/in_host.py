@@ -718,6 +718,33 @@ def a_clip_is_as_long_as_the_autoencoder_takes_it_and_pictures_are_pictures() ->
     ]  # fmt: skip
 
 
+@check
+def a_clip_of_another_rate_tells_it_to_families_that_are_told() -> None:
+    for family, rate, told in (
+        ("ltxv", 25.0, True),
+        ("cosmos_predict2", 16.0, True),
+        ("wan21_t2v", 16.0, False),
+        ("hunyuan_video", 24.0, False),
+    ):
+        source = HostModel(ComfyModel(tiny_families.build(family)))
+        assert source.encode_rate(rate) == {}, family
+        said = source.encode_rate(rate - 4)
+        assert {k: v.tolist() for k, v in said.items()} == ({"frame_rate": [rate - 4]} if told else {}), (
+            family
+        )
+    source = HostModel(ComfyModel(tiny_families.build("ltxv")))
+    latent, captions, _ = tiny_families.data("ltxv")
+    row = conditioning_rows(captions[:1])[0]
+    (theirs,) = conditioning_rows([run(node("comfy_extras.nodes_lt", "LTXVConditioning"), TEXT, TEXT, 21.0)])
+    assert torch.equal(theirs["frame_rate"], source.encode_rate(21.0)["frame_rate"])
+    with torch.no_grad(), source.denoiser().opened():
+        own, other = (
+            source.denoiser().velocity(latent["samples"][:1], torch.tensor([0.5]), {**row, **more})
+            for more in ({}, source.encode_rate(21.0))
+        )
+    assert (own - other).abs().max() > 1e-6
+
+
 # -- starts that fail --------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 import numpy as np
+import pytest
 from comfyui_process import ComfyUI
 from PIL import Image
 from prompt_builder import Link, PromptBuilder
@@ -65,6 +66,7 @@ def test_a_phones_pictures_train_upright_and_what_is_not_read_is_named(comfyui: 
     assert list((comfyui.base / "output").rglob("phone-*/film/step-00000004/film.json"))
 
 
+@pytest.mark.timeout(300 + MANY // 5)
 def test_thousands_of_pictures_train(comfyui: ComfyUI) -> None:
     place = comfyui.base / "input" / "many"
     place.mkdir(parents=True, exist_ok=True)

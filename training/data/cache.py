@@ -306,9 +306,7 @@ def _same(out: Mapping[str, Tensor], places: Mapping[str, tuple[torch.dtype, tup
 
 def _fill(file: FileIO, offset: int, row: Tensor) -> None:
     """Read a tensor from a file to where it stays; other threads go on meanwhile."""
-    left = memoryview(
-        row.reshape(-1).view(torch.uint8).numpy()
-    )  # a view: a row of a whole tensor lies in one piece
+    left = row.reshape(-1).view(torch.uint8).numpy().data  # a view: a row of a whole tensor lies in one piece
     file.seek(offset)
     while left:
         count = file.readinto(left)

@@ -285,6 +285,8 @@ class _Encoder:
             None if caption_weights else getattr(model, "encode_unweighted", None)
         )
         self.cutter = Cutter(model, dataset.cutting)
+        tell_rate: Callable[[float], Mapping[str, Tensor]] = getattr(model, "encode_rate", lambda fps: {})
+        self.rate = tell_rate(self.cutter.fps) if self.cutter.cutting.fps and self.cutter.makes_clips else {}
         self.reader: tuple[Path, ClipReader] | None = None  # of the clip that is being encoded
         self.frames: tuple[Path, Cut, Tensor | Frames] | None = None  # of its sample, at its bucket's size
         self.whole = getattr(model, "whole_frames", 1 << 30)
@@ -323,6 +325,8 @@ class _Encoder:
         if self.unweighted is not None and BRACKETS.search(item.caption):
             others = [*others, "without weights"]
         told = [[c.role, c.digest] for c in item.controls] + [[role, "own"] for role in self._own(picture)]
+        if self.rate and picture.cut is not None:
+            told.append(["frame rate", str(self.cutter.fps)])
         self.keys.append(cache_key(key, item.caption, item.repeats, *others, *([told] if told else [])))
         found = self.cache.ensure(key, lambda: self._encode(picture, read))
         control = self._control(picture, key, told) if told else NO_CONTROLS
@@ -339,6 +343,9 @@ class _Encoder:
 
         def make() -> Mapping[str, Tensor]:
             item = picture.item
+            rate = {} if picture.cut is None else self.rate
+            if not item.controls and not self._own(picture):
+                return rate
             target = self._target(picture, None)
             given = [(c.role, control_pixels(c, picture.size, self.model)) for c in item.controls]
             given += [
@@ -346,8 +353,7 @@ class _Encoder:
             ]
             if picture.flipped:
                 target, given = target.flip(-1), [(role, pixels.flip(-1)) for role, pixels in given]
-            made: Mapping[str, Tensor] = taking(given, target)
-            return made
+            return {**taking(given, target), **rate}
 
         self.cache.ensure(own, make)
         return own

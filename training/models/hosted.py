@@ -42,18 +42,26 @@ SIDES = dict.fromkeys(
 )
 """Sides in pixels that families were made for, where their latents do not tell, by the names of ComfyUI's classes."""
 RATES = (
-    ("WAN22_", 16.0),  # of the 14B models, as Wan 2.1 (github.com/Wan-Video/Wan2.1: 81 frames are 5 s)
-    ("WAN22", 24.0),  # Wan 2.2 TI2V-5B (github.com/Wan-Video/Wan2.2: 720p at 24 frames per second)
+    ("WAN22_Animate", 30.0),  # templates; the example of diffusers' pipeline_wan_animate
+    ("WAN_Animate", 30.0),
+    ("WAN22_WanDancer", 30.0),  # templates
+    ("WAN21_SCAIL2", 30.0),  # templates
+    ("WAN22_", 16.0),  # of the 14B models, as Wan 2.1: templates; sample_fps of Wan's wan_shared_config
+    ("WAN22", 24.0),  # Wan 2.2 5B: templates; sample_fps of Wan's wan_ti2v_5B
     ("WAN", 16.0),
-    ("HunyuanVideo", 24.0),  # arXiv 2412.03603: 129 frames are 5 s; 1.5: 121 frames
-    ("LTX", 25.0),  # what ComfyUI tells the network where nothing else is said
-    ("CosmosPredict2", 16.0),  # github.com/nvidia-cosmos/cosmos-predict2
-    ("CosmosVideo", 24.0),  # arXiv 2501.03575
-    ("GenmoMochi", 30.0),  # github.com/genmoai/mochi
-    ("CogVideoX", 8.0),  # arXiv 2408.06072
-    ("Kandinsky5", 24.0),  # github.com/kandinskylab/kandinsky-5
+    ("HunyuanVideo", 24.0),  # templates of 1.0 and 1.5; arXiv 2412.03603: 129 frames are 5 s
+    ("LTX", 25.0),  # templates; what ComfyUI and diffusers tell the network where nothing else is said
+    ("CosmosPredict2", 16.0),  # fps of diffusers' pipeline_cosmos2_video2world
+    (
+        "CosmosVideo",
+        24.0,
+    ),  # the rate that its positions count nothing for in ComfyUI (base_fps); arXiv 2501.03575
+    ("GenmoMochi", 30.0),  # the example of diffusers' mochi
+    ("CogVideoX", 8.0),  # the examples of diffusers' cogvideo; arXiv 2408.06072
+    ("Kandinsky5", 24.0),  # templates; the examples of diffusers' kandinsky5
 )
-"""Frames per second that families were made for, by how the names of ComfyUI's classes begin; the first that fits."""
+"""Frames per second that families were made for, by how the names of ComfyUI's classes begin; the first that fits.
+Templates are ComfyUI's (comfyui-workflow-templates 0.11.44): the rate of Create Video, or of LTXVConditioning."""
 SMALLEST_SIGMA = 1e-4
 """Below it, x and the estimate of x0 are too near to tell the velocity in float32."""
 
@@ -141,6 +149,10 @@ class HostNetwork(Protocol):
         self, controls: Sequence[tuple[str, Tensor]], target: Tensor | Frames
     ) -> Mapping[str, Tensor]:
         """Conditioning [1, ...] of a sample's controls (role, [1, H, W, 3]); `target`: its frames [F, H, W, 3]."""
+        ...
+
+    def told_rate(self, fps: float) -> Mapping[str, Tensor]:
+        """Conditioning [1] that tells the network how many frames a second a clip has; empty: it is not told."""
         ...
 
     @property
@@ -306,6 +318,14 @@ class HostModel:
         """
         given = [(role, pixels.movedim(1, -1)) for role, pixels in controls]
         return {k: v.clone() for k, v in self.network.encode_controls(given, target.movedim(1, -1)).items()}
+
+    def encode_rate(self, fps: float) -> Cond:
+        """Conditioning [1] of a clip of so many frames a second; empty where nothing needs to be said.
+
+        At the rate that a family was made for, nothing is said, as in ComfyUI; families that are not told have their
+        clips at any rate.
+        """
+        return {} if fps == self.frame_rate else self.network.told_rate(fps)
 
     @torch.inference_mode(False)
     @torch.no_grad()

@@ -72,7 +72,7 @@ class Prompts:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
 
 
-REFERENCES = "reference_latents"
+REFERENCES = ("reference_latents", "frame_rate")
 """How the names of controls begin that are of any size, whatever that of the picture is."""
 
 
@@ -145,9 +145,11 @@ def _controls(
         rows = torch.arange(count) % len(bucket)
         cond = bucket.read(rows, bucket.texts(rows, torch.zeros_like(rows)))[1]
         found = {name: value for name, value in controls_of(cond).items() if name not in texts}
-        if found and shape in (None, bucket.shape):
+        if all(name.startswith("frame_rate") for name in found):
+            continue  # a still has no rate
+        if shape in (None, bucket.shape):
             return bucket.shape, found
-        held = held or (found if found else None)
+        held = held or found
     if held is None or shape is None:
         return None
     if all(name.startswith(REFERENCES) for name in held):

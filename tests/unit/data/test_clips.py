@@ -475,3 +475,33 @@ def test_a_long_clip_gives_its_own_start_and_end_frame(tmp_path):
     cutting = Cutting(21, given="start and end frame")
     encode(read_image_folder(tmp_path / "set", cutting=cutting), model, 64, tmp_path / "cache")
     assert model.given == [("start frame", 0), ("end frame", 20)]
+
+
+class Told(Video):
+    """Is told the rate of clips."""
+
+    def encode_rate(self, fps):
+        return {} if fps == self.frame_rate else {"frame_rate": torch.tensor([fps])}
+
+
+@pytest.mark.parametrize(("fps", "said"), [(0.0, None), (8.0, None), (4.0, 4.0)])
+def test_a_rate_that_is_not_the_familys_belongs_to_clips_and_not_to_stills(tmp_path, fps, said):
+    movie(tmp_path / "set" / "a.mp4", frames=20)
+    picture(tmp_path / "set" / "b.png")
+    dataset = read_image_folder(tmp_path / "set", cutting=Cutting(9, fps))
+    data = encode(dataset, Told(), 64, tmp_path / "cache")
+    rows = torch.tensor([0])
+    still, clip = (bucket.read(rows, bucket.texts(rows, rows))[1] for bucket in data.buckets)
+    assert "frame_rate" not in still
+    assert (clip["frame_rate"].tolist() if "frame_rate" in clip else None) == (said and [said])
+    plain = encode(dataset, Video(), 64, tmp_path / "cache")
+    assert (plain.fingerprint == data.fingerprint) == (said is None)
+
+
+def test_a_rate_stands_beside_given_frames(tmp_path):
+    movie(tmp_path / "set" / "a.mp4", frames=20)
+    dataset = read_image_folder(tmp_path / "set", cutting=Cutting(9, 4.0, given="start frame"))
+    data = encode(dataset, Told(), 64, tmp_path / "cache")
+    rows = torch.tensor([0])
+    cond = data.buckets[0].read(rows, rows)[1]
+    assert {"concat_0", "frame_rate"} <= cond.keys()
