@@ -215,10 +215,10 @@ def samples_shown(
         name = item.path.name if len(item.path.name) < 24 else f"...{item.path.name[-20:]}"
         controls = [control_pixels(control, size, model)[0] for control in item.controls]
         cut = cutter.cuts(item)[0]
-        long = "" if cut is None else f"{cut.frames}x"
-        out.append(
-            Shown((*pictures, *controls), mask, f"{name}  {long}{size[0]}x{size[1]}{often}", item.caption)
-        )
+        long = "" if cut is None else f"{cut.frames} frames "
+        beside = "".join(f", {c.role}" for c in item.controls)
+        title = f"{name}  {long}{size[0]}x{size[1]}{often}{beside}"
+        out.append(Shown((*pictures, *controls), mask, title, item.caption))
     return out
 
 

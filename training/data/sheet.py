@@ -38,10 +38,14 @@ class Shown:
 
 
 def contact_sheet(samples: Sequence[Shown], columns: int = 6) -> Tensor:
-    """Lay samples out in rows, with their titles and captions: [1, H, W, 3] in [0, 1]."""
+    """Lay samples out in rows, with their titles and captions: [1, H, W, 3] in [0, 1].
+
+    Args:
+        columns: most samples beside each other; fewer where one is several pictures wide.
+    """
     cells = [_cell(sample) for sample in samples]
-    columns = max(1, min(columns, len(cells)))
     width, height = max(cell.width for cell in cells) + GAP, max(cell.height for cell in cells) + GAP
+    columns = max(1, min(columns, len(cells), columns * (SIDE + GAP) // width))
     rows = math.ceil(len(cells) / columns)
     sheet = Image.new("RGB", (columns * width + GAP, rows * height + GAP), PAPER)
     for i, cell in enumerate(cells):

@@ -292,7 +292,7 @@ def test_the_sheet_shows_the_first_and_last_frame(tmp_path):
     movie(tmp_path / "a.mp4", 20)
     (shown,) = samples_shown(read_image_folder(tmp_path, cutting=Cutting(9)), Video())
     assert [round(float(p.mean()) * 25.5) for p in shown.pictures] == [0, 8]
-    assert shown.title == "a.mp4  9x64x64"
+    assert shown.title == "a.mp4  9 frames 64x64"
 
 
 # --- bad input ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from standin import Model, held, picture
 from rollout_trainer.training.data.encoding import samples_shown
 from rollout_trainer.training.data.folders import read_image_folder
 from rollout_trainer.training.data.given import dataset_from_images
-from rollout_trainer.training.data.sheet import SIDE, contact_sheet, spread
+from rollout_trainer.training.data.sheet import GAP, SIDE, Shown, contact_sheet
 
 
 def test_given_pictures_are_encoded_as_the_same_files_are(tmp_path):
@@ -104,3 +104,11 @@ def test_a_large_set_is_shown_in_equal_distances(tmp_path):
     assert len(shown) == 24
     assert shown[0].title.startswith("00.png")
     assert shown[-1].title.startswith("29.png")
+
+
+def test_samples_of_several_pictures_have_fewer_columns():
+    plain = Shown((torch.zeros(3, 64, 64),), None, "a", "b")
+    wide = Shown((torch.zeros(3, 64, 64),) * 3, None, "a", "b")
+    assert contact_sheet([plain] * 12).shape[2] == 6 * (SIDE + GAP) + GAP
+    assert contact_sheet([wide] * 12).shape[2] == 2 * (3 * SIDE + 4 + GAP) + GAP
+    assert contact_sheet([wide]).shape[2] == 3 * SIDE + 4 + 2 * GAP
