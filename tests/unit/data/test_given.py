@@ -9,7 +9,7 @@ from standin import Model, held, picture
 from rollout_trainer.training.data.encoding import samples_shown
 from rollout_trainer.training.data.folders import read_image_folder
 from rollout_trainer.training.data.given import dataset_from_images
-from rollout_trainer.training.data.sheet import GAP, SIDE, Shown, contact_sheet
+from rollout_trainer.training.data.sheet import GAP, SIDE, Shown, contact_sheet, spread
 
 
 def test_given_pictures_are_encoded_as_the_same_files_are(tmp_path):
