@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,10 @@ DEFAULT_TORCH = "torch==2.13.0"
 # Files whose change means that an existing .venv is out of date.
 INSTALLED_FROM = ("pyproject.toml", "requirements.txt", "requirements-dev.txt", "constraints.txt")
 TAIL_LINES = 12
+# Processes of pytest: each takes about 1.5 GB.
+MOST_WORKERS = 4
+# pytest's exit code where no test was found.
+NONE_COLLECTED = 5
 
 COMMANDS = {
     "demo": "train the demo LoRA, sample with it, and say where the results are",
@@ -103,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "demo":
             return demo(venv, args.out, extra)
         if args.command == "test":
-            return test(venv, unit_tests(extra) if lowest else extra)
+            return tests(venv, [unit_tests(extra)] if lowest else parts(extra))
         return lint(venv, extra) if args.command == "lint" else 0
     except DevError as err:
         print(f"dev.py {args.command}: {err}", file=sys.stderr)
@@ -351,17 +356,41 @@ def pictures(out: Path) -> list[Path]:
     return [out / image for image in report["images"]]
 
 
-def test(venv: Venv, extra: list[str]) -> int:
-    """Run the unit tests and, where a ComfyUI (and a browser) is found, the tests against it."""
+def tests(venv: Venv, runs: Sequence[list[str]]) -> int:
+    """Run pytest once for each list of arguments and return the first exit code that is no success."""
     # `pytest`, not `python -m pytest`, which would put the checkout on sys.path and hide the host's `nodes`.
     pytest = venv.python.with_name("pytest.exe" if os.name == "nt" else "pytest")
-    return run(str(pytest), *extra)
+    codes = [run(str(pytest), *arguments) for arguments in runs]
+    if len(codes) > 1 and any(code != NONE_COLLECTED for code in codes):
+        codes = [code for code in codes if code != NONE_COLLECTED]  # of `-k x`, one part may have no test
+    return next((code for code in codes if code), 0)
+
+
+def parts(extra: list[str]) -> list[list[str]]:
+    """Return pytest's arguments run by run: the unit tests side by side, then those that need a ComfyUI or a browser.
+
+    Tests that the user names are one run, as they are.
+    """
+    if named_tests(extra):
+        return [extra]
+    return [[*side_by_side(), "tests/unit", "tests/demo", *extra], ["tests/host", "tests/browser", *extra]]
+
+
+def side_by_side() -> list[str]:
+    """Return what makes pytest run as many tests at once as there are processors, within reason."""
+    workers = min(os.cpu_count() or 1, MOST_WORKERS)
+    # A file's tests stay together: they share what its fixtures made.
+    return ["-n", str(workers), "--dist", "loadfile"] if workers > 1 else []
+
+
+def named_tests(extra: list[str]) -> bool:
+    """Whether arguments for pytest name files or folders of tests."""
+    return any((ROOT / argument.partition("::")[0]).exists() for argument in extra)
 
 
 def unit_tests(extra: list[str]) -> list[str]:
     """Return pytest's arguments for the unit tests, or for those that the user names."""
-    chosen = any((ROOT / argument.partition("::")[0]).exists() for argument in extra)
-    return extra if chosen else ["tests/unit", *extra]
+    return extra if named_tests(extra) else [*side_by_side(), "tests/unit", *extra]
 
 
 def lint(venv: Venv, extra: list[str]) -> int:

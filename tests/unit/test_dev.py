@@ -221,7 +221,7 @@ def test_the_lowest_versions_have_a_venv_of_their_own(dev, lowest, steps, monkey
     assert dev.main(["test", "--lowest", "-x"]) == 0
     assert steps[1][-1] == "torch==2.5"
     assert (lowest.folder / "constraints.txt").read_text() == lowest.constraints
-    assert [Path(part).name for part in ran[0]] == ["pytest", "unit", "-x"]
+    assert [Path(part).name for part in (ran[0][0], *ran[0][-2:])] == ["pytest", "unit", "-x"]
     assert ".venv-lowest" in ran[0][0]
     assert not dev.usual_venv().folder.exists()
 
@@ -235,11 +235,34 @@ def test_another_torch_is_not_remembered_for_the_lowest_versions(dev, lowest, st
     ]
 
 
-def test_named_tests_replace_the_unit_tests(dev):
+@pytest.mark.parametrize(
+    ("processors", "beside"),
+    [(1, []), (2, ["-n", "2", "--dist", "loadfile"]), (64, ["-n", "4", "--dist", "loadfile"])],
+)
+def test_unit_tests_run_side_by_side_and_those_in_a_host_do_not(dev, monkeypatch, processors, beside):
+    monkeypatch.setattr(dev.os, "cpu_count", lambda: processors)
+    assert dev.parts(["-k", "x"]) == [
+        [*beside, "tests/unit", "tests/demo", "-k", "x"],
+        ["tests/host", "tests/browser", "-k", "x"],
+    ]
+    assert dev.unit_tests(["-k", "x"]) == [*beside, "tests/unit", "-k", "x"]
+
+
+def test_named_tests_replace_the_others(dev):
     (dev.ROOT / "tests").mkdir()
     (dev.ROOT / "tests" / "test_a.py").touch()
-    assert dev.unit_tests(["-k", "x"]) == ["tests/unit", "-k", "x"]
+    assert dev.parts(["tests/test_a.py::test_b"]) == [["tests/test_a.py::test_b"]]
     assert dev.unit_tests(["tests/test_a.py::test_b"]) == ["tests/test_a.py::test_b"]
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"),
+    [([0, 0], 0), ([1, 0], 1), ([0, 1], 1), ([0, 5], 0), ([5, 0], 0), ([5, 5], 5), ([5, 1], 1), ([5], 5)],
+)
+def test_a_part_without_tests_is_no_failure_where_another_has_some(dev, monkeypatch, codes, code):
+    left = iter(codes)
+    monkeypatch.setattr(dev, "run", lambda *command: next(left))
+    assert dev.tests(dev.usual_venv(), [["x"]] * len(codes)) == code
 
 
 def test_the_lowest_versions_refuse_a_python_that_is_too_new(dev, lowest, monkeypatch):

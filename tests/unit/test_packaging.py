@@ -28,7 +28,7 @@ HOST_OR_OPTIONAL = {
     "aiohttp", "av", "comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "nodes", "psutil",
     "sentencepiece", "server",
 }  # fmt: skip
-DATA_FOLDERS = ("web", "workflows", "locales")
+DATA_FOLDERS = ("web", "workflows", "subgraphs", "locales")
 
 
 @pytest.fixture(scope="module")

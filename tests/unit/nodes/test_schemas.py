@@ -122,7 +122,7 @@ def test_the_widgets_of_a_node_and_their_defaults_make_its_config(node):
     assert from_plain(kind, to_plain(made)) == made
 
 
-@pytest.mark.parametrize("kind", {kind for kind, _ in CONFIGS.values()})
+@pytest.mark.parametrize("kind", dict.fromkeys(kind for kind, _ in CONFIGS.values()))
 def test_both_ends_of_every_range_are_valid_and_nothing_beyond(kind):
     hints, free = get_type_hints(kind), {"steps_per_trajectory": 10000} if kind is RolloutConfig else {}
     for name, said in declared(kind).items():
