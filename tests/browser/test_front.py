@@ -86,6 +86,7 @@ def open_page(browser, comfyui):
     yield opened
     for context in contexts:
         context.close()
+    comfyui.clear()
     assert said == []
 
 
@@ -146,8 +147,8 @@ def test_a_training_is_watched_stopped_and_seen_again_after_a_reload(mode, open_
     page.evaluate("app.queuePrompt(0, 1)")
     wait_for_step(page, 10)
     page.wait_for_timeout(300)
-    early = points(page)
-    wait_for_step(page, 40)
+    early, shown = points(page), int(data(page, "step"))
+    wait_for_step(page, shown + 30)
     page.wait_for_timeout(300)
     assert points(page) > early
     legend = page.locator(f"{PANEL} .name").all_inner_texts()
@@ -417,6 +418,8 @@ SET = """([id, name, value]) => {
 SERIALIZED = """id => app.graph.getNodeById(id).widgets
     .filter((w) => w.serialize !== false && w.options?.serialize !== false).map((w) => w.name)"""
 COST = "() => document.querySelector('.rollout-trainer-cost').textContent"
+PRESERVE = {"preserve_rows", "preserve_weight", "preserve_steps"}
+"""Without effect as long as there are no captions to preserve."""
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -424,7 +427,7 @@ def test_settings_without_effect_are_greyed_and_the_cost_is_said(mode, open_page
     page = open_page(mode)
     look_at(page, SAMPLING)
     greyed = dict(page.evaluate(GREYED, SAMPLING))
-    assert greyed.keys() == {"prob_start", "prob_end", "ramp_shape", "gamma"}
+    assert greyed.keys() == {"prob_start", "prob_end", "ramp_shape", "gamma", *PRESERVE}
     assert "ramp_steps is 0" in greyed["prob_start"]
     # probability 0.5 x (a length of 1..3 steps, 3 of 4 times, 2 on average, and one clean forward)
     assert (
@@ -433,7 +436,7 @@ def test_settings_without_effect_are_greyed_and_the_cost_is_said(mode, open_page
     page.evaluate(SET, [SAMPLING, "ramp_steps", 100])
     page.evaluate(SET, [SAMPLING, "sampler", "rk4"])
     page.wait_for_timeout(300)
-    assert dict(page.evaluate(GREYED, SAMPLING)).keys() == {"probability", "order", "gamma"}
+    assert dict(page.evaluate(GREYED, SAMPLING)).keys() == {"probability", "order", "gamma", *PRESERVE}
     assert (
         page.evaluate(COST) == "about 3.4 extra model calls per sample, about 2.7x the time of a plain step"
     )

@@ -13,7 +13,8 @@ FOLDER = "rollout-trainer"
 """Without dots: up to them the front end takes a folder's name for the pack's, and finds no page of another."""
 SELECT = """() => {
     const node = app.graph.nodes.find((node) => node.comfyClass === "RolloutPreview");
-    app.canvas.ds.offset = [500 - node.pos[0], 300 - node.pos[1]];
+    app.canvas.ds.scale = 1;
+    app.canvas.ds.offset = [500 - node.pos[0], 350 - node.pos[1]];
     app.canvas.selectNode(node);
     app.canvas.setDirty(true, true);
 }"""
@@ -39,7 +40,8 @@ def test_the_help_of_a_node_is_our_page_with_its_pictures(mode, locale, heading,
     visit(page, host.url)
     page.evaluate(PREPARE, [mode == "nodes2", locale])
     visit(page, host.url)
-    page.evaluate("workflow => app.loadGraphData(workflow)", quickstart())
+    workflow = quickstart() | {"extra": {}}  # its own view would be taken while the node is looked at
+    page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
     page.wait_for_timeout(1000)
     page.evaluate(SELECT)
     button = page.locator(

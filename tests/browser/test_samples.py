@@ -100,6 +100,7 @@ def open_look(browser, comfyui):
     yield opened
     for context in contexts:
         context.close()
+    comfyui.clear()
     assert said == []
 
 
@@ -114,16 +115,17 @@ def trained(open_look, comfyui):
             node["widgets_values"][12] = 4  # films too
         elif node["type"] == "RolloutSample":
             node["widgets_values"][4] = 1
+    loras = comfyui.base / "output" / "loras"
+    before = set(loras.glob("*.safetensors"))  # of tests before this one
     page = open_look("classic", "dark", "en", workflow)
     page.evaluate(ADD_PROMPTS, [TRAIN, PROMPTS, 3])
     page.evaluate("app.queuePrompt(0, 1)")
     wait_for_state(page, "done", 600)
-    loras = comfyui.base / "output" / "loras"
     deadline = time.monotonic() + 600
-    while not (saved := sorted(loras.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)):
+    while not (saved := set(loras.glob("*.safetensors")) - before):
         assert time.monotonic() < deadline, "no LoRA was saved"
         page.wait_for_timeout(300)
-    return page.evaluate("app.graph.serialize()"), saved[-1]
+    return page.evaluate("app.graph.serialize()"), *saved
 
 
 def strip(page):
@@ -211,7 +213,8 @@ def test_every_output_says_what_it_is_for_where_the_pointer_rests(trained, open_
 def test_a_lora_file_that_is_dropped_on_the_page_opens_the_workflow_that_trained_it(
     mode, trained, open_look, comfyui, shots
 ):
-    name = comfyui.get_json("/rollout_trainer/runs")["runs"][0]["name"]
+    runs = comfyui.get_json("/rollout_trainer/runs")["runs"]
+    name = next(run["name"] for run in runs if run["name"].startswith("prompts"))
     own = {"X-Rollout-Trainer": "1"}  # as the sidebar asks
     answer = json.loads(comfyui.request(f"/rollout_trainer/runs/{name}/lora/8", b"", own))
     of_a_state = trained[1].with_name(answer["file"].rpartition("/")[2])

@@ -172,6 +172,16 @@ class ComfyUI:
         """Cancel the graph that is being executed."""
         self.post_json("/interrupt", {})
 
+    def clear(self, timeout: float = 120.0) -> None:
+        """Empty the queue and cancel what is executed, so that a test that failed costs the next one nothing."""
+        self.post_json("/queue", {"clear": True})
+        deadline = time.monotonic() + timeout
+        while any(self.get_json("/queue").values()):
+            self.interrupt()
+            if time.monotonic() > deadline:
+                raise HostError(f"the queue is not empty after {timeout:g} s:\n{self.tail()}")
+            time.sleep(0.5)
+
     def upload(self, image: Path, subfolder: str = "") -> str:
         """Upload a picture and return the name that LoadImage and the like take."""
         boundary = uuid.uuid4().hex
