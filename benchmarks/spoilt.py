@@ -109,6 +109,7 @@ class Damage:
         self.tensors = read_file(self.lora)[0]
         self.model = shutil.copytree(ROOT / "demo" / "model", folder / "model")
         self.base = load_diffusers(self.model, torch.device("cpu"), torch.float32)
+        self.fingerprint = self.base.fingerprint  # read now, while the folder is whole
         self.images = some_pictures(folder / "data")
         self.cache = folder / "cache"
         self.whole = self.encoded()
@@ -162,7 +163,7 @@ class Damage:
     def look_at_model(self) -> str:
         """Another model, by its fingerprint, or the same one."""
         again = load_diffusers(self.model, torch.device("cpu"), torch.float32)
-        if again.fingerprint != self.base.fingerprint:
+        if again.fingerprint != self.fingerprint:
             return ""
         own, other = (model.denoiser() for model in (again, self.base))
         with own.opened(), other.opened():

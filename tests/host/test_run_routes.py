@@ -61,6 +61,12 @@ def test_nothing_outside_is_answered_or_deleted(method, tail, comfyui, root):
     assert sorted(root.parent.rglob("*")) == before
 
 
+@pytest.mark.parametrize("tail", ["/film/99999999999/99999999999", "/samples/1/99999", "/x", ""])
+def test_a_name_too_long_for_a_disk_is_not_found(tail, comfyui):
+    """Where no route of ours took the address, the server's own files did, with error 500 and a traceback."""
+    assert ask(comfyui.port, "GET", f"{RUNS}/{'a' * 5000}{tail}")[0] == 404
+
+
 def test_other_sites_delete_nothing(comfyui, root):
     path = f"{RUNS}/routes-0001"
     own = f"http://127.0.0.1:{comfyui.port}"
