@@ -31,6 +31,6 @@ def _in_words(execute: Callable[..., Any]) -> Callable[..., Any]:
         except (MemoryError, RuntimeError) as err:
             if not without_words(err):
                 raise
-            raise OutOfRAMError(f"in {cls.GET_SCHEMA().display_name}") from err
+            raise OutOfRAMError(f"in {cls.define_schema().display_name}") from err
 
     return worded
