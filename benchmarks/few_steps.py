@@ -165,7 +165,7 @@ def distil(place: Path, count: int = 400, passes: int = 4, batch: int = 64, lr: 
         torch.nn.utils.clip_grad_norm_(student.module.parameters(), 1.0)
         optimizer.step()
         if step % 50 == 0 or step == total - 1:
-            print(f"distilling, step {step} of {total}: {float(loss):.4f}", flush=True)
+            print(f"distilling, step {step} of {total}: {float(loss.detach()):.4f}", flush=True)
     shutil.copytree(TEACHER, place, dirs_exist_ok=True)
     tensors = {name: value.detach().half() for name, value in student.module.state_dict().items()}
     write_tensors(place / WEIGHTS, tensors, {"format": "pt"})
