@@ -30,7 +30,7 @@ def study(check: Check, _option: str) -> None:
     """Do rollouts help: as many seeds as the time allows."""
     results = check.results.parent / "study.jsonl"
     results.unlink(missing_ok=True)
-    extent = ["--quick"] if check.toy else ["--seeds", "16", "--minutes", "3.5"]
+    extent = ["--quick"] if check.toy else ["--seeds", "15", "--minutes", "3.5"]
     told(check, "study.py", *extent, "--device", check.device, "--results", str(results))
 
 
