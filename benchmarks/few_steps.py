@@ -413,7 +413,7 @@ def page(table: Table) -> str:
     """The tables for docs/study.md: the student, the means, quality kept, and the paired differences to plain."""
     fit = table[FIT][0][BEST]
     ways = list(dict.fromkeys(name.rpartition(": ")[0] for name in fit))
-    cells = [[way, *(f"{fit[f'{way}: {space}']:.4f}" for space in ("style", "shapes"))] for way in ways]
+    cells = [[way, *(f"{fit[f'{way}: {space}']:.2g}" for space in ("style", "shapes"))] for way in ways]
     lines = markdown(["distance to the teacher's 20 steps at CFG 2", "style", "shapes"], cells)
     rows = [
         [
