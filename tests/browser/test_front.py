@@ -280,7 +280,7 @@ def test_a_workflow_opens_without_a_complaint_and_nothing_overlaps(name, mode, o
     page.keyboard.press(".")
     page.wait_for_timeout(700)
     page.screenshot(path=shots / f"{name}-{mode}.png")
-    assert page.locator(".p-toast-message, [data-sonner-toast]").all_inner_texts() == []
+    assert page.locator(".p-toast-message, [data-testid=toast]").all_inner_texts() == []
     assert len(page.evaluate(BOXES)) == len(shipped(f"{name}.json")["nodes"])
     assert overlapping(page) == []
     assert outside(page) == []
@@ -322,20 +322,22 @@ FIRST = """() => {
 }"""
 
 
+@pytest.mark.timeout(1200)  # of every template
 @pytest.mark.parametrize("mode", MODES)
 def test_a_template_opens_on_its_first_group_and_can_be_read(mode, open_page, comfyui, shots):
     page = open_page(mode)
     page.set_viewport_size({"width": 1920, "height": 1080})
     for name in NAMES:
         visit(page, f"{comfyui.url}/?template={name}&source={PACK_FOLDER}")
-        page.wait_for_function(
-            "count => app.graph.nodes.length === count", arg=len(shipped(f"{name}.json")["nodes"])
-        )
+        nodes, extra = shipped(f"{name}.json")["nodes"], shipped(f"{name}.json")["extra"]
+        page.wait_for_function("count => app.graph.nodes.length === count", arg=len(nodes), timeout=120_000)
         page.wait_for_timeout(1000)
         scale, left, top, right, bottom = page.evaluate(FIRST)
         page.screenshot(path=shots / f"opened-{name}-{mode}.png")
         assert scale > TEXT_FROM, name
         assert (left >= 60, top >= 90, right <= 1920, bottom <= 1080) == (True,) * 4, name
+        if extra.get("linearMode"):
+            continue  # what of the graph is seen in app mode is the front end's choice
         saved = page.evaluate("JSON.stringify(app.graph.serialize())")
         page.evaluate("workflow => app.loadGraphData({ ...JSON.parse(workflow), extra: "
                       "{ ...JSON.parse(workflow).extra, ds: { scale: 1.25, offset: [5, 7] } } })", saved)  # fmt: skip

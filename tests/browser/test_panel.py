@@ -215,7 +215,7 @@ def test_an_error_is_told_in_its_own_words_by_a_toast_and_the_panel(open_page, c
     page.evaluate("app.queuePrompt(0, 1)")
     said = wait_for_end(page, "failed:", 90)
     assert "run_name must" in said, said
-    toast = page.locator(".p-toast-message, [data-sonner-toast]").filter(has_text="must")
+    toast = page.locator(".p-toast-message, [data-testid=toast]").filter(has_text="must")
     toast.first.wait_for(timeout=10_000)
     page.screenshot(path=shots / "failed.png")
     assert said.removeprefix("failed: ") in toast.first.inner_text()

@@ -170,7 +170,7 @@ def test_a_run_is_resumed_in_the_open_graph(mode, open_tab, comfyui, root, shots
     button(page, "Resume").click()
     page.wait_for_timeout(800)
     page.screenshot(path=shots / f"runs-{mode}-resumed.png")
-    toast = page.locator(".p-toast-message, [data-sonner-toast]").filter(has_text="goes on from step 2")
+    toast = page.locator(".p-toast-message, [data-testid=toast]").filter(has_text="goes on from step 2")
     assert "The old training node is muted" in toast.first.inner_text()
     resumed, stage, *saved = page.evaluate(ADDED)
     assert (resumed["type"], stage["type"]) == ("RolloutResumeTraining", "RolloutTrainSteps")
@@ -204,7 +204,7 @@ def test_the_lora_of_a_saved_state_is_saved_from_the_sidebar(open_tab, comfyui, 
     button(page, "Save LoRA").click()
     path = comfyui.base / "output" / "loras" / "plain-0001-step-0.safetensors"
     wait(page, path.is_file)
-    toast = page.locator(".p-toast-message, [data-sonner-toast]").filter(has_text=path.name)
+    toast = page.locator(".p-toast-message, [data-testid=toast]").filter(has_text=path.name)
     toast.first.wait_for()
     page.screenshot(path=shots / "runs-saved.png")
     offered = "() => LiteGraph.createNode('LoraLoaderModelOnly').widgets[0].options.values"

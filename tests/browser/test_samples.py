@@ -73,7 +73,7 @@ ACTIONS = {
     "ja": ["再開", "LoRA を保存", "比較", "パスをコピー", "削除"],
 }
 TYPES = "() => app.graph.nodes.map((node) => node.type)"
-TOAST = ".p-toast-message, [data-sonner-toast]"
+TOAST = ".p-toast-message, [data-testid=toast]"
 
 
 @pytest.fixture(scope="module")
