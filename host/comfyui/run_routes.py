@@ -36,7 +36,7 @@ class RunRoutes:
         routes.post(ROUTE + "/{name}/lora/{step:[0-9]{1,12}}")(self.save_lora)
         routes.delete(ROUTE + "/{name}")(self.remove)
         # What is no address of ours would go on to ComfyUI's own files, which fail at names too long for a disk.
-        routes.get(ROUTE + "/{rest:.*}")(self.nothing)
+        routes.route("*", ROUTE + "/{rest:.*}")(self.nothing)
 
     async def nothing(self, request: web.Request) -> web.Response:
         """No such address."""

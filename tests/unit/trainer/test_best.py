@@ -2,6 +2,7 @@
 
 import math
 import random
+import time
 from dataclasses import replace
 
 import pytest
@@ -255,7 +256,11 @@ def test_a_best_state_that_is_gone_is_said_and_the_last_one_handed_on(
 
         def watch(report):
             if report.step == 5:
-                stage.run.folder.state_path(2).unlink()
+                deadline = time.monotonic() + 60
+                while not (best := stage.run.folder.state_path(2)).exists():  # it is written beside the steps
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
+                best.unlink()
 
         run = stage.train(6, watch)
     assert run.step == 6
