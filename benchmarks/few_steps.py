@@ -340,7 +340,7 @@ class Runs:
             return Result(arm, seed, {BEST: at_many_steps(self.teacher_side, lora, seed)})
         if arm == "redistilled":
             begin = time.process_time()
-            lora = redistilled(self.own, self.student, lora, seed)
+            lora = redistilled(self.teacher_side, self.student, lora, seed)
             cost["seconds"] = time.process_time() - begin
         seen = measured(self.own, few(self.student), LoadedModel(self.student, lora), seed)
         return Result(arm, seed, {BEST: cost | seen})
