@@ -32,10 +32,11 @@ FIT = """([width, height]) => {
     const at = (i, of) => of(...sides.map((side) => side[i]));
     const [left, top, right, bottom] = [at(0, Math.min), at(1, Math.min) - 100, at(2, Math.max), at(3, Math.max)];
     ds.scale = Math.min(width / (right - left + 80), height / (bottom - top + 80));
-    ds.offset = [40 - left, 40 - top];
+    const [x, y] = [90, 100];  // beside and below the front end's own bars
+    ds.offset = [x / ds.scale + 40 - left, y / ds.scale + 40 - top];
     app.canvas.setDirty(true, true);
     const box = app.canvas.canvas.getBoundingClientRect();
-    return [box.left, box.top, (right - left + 80) * ds.scale, (bottom - top + 80) * ds.scale];
+    return [box.left + x, box.top + y, (right - left + 80) * ds.scale, (bottom - top + 80) * ds.scale];
 }"""
 LOOK_AT = """(type) => {
     const node = app.graph.nodes.find((one) => one.type === type);
@@ -73,7 +74,7 @@ def main() -> None:
         page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
         page.wait_for_timeout(2000)
         run(page, host)
-        box = page.evaluate(FIT, [2500, 2000])
+        box = page.evaluate(FIT, [2480, 1960])
         page.wait_for_timeout(3000)
         graph = part(page, *box)
         graph.thumbnail((WIDTH, WIDTH), Image.Resampling.LANCZOS)

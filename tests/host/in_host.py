@@ -504,7 +504,11 @@ def eyes() -> Any:
         "intermediate_size": 32,
         "hidden_act": "gelu",
     }
-    vision = ClipVisionModel({**sides, **layers, "layer_norm_eps": 1e-5, "model_type": "clip_vision_model"})
+    config = {**sides, **layers, "layer_norm_eps": 1e-5, "model_type": "clip_vision_model"}
+    with tempfile.TemporaryDirectory() as folder:  # ComfyUI 0.3.64 takes a file only
+        file = Path(folder) / "config.json"
+        file.write_text(json.dumps(config), encoding="utf-8")
+        vision = ClipVisionModel(str(file))
     g = torch.Generator().manual_seed(0)
     weights = {k: tiny_families.random_like(k, w, g) for k, w in vision.get_sd().items()}
     vision.load_sd(weights)
