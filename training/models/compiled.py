@@ -70,9 +70,8 @@ class Regions:
         # What is compiled is kept, and its number limited, by code object: one of our own is let go after the training
         # and leaves a host that compiles the same class alone.
         region.__code__ = region.__code__.replace(co_name=f"region_of_{kind.__name__}")
-        limit = {
-            "recompile_limit": VARIANTS
-        }  # also where the backward pass computes a block again on its own thread
+        # Where the backward pass computes a block again, it does so on a thread that the patched limit does not reach.
+        limit = {"recompile_limit": VARIANTS}
         known = inspect.signature(torch.compile).parameters
         options: dict[str, Any] = {name: value for name, value in limit.items() if name in known}
         return torch.compile(region, dynamic=True, backend=self.backend, **options)
