@@ -8,18 +8,10 @@ from __future__ import annotations
 
 import io
 import json
-import sys
-import tempfile
-from pathlib import Path
 
-from picture_nodes import PREPARE, ROOT, run, write
+from picture_nodes import ROOT, front_end, run, write
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
-from save_workflow import ARGUMENTS, CHROMIUM, READY
-
-sys.path.insert(0, str(ROOT / "tests" / "host"))
-
-from comfyui_process import find_installation, running
+from playwright.sync_api import Page
 
 DOCS = ROOT / "docs"
 TRAIN = "RolloutTrainLoRA"
@@ -53,24 +45,8 @@ def part(page: Page, x: float, y: float, width: float, height: float) -> Image.I
 
 def main() -> None:
     """Train the quick start in the browser and picture it."""
-    installation = find_installation()
-    if installation is None:
-        raise SystemExit("no ComfyUI found; set COMFYUI_PATH")
     workflow = json.loads((ROOT / "workflows" / "quickstart.json").read_text(encoding="utf-8"))
-    with (
-        tempfile.TemporaryDirectory() as base,
-        running(installation, Path(base), ["--preview-method", "latent2rgb"]) as host,
-        sync_playwright() as p,
-    ):
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 2600, "height": 2100})
-        for _ in range(2):  # settings are read when the page is loaded
-            page.goto(host.url)
-            page.wait_for_function(READY, timeout=300_000)
-            page.wait_for_timeout(2000)
-            page.evaluate(PREPARE)
-        page.keyboard.press("Escape")
-        page.evaluate("async () => { window.api = (await import('/scripts/api.js')).api; }")
+    with front_end(2600, 2100) as (page, host):
         page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
         page.wait_for_timeout(2000)
         run(page, host)
@@ -95,7 +71,6 @@ def main() -> None:
         side = page.locator(TAB).bounding_box()
         assert side is not None
         write(part(page, 0, 0, side["x"] + side["width"], 912), DOCS / "runs.png")
-        browser.close()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,19 +96,19 @@ def write(image: Image.Image, path: Path) -> None:
     )
 
 
-def main(only: list[str]) -> None:
-    """Draw the nodes named, or all."""
+@contextmanager
+def front_end(width: int, height: int) -> Iterator[tuple[Page, ComfyUI]]:
+    """A page of that size with the front end of a fresh host, settled as for pictures."""
     installation = find_installation()
     if installation is None:
         raise SystemExit("no ComfyUI found; set COMFYUI_PATH")
-    wanted = set(only) or {path.name for path in DOCS.iterdir() if path.is_dir()}
     with (
         tempfile.TemporaryDirectory() as base,
         running(installation, Path(base), ["--preview-method", "latent2rgb"]) as host,
         sync_playwright() as p,
     ):
         browser = p.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1700, "height": 1400})
+        page = browser.new_page(viewport={"width": width, "height": height})
         for _ in range(2):  # settings are read when the page is loaded
             page.goto(host.url)
             page.wait_for_function(READY, timeout=90_000)
@@ -115,6 +116,14 @@ def main(only: list[str]) -> None:
             page.evaluate(PREPARE)
         page.keyboard.press("Escape")
         page.evaluate("async () => { window.api = (await import('/scripts/api.js')).api; }")
+        yield page, host
+        browser.close()
+
+
+def main(only: list[str]) -> None:
+    """Draw the nodes named, or all."""
+    wanted = set(only) or {path.name for path in DOCS.iterdir() if path.is_dir()}
+    with front_end(1700, 1400) as (page, host):
         files = (ROOT / "workflows").glob("*.json")
         for file in sorted(files, key=lambda f: (f.stem not in RUNNABLE, f.stem != "quickstart")):
             workflow = json.loads(file.read_text(encoding="utf-8"))
@@ -138,7 +147,6 @@ def main(only: list[str]) -> None:
             number = page.evaluate(ALONE, kind)
             page.wait_for_timeout(800)
             write(picture(page, number), DOCS / kind / "node.png")
-        browser.close()
 
 
 if __name__ == "__main__":
