@@ -132,7 +132,7 @@ def digest(tensors: Iterable[tuple[str, Tensor]], sample: int | None = SAMPLE) -
         flat = tensor.detach().reshape(-1)
         step = max(1, len(flat) // sample) if sample else 1
         values = flat[::step].contiguous().cpu()
-        sha.update(_bytes_of(values))
+        sha.update(bytes_of(values))
     return sha.hexdigest()[:16]
 
 
@@ -191,7 +191,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     replace_file(path, tensor_file(whole, metadata))
 
 
-_DTYPES = {
+DTYPES = {
     torch.uint64: "U64",
     torch.int64: "I64",
     torch.float64: "F64",
@@ -223,21 +223,21 @@ def tensor_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> l
     Raises:
         KeyError: a type that such a file cannot hold.
     """
-    places = {dtype: place for place, dtype in enumerate(_DTYPES)}
+    places = {dtype: place for place, dtype in enumerate(DTYPES)}
     order = sorted(tensors, key=lambda name: (places[tensors[name].dtype], name.encode()))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     begin = 0
     for name in order:
         tensor = tensors[name]
         end = begin + tensor.nbytes
-        own = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        own = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
         header[name], begin = own, end
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return [memoryview(len(text).to_bytes(8, "little") + text), *(_bytes_of(tensors[name]) for name in order)]
+    return [memoryview(len(text).to_bytes(8, "little") + text), *(bytes_of(tensors[name]) for name in order)]
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def bytes_of(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor on the CPU."""
     if not tensor.numel():
         return memoryview(b"")

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..files import sweep_partials, write_tensors
+from ..files import DTYPES, bytes_of, sweep_partials, write_tensors
 from .columns import Keys
 
 logger = logging.getLogger(__name__)
@@ -32,11 +32,8 @@ MOST_HEADER = 100_000_000
 
 Layout = tuple[tuple[str, str, tuple[int, ...]], ...]
 """What a file holds: name, dtype and shape of each tensor, by name."""
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-"""As safetensors files name them."""
+NAMED = {name: dtype for dtype, name in DTYPES.items()}
+"""Types by the safetensors format's names."""
 
 
 def cache_key(*parts: object) -> str:
@@ -289,10 +286,10 @@ def _places(file: FileIO) -> dict[str, tuple[torch.dtype, tuple[int, ...], int]]
         (t["data_offsets"][1] for t in parsed.values()), default=0
     ):
         raise ValueError("it is cut off")
-    if any(t["dtype"] not in DTYPES for t in parsed.values()):
+    if any(t["dtype"] not in NAMED for t in parsed.values()):
         return None
     return {
-        name: (DTYPES[t["dtype"]], tuple(t["shape"]), 8 + size + t["data_offsets"][0])
+        name: (NAMED[t["dtype"]], tuple(t["shape"]), 8 + size + t["data_offsets"][0])
         for name, t in parsed.items()
     }
 
@@ -306,7 +303,7 @@ def _same(out: Mapping[str, Tensor], places: Mapping[str, tuple[torch.dtype, tup
 
 def _fill(file: FileIO, offset: int, row: Tensor) -> None:
     """Read a tensor from a file to where it stays; other threads go on meanwhile."""
-    left = row.reshape(-1).view(torch.uint8).numpy().data  # a view: a row of a whole tensor lies in one piece
+    left = bytes_of(row)  # a row of a whole tensor lies in one piece
     file.seek(offset)
     while left:
         count = file.readinto(left)
