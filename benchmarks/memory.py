@@ -111,16 +111,22 @@ def keep(models: list[str], sizes: list[int], file: Path) -> None:
             file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def ways(needs: dict[tuple[str, ...], Needs], weights: Weights) -> Iterator[tuple[str, int]]:
-    """How to train and what it takes, about from the fastest to the slowest."""
+def ways(
+    needs: dict[tuple[str, ...], Needs], weights: Weights, swaps: bool = True
+) -> Iterator[tuple[str, int | None]]:
+    """How to train and what it takes, about from the fastest to the slowest; None: the network cannot.
+
+    Args:
+        swaps: whether the weights can be fetched block by block, as those of UNets cannot.
+    """
     plain, recomputed, offloaded = (needs[switches] for switches in SWITCHES)
     yield "as it is", weights.total + plain.peak
     yield "checkpointing", weights.total + recomputed.peak
     yield "checkpointing, float8", weights.stored(0.5) + recomputed.peak
     yield "checkpointing, offload, float8", weights.stored(0.5) + offloaded.peak
     yield "checkpointing, nf4", weights.stored(0.27) + recomputed.peak
-    yield "checkpointing, swap", weights.swapped + recomputed.peak
-    yield "checkpointing, offload, swap", weights.swapped + offloaded.peak
+    yield "checkpointing, swap", weights.swapped + recomputed.peak if swaps else None
+    yield "checkpointing, offload, swap", weights.swapped + offloaded.peak if swaps else None
 
 
 def table(models: list[str], sizes: list[int]) -> None:
@@ -131,18 +137,18 @@ def table(models: list[str], sizes: list[int]) -> None:
     for name in models:
         for pixels in sizes:
             needs, weights = known(MODELS[name], pixels)
-            found = list(ways(needs, weights))
-            cells = [f"{peak / GIB:.1f}" for _, peak in found]
+            found = list(ways(needs, weights, MODELS[name].swaps))
+            cells = ["no" if peak is None else f"{peak / GIB:.1f}" for _, peak in found]
             print(f"| {name} | {pixels} | {' | '.join(cells)} | {smallest(found)} |", flush=True)
 
 
 NOTHING = Needs(**{f.name: 0 for f in fields(Needs)})
 
 
-def smallest(found: list[tuple[str, int]]) -> str:
+def smallest(found: list[tuple[str, int | None]]) -> str:
     """The smallest card on which one of the ways fits, and the fastest way that does there."""
     for card in CARDS:
-        fitting = [way for way, peak in found if peak + GIB <= card * GIB]
+        fitting = [way for way, peak in found if peak is not None and peak + GIB <= card * GIB]
         if fitting:
             return f"{card} GB: {fitting[0]}"
     return "none"

@@ -112,6 +112,11 @@ class Model:
     prediction: str = "flow"
     targets: tuple[str, ...] = (ATTENTION,)
 
+    @property
+    def swaps(self) -> bool:
+        """Whether its weights can be fetched block by block: see `training.models.swap.can_swap`."""
+        return not issubclass(self.build, diffusers.UNet2DConditionModel)
+
     def source(self, make: Callable[[], nn.Module], device: str, dtype: torch.dtype) -> DiffusersModel:
         """The trainer's view of a network."""
         own = type(
