@@ -6,9 +6,9 @@ import json
 
 import pytest
 from comfyui_process import ROOT
-from test_front import MODES, PREPARE, browser, visit
+from test_front import MODES, PREPARE, browser, look_at, shots, visit
 
-__all__ = ["browser"]  # the fixture
+__all__ = ["browser", "shots"]  # the fixtures
 
 UNFOLD = """async (recipe) => {
     const make = (type) => { const node = LiteGraph.createNode(type); app.graph.add(node); return node; };
@@ -67,4 +67,51 @@ def test_a_recipe_unfolds_and_an_old_workflow_keeps_its_layers(mode, browser, co
     page.wait_for_timeout(1000)
     assert page.evaluate(PRESETS) == ["attention"]
     assert page.evaluate(NEW) == "attention+mlp"
+    page.context.close()
+
+
+WIRED = """([recipe, family]) => {
+    app.graph.clear();
+    const make = (type, x, values) => {
+        const node = LiteGraph.createNode(type);
+        node.pos = [x, 100];
+        app.graph.add(node);
+        for (const widget of node.widgets ?? []) if (widget.name in values) widget.value = values[widget.name];
+        return node;
+    };
+    const tiny = make("TestFamily", 0, { family });
+    const hosted = make("RolloutFromComfyModel", 350, {});
+    const recipes = make("RolloutRecipe", 700, { recipe });
+    const text = make("PreviewAny", 1150, {});
+    text.size = [620, 420];
+    tiny.connect(0, hosted, "model");
+    hosted.connect(0, recipes, "model");
+    recipes.connect(recipes.findOutputSlot("summary"), text, 0);
+    return [recipes.id, text.id];
+}"""
+SHOWN = "id => app.graph.getNodeById(id).widgets.map((widget) => String(widget.value ?? ''))"
+SUMMARIES = {
+    "SDXL: style": ("sdxl", ["rank 32", "all noise levels", "min-SNR", "1024 x 1024 pixels"]),
+    "Flux dev: subject": ("flux_dev", ["rank 16", "set guidance to 1"]),
+    "Qwen-Image-Edit: edit": ("qwen_edit", ["learning rate 0.00005", "control_1 of Dataset from Folder"]),
+    "Wan 2.2 14B high noise, text: video": ("wan21_t2v", ["0.875", "clip_frames", "the other of the two models"]),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_recipe_says_in_words_what_it_sets(mode, browser, comfyui, shots):
+    page = browser.new_context(viewport={"width": 1900, "height": 950}).new_page()
+    visit(page, comfyui.url)
+    page.evaluate(PREPARE, [mode == "nodes2", "en"])
+    visit(page, comfyui.url)
+    for number, (recipe, (family, told)) in enumerate(SUMMARIES.items()):
+        node, text = page.evaluate(WIRED, [recipe, family])
+        page.evaluate("app.queuePrompt(0, 1)")
+        page.wait_for_function(f"id => ({SHOWN})(id).some((text) => text.length > 80)", arg=text, timeout=120_000)
+        summary = max(page.evaluate(SHOWN, text), key=len)
+        assert summary.startswith(recipe.partition(":")[0])
+        for part in told:
+            assert part in summary
+        look_at(page, node, 0.75)
+        page.screenshot(path=shots / f"recipe-{mode}-{number}.png")
     page.context.close()
