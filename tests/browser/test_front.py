@@ -234,7 +234,14 @@ UNKNOWN = """() => app.graph.nodes.map((n) => n.type)
 NOT_OFFERED = """() => app.graph.nodes.flatMap((node) => (node.widgets ?? [])
     .filter((w) => Array.isArray(w.options?.values) && !w.options.values.includes(w.value))
     .map((w) => [node.type, w.name, w.value]))"""
-LOADERS = {"UNETLoader", "CLIPLoader", "DualCLIPLoader", "VAELoader", "CheckpointLoaderSimple"}
+LOADERS = {
+    "UNETLoader",
+    "CLIPLoader",
+    "DualCLIPLoader",
+    "VAELoader",
+    "CheckpointLoaderSimple",
+    "LTXAVTextEncoderLoader",
+}
 IN_ERROR = "() => app.graph.nodes.filter((node) => node.has_errors).map((node) => node.type)"
 
 

@@ -176,5 +176,6 @@ def levels_trained(config: TimestepConfig, schedule: Schedule) -> str:
     """Which noise levels a run trains, in a line for people."""
     shares = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0], dtype=torch.float64)
     sigma = schedule.sigma(quantile(config, shares, schedule).clamp(0, 1))
-    least, tenth, half, ninth, most = (f"{value:.2g}" for value in sigma.tolist())
+    least, *_, most = (f"{value:.3g}" for value in sigma.tolist())  # limits as their widgets say them
+    _, tenth, half, ninth, _ = (f"{value:.2g}" for value in sigma.tolist())
     return f"noise levels {least} to {most}: half of them below {half}, four in five from {tenth} to {ninth}"

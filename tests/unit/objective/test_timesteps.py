@@ -117,4 +117,4 @@ def test_a_line_says_which_levels_are_trained():
     assert levels_trained(TimestepConfig(), FlowSchedule(1.0)) == (
         "noise levels 0 to 1: half of them below 0.5, four in five from 0.1 to 0.9"
     )
-    assert levels_trained(TimestepConfig(sigma_low=0.875), FLOW).startswith("noise levels 0.88 to 1:")
+    assert levels_trained(TimestepConfig(sigma_low=0.875), FLOW).startswith("noise levels 0.875 to 1:")
