@@ -294,7 +294,7 @@ def watched(stage: Stage, steps: int, told: str = "", board: Board | None = None
         The handle to pass on, and the panel's facts.
     """
     run = stage.run
-    progress, live = current().progress(steps, run.folder), Live(run, steps)
+    progress = current().progress(steps, run.folder)
     extra = cost(run.config, run.source)
     if run.config.compile:
         progress.update(0, "compiling the model's blocks, which takes a minute or more")
@@ -306,6 +306,7 @@ def watched(stage: Stage, steps: int, told: str = "", board: Board | None = None
         )
     if lines:
         progress.update(0, "; ".join(lines))
+    live = Live(run, steps, lines)
 
     def watch(done: StepReport) -> None:
         live.add(done)

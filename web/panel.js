@@ -28,6 +28,7 @@ import { bytes, duration, newest, number } from "./scale.js";
  * @property {number} [saved] step of the last saved state
  * @property {string} [saved_file] its name, as `folder/file`
  * @property {{ step: number, loss: number } | null} [best] where the validation loss was least, if the run keeps that
+ * @property {string[]} [told] lines about the whole training: what it needs and costs, whose settings it has
  * @property {string[]} [doubts] lines about a training that does not seem to learn
  * @property {string} [node]
  * @property {string} [prompt_id]
@@ -63,6 +64,8 @@ const STYLE = `
 .plot { flex: 1 1 0; min-height: 80px; position: relative; }
 .plot > svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 .numbers { color: var(--descrip-text, #aaa); font-variant-numeric: tabular-nums; }
+.told { color: var(--descrip-text, #aaa); overflow: hidden; display: -webkit-box; -webkit-line-clamp: 2;
+  -webkit-box-orient: vertical; flex: none; }
 .doubts { color: var(--warning-text, #ffb454); white-space: pre-line; flex: none; max-height: 8.4em; overflow-y: auto; }
 .ended { font-weight: 600; overflow: hidden; display: -webkit-box; -webkit-line-clamp: 3; -webkit-box-orient: vertical; flex: none; }
 .ended.failed { color: var(--error-text, #ff6b6b); }
@@ -110,6 +113,8 @@ export class Panel {
     this.numbers.textContent = word("waiting");
     this.numbers.title = word("waitingTitle");
     this.saved = make("span", "numbers");
+    this.told = make("div", "told");
+    this.told.hidden = true;
     this.doubts = make("div", "doubts");
     this.doubts.setAttribute("role", "status");
     this.doubts.hidden = true;
@@ -132,6 +137,7 @@ export class Panel {
     this.resized.observe(this.plot);
     this.resized.observe(this.film.element);
     this.resized.observe(this.samples.element);
+    this.resized.observe(this.told);
     this.resized.observe(this.doubts);
     this.frame = 0;
   }
@@ -148,7 +154,7 @@ export class Panel {
     const foot = make("div", "row");
     foot.append(this.numbers, this.saved, buttons);
     const panel = make("div", "panel");
-    panel.append(head, this.plot, this.film.element, this.samples.element, this.doubts, this.ended, foot);
+    panel.append(head, this.plot, this.film.element, this.samples.element, this.told, this.doubts, this.ended, foot);
     return panel;
   }
 
@@ -183,6 +189,7 @@ export class Panel {
     this.numbers.title = "";
     this.numbers.replaceChildren(...this.summary(facts));
     this.showSaved(facts);
+    this.showTold(facts);
     this.showDoubts(facts);
     this.element.dataset.step = String(facts.step);
     this.element.dataset.state = facts.state;
@@ -196,6 +203,12 @@ export class Panel {
   showSaved({ saved, saved_file }) {
     this.saved.textContent = saved ? this.word("savedStep").replace("<n>", String(saved)) : "";
     this.saved.title = (saved && saved_file) || "";
+  }
+
+  /** @param {Facts} facts */
+  showTold({ told = [] }) {
+    this.told.textContent = this.told.title = told.join("; ");
+    this.told.hidden = told.length === 0;
   }
 
   /** @param {Facts} facts */
@@ -319,7 +332,7 @@ export class Panel {
 
   /** What is in the panel has another size. */
   measure() {
-    const more = [this.film.element, this.samples.element, this.doubts];
+    const more = [this.film.element, this.samples.element, this.told, this.doubts];
     const height = more.reduce((sum, element) => sum + element.offsetHeight, MIN_HEIGHT);
     if (height !== this.minHeight) {
       this.minHeight = height;

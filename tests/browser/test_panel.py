@@ -91,6 +91,41 @@ def runs_of(host):
     return host.base / "output" / "rollout_trainer" / "runs"
 
 
+@pytest.fixture
+def small_memory(comfyui):
+    """``small_memory(share)``: the pack believes in a device with room for so many times a model's weights."""
+
+    def believe(share):
+        comfyui.queue({"1": {"class_type": "TestSmallMemory", "inputs": {"share": share}}})
+
+    yield believe
+    believe(0.0)
+
+
+MEMORY = 14  # number of the widget
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_the_memory_plan_says_is_read_while_it_trains(mode, open_page, small_memory, shots):
+    small_memory(1.4)
+    workflow = filmed(0, name=f"plan-{mode}")
+    train = next(node for node in workflow["nodes"] if node["id"] == TRAIN)
+    assert train["widgets_values"][MEMORY] == "manual"
+    train["widgets_values"][1] = 8
+    train["widgets_values"][MEMORY] = "auto"
+    page = open_page(mode, workflow=workflow)
+    look_at(page, TRAIN, SCALE)
+    page.evaluate("app.queuePrompt(0, 1)")
+    wait_for_step(page, 3, 90)
+    told = page.locator(PANEL).locator(".told")
+    assert re.match(
+        r"needs about [\d.]+ GB of [\d.]+; trained with .+: [\d.]+ GB, steps [\d.]+ x as long;", told.inner_text()
+    )
+    assert told.get_attribute("title") == told.inner_text()
+    page.screenshot(path=shots / f"plan-{mode}.png")
+    stop(page)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_film_is_moved_through_by_mouse_and_keyboard_and_is_there_after_a_reload(
     mode, open_page, comfyui, shots

@@ -105,9 +105,9 @@ class MemoryPlan:
         names = " and ".join(way.changes)
         longer = f"steps {way.time:.1f} x as long"
         if self.fits is None:
-            return f"{need}; the least is {gb(way.peak)}, with {names}, {longer}" if names else need
+            return f"{need}; the least is {gb(way.peak)} GB, with {names}, {longer}" if names else need
         verb = "trained with" if followed and not way.of_the_model else "with"
-        return f"{need}; {verb} {names} {gb(way.peak)}, {longer}"
+        return f"{need}; {verb} {names}: {gb(way.peak)} GB, {longer}"
 
 
 def gb(size: float) -> str:
@@ -116,6 +116,7 @@ def gb(size: float) -> str:
     return f"{value:.1f}" if value >= 0.95 else f"{value:.2g}"
 
 
+@torch.inference_mode(False)  # hosts run nodes under it
 def plan(source: ModelSource, data: LatentDataset, config: TrainConfig, budget: int) -> MemoryPlan:
     """What a run of these settings needs, against `budget` bytes.
 

@@ -6,7 +6,7 @@ Every set of facts is complete: a page that is opened in the middle of a run nee
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..objective.losses import COLUMNS
@@ -79,9 +79,15 @@ class Curve:
 
 
 class Live:
-    """The facts of one stage: what was trained before it, and each of its steps as a watcher sees them."""
+    """The facts of one stage: what was trained before it, and each of its steps as a watcher sees them.
 
-    def __init__(self, run: Run, steps: int) -> None:
+    Args:
+        steps: those that the stage will train.
+        told: lines about the whole of it, such as what it needs.
+    """
+
+    def __init__(self, run: Run, steps: int, told: Sequence[str] = ()) -> None:
+        self._told = list(told)
         self._folder = run.folder
         self._device = run.source.device
         self._last = run.step + steps
@@ -118,7 +124,8 @@ class Live:
         `rollout_share` is the share of the model's time that rollouts took, in the whole run; `memory` is in bytes;
         `film` has the steps of films, `samples` those that the user's prompts were drawn at, `saved` that of the last
         saved state, `saved_file` its name. `best` has step and validation loss of the best moment so far, null where
-        the run keeps none. `doubts` are lines about a training that does not seem to learn.
+        the run keeps none. `told` are lines about the whole stage, `doubts` about a training that does not seem to
+        learn.
         """
         now = self._newest
         seconds, rate = now.seconds(), now.steps_per_second
@@ -138,6 +145,7 @@ class Live:
             "samples": self._samples,
             "saved": self._saved,
             "best": None if self._best is None else {"step": self._best.step, "loss": self._best.loss},
+            "told": self._told,
             "doubts": list(now.doubts),
             "saved_file": f"{self._folder.path.name}/{self._folder.state_path(self._saved).name}",
         }

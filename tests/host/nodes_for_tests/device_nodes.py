@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import importlib.util
+import sys
 
 import comfy.model_management
 import comfy.sample
@@ -95,4 +96,25 @@ class TestSampled:
         return {"ui": {"digest": [digest], "norm": [float(drawn.norm())], "left": left, "hooks": [hooks]}}
 
 
-NODES = (TestDevice, TestKeepNothing, TestSampled)
+class TestSmallMemory:
+    """Lets the pack believe in a device with room for `share` times a model's weights; 0: the device that there is."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = CATEGORY, "believe", (), True
+    own = None
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        return {"required": {"share": ("FLOAT", {"min": 0.0, "step": 0.01})}}
+
+    @classmethod
+    def IS_CHANGED(cls, **inputs):  # noqa: N802
+        return float("nan")
+
+    def believe(self, share):
+        memory = next(m for name, m in sys.modules.items() if name.endswith("training.plan.memory"))
+        TestSmallMemory.own = TestSmallMemory.own or memory.memory_of
+        memory.memory_of = (lambda device, weights: int(share * weights)) if share else TestSmallMemory.own
+        return {}
+
+
+NODES = (TestDevice, TestKeepNothing, TestSampled, TestSmallMemory)

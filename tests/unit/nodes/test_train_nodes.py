@@ -7,6 +7,7 @@ import torch
 
 from rollout_trainer.host.standalone.host import StandaloneHost, installed
 from rollout_trainer.nodes.train import check_launch, train_watched
+from rollout_trainer.training.objective.config import RolloutConfig
 from rollout_trainer.training.runs.folder import RunFolder
 from rollout_trainer.training.runs.run import resuming, start, train
 
@@ -60,6 +61,18 @@ def watched(make_data, make_config, toy_source, tmp_path):
         return run
 
     return train
+
+
+def test_what_a_training_costs_stays_in_its_panel(watched):
+    bar = Bar()
+    watched(bar)
+    assert [facts["told"] for facts in bar.told] == [[]] * 5
+    bar = Bar()
+    watched(bar, rollout=RolloutConfig(max_step_offset=2, probability=1.0))
+    cost = bar.told[0]["told"]
+    assert len(cost) == 1
+    assert "extra model calls per sample" in cost[0]
+    assert all(facts["told"] == cost for facts in (*bar.told, bar.last[1]))
 
 
 def test_what_is_asked_for_is_done_and_told(watched):

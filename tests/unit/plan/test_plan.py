@@ -242,6 +242,13 @@ def test_auto_follows_the_plan_and_manual_only_tells(source, monkeypatch):
     assert measured(source, data, resolved(changed, source)) + weights_of(source.module).total <= as_is
 
 
+def test_a_plan_is_made_as_hosts_run_nodes(source):
+    data, config = dataset(source), settings(source)
+    outside = plan(source, data, config, budget=1 << 20)
+    with torch.inference_mode():
+        assert plan(source, data, config, budget=1 << 20) == outside
+
+
 def test_a_small_model_is_not_planned(source, monkeypatch):
     monkeypatch.setattr(memory, "memory_of", lambda device, weights: 1000 * weights)
     monkeypatch.setattr(memory, "plan", lambda *_: pytest.fail("planned"))
