@@ -119,7 +119,8 @@ def test_what_the_memory_plan_says_is_read_while_it_trains(mode, open_page, smal
     wait_for_step(page, 3, 90)
     told = page.locator(PANEL).locator(".told")
     assert re.match(
-        r"needs about [\d.]+ GB of [\d.]+; trained with .+: [\d.]+ GB, steps [\d.]+ x as long;", told.inner_text()
+        r"needs about [\d.]+ GB of [\d.]+; trained with .+: [\d.]+ GB, steps [\d.]+ x as long;",
+        told.inner_text(),
     )
     assert told.get_attribute("title") == told.inner_text()
     page.screenshot(path=shots / f"plan-{mode}.png")
