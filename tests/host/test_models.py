@@ -7,6 +7,7 @@ trained, and the MODEL samples the same bits after as before.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -564,3 +565,32 @@ def test_without_a_vae_the_error_says_what_to_wire(host: Host) -> None:
     t.graph.add("PreviewImage", images=preview)
     with pytest.raises(HostError, match="vae must be wired"):
         host.run(t.graph)
+
+
+@pytest.fixture
+def small_memory(host: Host) -> Iterator[None]:
+    """A device that has no room but for a model's weights."""
+
+    def believe(share: float) -> None:
+        graph = PromptBuilder()
+        graph.add("TestSmallMemory", share=share)
+        host.run(graph)
+
+    believe(1.0)
+    yield
+    believe(0.0)
+
+
+@pytest.mark.usefixtures("small_memory")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_model_needs_is_planned_before_it_trains(family: str, host: Host) -> None:
+    if not host.has(family):
+        pytest.skip(f"this ComfyUI does not know {family}")
+    t = training(family, batch_size=2, memory="auto")
+    shown, _ = t.graph.add("PreviewAny", source=[t.steps(1)[0], 2])
+    start, _ = t.graph.add("PreviewAny", source=[t.run[0], 2])
+    outputs = host.run(t.graph, 300)
+    assert re.search(
+        r"needs about [\d.]+ GB of [\d.]+; the least is [\d.]+ GB, with ", outputs[str(start)]["text"][0]
+    )
+    assert "loss" in outputs[str(shown)]["text"][0]
