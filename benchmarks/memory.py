@@ -2,6 +2,7 @@
 
     python benchmarks/memory.py [--models "Flux 12B" ...] [--pixels 512 1024]     the table, from shapes alone
     python benchmarks/memory.py --save docs/memory.json                            the same, computed and stored first
+    python benchmarks/memory.py --previews                                         what films and prompts add to it
     python benchmarks/memory.py --measure "Klein 4B" [--pixels 128] [--tokens 32]  a step on this machine's CPU
     python benchmarks/memory.py --measure "Flux 12B" --weights float8 --pixels 128 the same with smaller weights
 
@@ -18,18 +19,24 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import torch
-from real_models import MODELS, Model, adapters_of_shapes
+from real_models import MODELS, VAES, Model, adapters_of_shapes, autoencoder
+from torch import nn
 
 from rollout_trainer.training.lora.adapter import LoRAConfig
+from rollout_trainer.training.models import diffusers as folders
+from rollout_trainer.training.models import visits
+from rollout_trainer.training.models.diffusers import DiffusersModel
 from rollout_trainer.training.models.stored import FORMS, store
 from rollout_trainer.training.plan.memory import GIB, SWITCHES, Weights, weights_of
-from rollout_trainer.training.plan.needs import Needs, step_needs
+from rollout_trainer.training.plan.needs import Needs, decoding_needs, step_needs
 from rollout_trainer.training.trainer.config import TrainConfig, resolved
 from rollout_trainer.training.trainer.trainer import Trainer, training_mode
 
@@ -142,6 +149,56 @@ def table(models: list[str], sizes: list[int]) -> None:
             print(f"| {name} | {pixels} | {' | '.join(cells)} | {smallest(found)} |", flush=True)
 
 
+@contextmanager
+def coming(parts: list[nn.Module], _device: torch.device, _on_paper: bool = False) -> Iterator[None]:
+    """As `visits.fetched`, on paper and as if the parts had another home than the processor's memory."""
+    taken = [torch.empty_like(t) for t in visits.weights_in(parts)]
+    yield
+    del taken
+
+
+def decoded(model: Model, pixels: int) -> tuple[int, dict[bool, int]]:
+    """Bytes of a decoder; and what decoding one picture takes, by whether the decoder comes part by part."""
+    source = model.on_paper(tuple(1 for _ in model.depths))
+    source.vae = autoencoder(model)
+    kind, shape = type(source), (model.channels, pixels // model.scale, pixels // model.scale)
+    kind.decoder = DiffusersModel.decoder  # type: ignore[method-assign]
+    found = {}
+    for in_turn in (False, True):
+        kind.crowded = in_turn  # type: ignore[method-assign, assignment]
+        with patch.object(visits, "fetched", coming), patch.object(folders, "fetched", coming):
+            found[in_turn] = decoding_needs(source, shape)
+    return sum(t.nbytes for t in visits.weights_in(visits.decoding(source.vae))), found
+
+
+def raised(needs: Needs, weights: int, swapped: bool, decoder: int, decoding: dict[bool, int]) -> float:
+    """By how much a film and prompts of the data's size, with guidance, raise the peak."""
+    crowded = swapped or folders.CROWDED * decoder > weights
+    rows = 1 if needs.fetched else 2  # with activation_offload the halves run one after the other
+    highest = max(decoding[crowded], rows * needs.inference)
+    return replace(needs, preview=highest).of_previews / (weights + needs.peak)
+
+
+def previews(models: list[str], sizes: list[int]) -> None:
+    """Print by how much pictures raise the peak of a run, for models that decode while they train."""
+    print(
+        "| model | px | decoder | decoding, whole / in turn, MiB | weights | as it is | checkpointing | and offload |"
+    )
+    print("|---|---:|---:|---:|---|---:|---:|---:|")
+    for name in models:
+        for pixels in sizes if name in VAES else ():
+            needs, weights = known(MODELS[name], pixels)
+            decoder, decoding = decoded(MODELS[name], pixels)
+            facts = f"{decoder >> 20} | {decoding[False] >> 20} / {decoding[True] >> 20}"
+            forms = {"bfloat16": weights.total, "float8": weights.stored(0.5), "nf4": weights.stored(0.27)}
+            if MODELS[name].swaps:
+                forms["swap"] = weights.swapped
+            for form, size in forms.items():
+                cells = [raised(own, size, form == "swap", decoder, decoding) for own in needs.values()]
+                told = " | ".join(f"{cell:.1%}" for cell in cells)
+                print(f"| {name} | {pixels} | {facts} | {form} | {told} |", flush=True)
+
+
 NOTHING = Needs(**{f.name: 0 for f in fields(Needs)})
 
 
@@ -206,6 +263,7 @@ def main() -> None:
     parser.add_argument(
         "--save", type=Path, metavar="JSON", help="compute the predictions anew and store them"
     )
+    parser.add_argument("--previews", action="store_true", help="what pictures add")
     parser.add_argument("--measure", choices=MODELS, metavar="NAME", help="train this one for two steps")
     parser.add_argument("--tokens", type=int, default=32, help="of text, for --measure")
     parser.add_argument("--steps", type=int, default=2, help="for --measure")
@@ -225,6 +283,9 @@ def main() -> None:
                 )
             )
         )
+        return
+    if options.previews:
+        previews(options.models, options.pixels)
         return
     if options.save:
         keep(options.models, options.pixels, options.save)

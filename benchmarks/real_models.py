@@ -274,6 +274,22 @@ MODELS = {
 }  # fmt: skip
 
 
+VAES = {"SDXL": 4, "SD3.5 large": 16, "Flux 12B": 16}
+"""Channels of the autoencoders of models that are loaded from diffusers folders; others' are ComfyUI's affair."""
+
+
+def autoencoder(model: Model) -> nn.Module:
+    """Its autoencoder, with shapes alone."""
+    channels = VAES[model.name]
+    own = channels == 4
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return diffusers.AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=channels, sample_size=1024,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+            use_quant_conv=own, use_post_quant_conv=own,
+        ).eval().requires_grad_(False)  # fmt: skip
+
+
 def small() -> Model:
     """Klein of two narrow blocks of each sort: for tests."""
     model = MODELS["Klein 4B"]

@@ -139,11 +139,13 @@ def new_run(
     clip: Any = None,
     vae: Any = None,
     recipe: str = "none",
+    prompts: Prompts | None = None,
     **own: Any,
-) -> tuple[dict[str, Any], str]:
-    """The arguments of `start` and `starting`, and what to say of its recipe and of the memory that it will need.
+) -> tuple[dict[str, Any], str, Drawing | None]:
+    """The arguments of `start` and `starting`, what to say of its recipe and of the memory that it will need, prompts.
 
-    `own` are the widgets that are fields of `TrainConfig`.
+    The prompts are made ready before the network is opened to train: text encoders may need its place. `own` are the
+    widgets that are fields of `TrainConfig`.
     """
     model = as_model(model, clip, vae)
     found = recipe_of(model.source, data) if recipe == "automatic" else None
@@ -166,10 +168,11 @@ def new_run(
             f"validate_every must be 0 without validation data, got {config.validate_every}; connect some to "
             "validation, or set hold_out to 0.1 or more"
         )
-    config, told = fitted(model.source, data, config, memory == "auto")
+    drawing = drawing_of(prompts, model.source, data)
+    config, told = fitted(model.source, data, config, memory == "auto", drawing)
     if found and None in (lora, optimizer, timesteps, loss):
         told = "; ".join(filter(None, [f"settings of the recipe {found.family}, {found.kind}", told]))
-    return {
+    asked = {
         "root": current().runs_dir(),
         "name": run_name,
         "source": model.source,
@@ -177,7 +180,8 @@ def new_run(
         "config": config,
         "validation": validation,
         "adapter": model.adapter,
-    }, told
+    }
+    return asked, told, drawing
 
 
 def recipe_of(source: ModelSource, data: LatentDataset | ImageDataset) -> Recipe | None:
@@ -413,8 +417,7 @@ class RolloutTrainLoRA(Node):
         """Start, train, and save the LoRA if it was given a name."""
         if tensorboard:
             check_installed()  # before the data are encoded
-        run, told = new_run(**inputs)
-        drawing = drawing_of(sample_prompts, run["source"], run["data"])
+        run, told, drawing = new_run(prompts=sample_prompts, **inputs)
         return train_watched(
             starting(**run), inputs["steps"], told, drawing, tensorboard, graph_of(cls), save_lora_as.strip()
         )
@@ -438,7 +441,7 @@ class RolloutInitTraining(Node):
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         """Start."""
-        run, told = new_run(**inputs)
+        run, told, _ = new_run(**inputs)
         check_launch()
         return outputs(start(**run), told=told)
 

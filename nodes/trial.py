@@ -117,7 +117,7 @@ def _started(graph: Graph, catalog: Catalog, given: Given, host: StandaloneHost)
     """What the training node of an arm would start with."""
     with installed(host):
         run(graph, catalog, host)
-        asked, _ = new_run(**given.pop())
+        asked, *_ = new_run(**given.pop())
     return asked
 
 

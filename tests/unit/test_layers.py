@@ -35,7 +35,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "data": {"conditioning", "files", "models"},
         "pictures": {"conditioning", "data", "files", "forms", "models", "objective"},
         "trainer": {"checks", "conditioning", "data", "forms", "lora", "models", "objective", "pictures"},
-        "plan": {"data", "forms", "lora", "models", "objective", "trainer"},
+        "plan": {"data", "forms", "lora", "models", "objective", "pictures", "trainer"},
         "runs": {"checks", "data", "files", "lora", "models", "objective", "pictures", "trainer"},
         "trial": {
             *(

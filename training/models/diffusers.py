@@ -12,7 +12,7 @@ import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -32,6 +32,7 @@ from .folder import Network, PipelineFolder
 from .source import BaseFile, Denoiser
 from .stored import store
 from .swap import Swap, can_swap
+from .visits import decoding, fetched, fetched_in_turn, visiting, weights_in
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ Weights = Literal["full", "float8", "int8", "nf4"]
 TokenLimits = Mapping[str, int | None]
 PREVIEW_TILE = 256
 """Side in pixels of the tiles that pictures are decoded in while a run trains, to need less memory than that."""
+CROWDED = 20
+"""A network beside which the decoder's weights would be more than one part in so many has them visit part by part."""
 
 
 def noise_process(config: Mapping[str, Any]) -> tuple[Prediction, Schedule]:
@@ -70,17 +73,6 @@ def noise_process(config: Mapping[str, Any]) -> tuple[Prediction, Schedule]:
     # Any discrete scheduler's betas make the same table; this class also bounds a zero terminal SNR.
     table = EulerDiscreteScheduler.from_config(dict(config)).alphas_cumprod
     return predictions[kind], TableSchedule.from_alphas_cumprod(table.double())
-
-
-@contextmanager
-def visiting(module: Network, device: torch.device) -> Iterator[Network]:
-    """`module` is on `device` inside and goes home after: encoders hold no accelerator memory in training."""
-    home = module.device
-    module.to(device)
-    try:
-        yield module
-    finally:
-        module.to(home)
 
 
 @contextmanager
@@ -121,6 +113,7 @@ class DiffusersModel(ABC):
     """Latent positions per axis that the caller of the network packs into one token."""
     default_lora_targets: tuple[str, ...] = (ATTENTION,)
     lora_names: str = "diffusers"
+    _on_paper: bool = False
 
     def __init__(
         self,
@@ -163,9 +156,30 @@ class DiffusersModel(ABC):
                 f"got {self.module.config.in_channels}; inpainting and control models are not supported"
             )
 
-    def on_paper(self) -> AbstractContextManager[None]:
-        """Inside, under FakeTensorMode, no block is fetched."""
-        return nullcontext() if self.swap is None else self.swap.paused()
+    @contextmanager
+    def on_paper(self) -> Iterator[None]:
+        """Inside, under FakeTensorMode, no weight is moved: blocks stay, the decoder takes memory alone."""
+        self._on_paper = True
+        try:
+            with nullcontext() if self.swap is None else self.swap.paused():
+                yield
+        finally:
+            self._on_paper = False
+
+    @property
+    def decoder(self) -> nn.Module:
+        """What `preview_latents` computes with beside the network."""
+        return self.vae
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the decoder's weights are too much to visit the network's device at once in training."""
+        network = weights_in([self.module])
+        on_device = sum(t.nbytes for t in network)
+        return (
+            self.swap is not None
+            or CROWDED * sum(t.nbytes for t in weights_in(decoding(self.vae))) > on_device
+        )
 
     @property
     def weight_offers(self) -> tuple[str, ...]:
@@ -276,16 +290,32 @@ class DiffusersModel(ABC):
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Pictures [N, 3, H, W] in [0, 1] of `latents: [N, C, h, w]`, one by one."""
-        config = self.vae.config
-        raw = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
-        with visiting(self.vae, self.device) as vae:
-            decoded = [vae.decode(row.to(self.device, vae.dtype)).sample for row in raw.split(1)]
-        return (torch.cat(decoded) / 2 + 0.5).clamp(0, 1).to(latents.dtype)
+        with fetched(decoding(self.vae), self.device, self._on_paper):
+            return self._decoded(latents)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def preview_latents(self, latents: Tensor) -> Tensor:
-        """The same, large pictures in tiles: the network stays where it is while the autoencoder visits its device."""
-        with in_tiles(self.vae, PREVIEW_TILE // self.scale_factor):
-            return self.decode_latents(latents)
+        """The same, large pictures in tiles: the network stays where it is while the decoder visits its device.
+
+        Beside a network that is not much larger than it, the decoder visits part by part: the same pictures.
+        """
+        visit = fetched_in_turn if self.crowded else fetched
+        with (
+            in_tiles(self.vae, PREVIEW_TILE // self.scale_factor),
+            visit(decoding(self.vae), self.device, self._on_paper),
+        ):
+            return self._decoded(latents)
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        config, vae = self.vae.config, self.vae
+        raw = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
+        pictures = []
+        for row in raw.split(1):
+            # Each goes to where the latents are: of many pictures none waits on the device.
+            picture = vae.decode(row.to(self.device, vae.dtype)).sample.to(latents.device)
+            pictures.append((picture / 2 + 0.5).clamp(0, 1).to(latents.dtype))
+        return torch.cat(pictures)
 
     def save_lora(self, adapter: AdapterState, metadata: Mapping[str, str], path: Path) -> None:
         """Write `adapter` to `path` (safetensors); it is at scale 1 there, see `training.lora.file.folded`.

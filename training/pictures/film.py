@@ -22,7 +22,7 @@ from ..data.dataset import LatentDataset
 from ..files import read_json, write_atomically, write_json
 from ..models.source import Denoiser, ModelSource
 from ..objective.config import RolloutConfig
-from .preview import frames_on, pictures
+from .preview import RolloutFrames, frames_on, pictures
 
 _NUMBERS = "film.json"
 _FRAME = re.compile(r"\d{2,}\.jpg")
@@ -91,7 +91,7 @@ class Camera:
     ) -> None:
         self._denoiser, self._source, self._config, self._within = denoiser, source, config, within
         self._sample = data.batch(torch.tensor([PICTURE]))
-        self._clean: Tensor | None = None  # [T + 1, 1, H, W, 3]: the same in every film
+        self._clean: dict[int, Tensor] = {}  # by state [H, W, 3]: the same in every film
 
     def take(self, step: int) -> Film:
         """The picture, rolled out as the run does after `step` optimiser steps."""
@@ -103,19 +103,30 @@ class Camera:
         states = frames_on(self._denoiser, sample.x0, sample.cond, u_target, steps, config, SEED)
         shown = equally_spaced(len(states.sigmas), FRAMES)
         sigmas = states.sigmas[shown]
-        if self._clean is None:
-            self._clean = pictures(self._source, states.clean[shown], sigmas, cheap=True)
-        own = pictures(self._source, states.own[shown][1:], sigmas[1:], cheap=True)
-        own = torch.cat([self._clean[:1], own])  # the source is a clean state
-        denoised = pictures(self._source, states.denoised[shown], cheap=True)
-        strips = torch.cat([own, self._clean, denoised], dim=3)[:, 0]  # [T + 1, H, 3 W, 3]
         return Film(
             step,
             sigmas=plain(sigmas),
             drift=plain(states.drift[shown, 0]),
             floor=plain(states.floor[shown, 0]),
-            frames=tuple(as_frame(strip) for strip in strips),
+            # One by one: of many large pictures none waits for the others.
+            frames=tuple(as_frame(self._strip(states, i)) for i in shown),
         )
+
+    def _strip(self, states: RolloutFrames, i: int) -> Tensor:
+        """[H, 3 W, 3] of state `i`, in 256 values: own | clean | estimate of the picture."""
+        own, clean, denoised = (seen[i : i + 1] for seen in (states.own, states.clean, states.denoised))
+        sigma, data = states.sigmas[i], torch.zeros_like(states.sigmas[i])
+        wanted = [(denoised, data)]
+        if i:  # the source is a clean state
+            wanted.append((own, sigma))
+        if i not in self._clean:
+            wanted.append((clean, sigma))
+        levels = torch.stack([level for _, level in wanted])
+        made = pictures(self._source, torch.cat([seen for seen, _ in wanted]), levels, cheap=True)
+        made = as_bytes(made)[:, 0]  # [1 to 3, H, W, 3]
+        if i not in self._clean:
+            self._clean[i] = made[-1]
+        return torch.cat([made[1] if i else self._clean[i], self._clean[i], made[0]], dim=1)
 
 
 def is_whole(folder: Path) -> bool:
@@ -159,10 +170,14 @@ def plain(values: Tensor) -> tuple[float, ...]:
     return tuple(float(f"{value:.5g}") for value in values.tolist())
 
 
+def as_bytes(pixels: Tensor) -> Tensor:
+    """Pictures in [0, 1] in 256 values."""
+    return (pixels.float().nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
 def as_frame(strip: Tensor) -> Image.Image:
-    """`strip: [H, 3 W, 3]` in [0, 1] as a picture whose thirds have sides of `SIDE` at most."""
-    pixels = (strip.float().nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8)
-    frame = Image.fromarray(pixels.numpy())
+    """`strip: [H, 3 W, 3]` of 256 values as a picture whose thirds have sides of `SIDE` at most."""
+    frame = Image.fromarray(strip.numpy())
     shrink = min(1.0, SIDE / max(frame.height, frame.width / 3))
     size = (3 * max(1, round(frame.width / 3 * shrink)), max(1, round(frame.height * shrink)))
     return frame if size == frame.size else frame.resize(size, Image.Resampling.LANCZOS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ SamplingWatch = Callable[[int, int, Tensor], None]
 class Guided:
     """A denoiser under classifier-free guidance (2207.12598), as the solvers call it.
 
-    ``denoised = uncond + scale (cond - uncond)``; both halves run in one forward of twice the rows. At
+    ``denoised = uncond + scale (cond - uncond)``; both halves run in one forward of twice the rows, or `apart`. At
     scale 1 the unconditional half is not run.
     """
 
@@ -32,6 +33,8 @@ class Guided:
     uncond: Cond
     """Named tensors [N, ...]."""
     scale: float
+    apart: bool = False
+    """Whether the halves run one after the other, which takes half the memory."""
 
     def __call__(self, x: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:
         """The estimate of x0 of the rows `rows: LongTensor [A]` at `x: [A, ...]`, `sigma: [A]`."""
@@ -39,6 +42,9 @@ class Guided:
         if self.scale == 1:
             return self.denoiser.denoised(x, sigma, cond)
         uncond = select(self.uncond, rows)
+        if self.apart:
+            free = self.denoiser.denoised(x, sigma, uncond)
+            return torch.lerp(free, self.denoiser.denoised(x, sigma, cond), self.scale)
         both = {name: torch.cat([value, uncond[name]]) for name, value in cond.items()}
         denoised, free = self.denoiser.denoised(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
         return torch.lerp(free, denoised, self.scale)
@@ -77,7 +83,9 @@ REFERENCES = ("reference_latents", "frame_rate")
 
 
 class Drawing:
-    """Prompts made ready for one model: encoded, with their noise. Draws as often as it is told to, always alike.
+    """Prompts made ready for one model: encoded, with their noise, all in the computer's memory until they are drawn.
+
+    Draws as often as it is told to, always alike.
 
     Draws from no random stream but its own, and asks the text encoders as it is made alone.
 
@@ -99,20 +107,42 @@ class Drawing:
         count = len(prompts.prompts)
         own = None if prompts.height is None and prompts.width is None else shape
         shape, controls = _controls(data, texts, count, own) or (shape, {})
-        controls = {name: value.to(source.device) for name, value in controls.items()}
-        self._cond = {**texts, **controls}
+        self.shape = shape
+        """Of a latent: [C, h, w]."""
+        self._device = source.device
+        texts, free, controls = (
+            {name: value.cpu() for name, value in own.items()} for own in (texts, free, controls)
+        )
+        self.cond: Cond = {**texts, **controls}
+        """Named tensors [N, ...]."""
         self._uncond = {
             name: value.expand(count, *value.shape[1:]) for name, value in free.items()
         } | controls
         self._process = source.schedule.process
         self._sigmas = trajectory(source.schedule, 1.0, 0.0, prompts.steps)[0]  # [T + 1]
-        noise = seeded_noise(shape, range(prompts.seed, prompts.seed + count)).to(source.device)
+        noise = seeded_noise(shape, range(prompts.seed, prompts.seed + count))
         self._start = add_noise(source.prediction, torch.zeros_like(noise), noise, self._sigmas[:1].to(noise))
+
+    def at_once(self, rows: int, shape: Sequence[int]) -> int:
+        """How many pictures have, drawn at once, no more positions than `rows` latents of `shape`; one at least."""
+        fitting = rows * math.prod(shape[1:]) // math.prod(self.shape[1:])
+        return min(max(fitting, 1), len(self._start))
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def draw(self, denoiser: Denoiser, watch: SamplingWatch | None = None) -> Tensor:
+    def draw(
+        self,
+        denoiser: Denoiser,
+        watch: SamplingWatch | None = None,
+        at_once: int | None = None,
+        apart: bool = False,
+    ) -> Tensor:
         """Latents [N, C, h, w] of the pictures; `denoiser` is open, with its adapter on it.
+
+        Args:
+            watch: called after every step, of each part.
+            at_once: pictures that are drawn together; None: all of them.
+            apart: the two halves of guidance are not.
 
         Raises:
             FloatingPointError: the model returned a value that is not finite.
@@ -122,10 +152,16 @@ class Drawing:
             if watch is not None:
                 watch(frame.step + 1, frame.steps, frame.denoised)
 
-        given = self.prompts
-        guided = Guided(denoiser, self._cond, self._uncond, given.cfg)
-        sampler, order = given.sampler, given.order
-        return integrate(guided, self._start, self._sigmas, sampler, order, self._process, callback)
+        given, drawn = self.prompts, []
+        for rows in torch.arange(len(self._start)).split(at_once or len(self._start)):
+            start, cond, free = (
+                {name: value.to(self._device) for name, value in select(own, rows).items()}
+                for own in ({"": self._start}, self.cond, self._uncond)
+            )
+            guided = Guided(denoiser, cond, free, given.cfg, apart)
+            levels, process = self._sigmas, self._process
+            drawn.append(integrate(guided, start[""], levels, given.sampler, given.order, process, callback))
+        return torch.cat(drawn)
 
 
 def _controls(

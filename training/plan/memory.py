@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from ..data.dataset import Batch, LatentDataset
 from ..models.differentiable import blocks
 from ..models.source import ModelSource
+from ..pictures.film import PICTURE
+from ..pictures.sampling import Drawing
 from ..trainer.config import TrainConfig, cost, resolved
-from .needs import Needs, step_needs
+from .needs import Needs, decoding_needs, drawing_needs, step_needs
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,8 @@ RATE = 100e12
 """Operations per second of a GPU in bfloat16, assumed for the share that fetching takes of a step."""
 SPLIT = 1.1
 """How many times as long a step takes as more, smaller batches, about."""
+NOTEWORTHY = 0.05
+"""Part of a run's peak by which its pictures may raise it without a word."""
 SMALL_SHARE = 20
 """A model whose weights are a smaller part of the memory than one in so many fits in any case."""
 
@@ -94,11 +98,15 @@ class MemoryPlan:
             "training": own.training,
             "rollouts": own.inference,
             "update": own.update,
+            "previews": own.preview,
         }
 
     def sentence(self, followed: bool = False) -> str:
         """What a user should know, in one line; `followed`: the run trains in the way that fits."""
         need = f"needs about {gb(self.as_is.peak)} GB of {gb(self.budget)}"
+        extra = self.needs.of_previews
+        if extra > NOTEWORTHY * (self.as_is.peak - extra):
+            need += f", {gb(extra)} of that to draw pictures while it trains"
         if self.fits is self.as_is:
             return need
         way = self.fits or self.least
@@ -117,20 +125,30 @@ def gb(size: float) -> str:
 
 
 @torch.inference_mode(False)  # hosts run nodes under it
-def plan(source: ModelSource, data: LatentDataset, config: TrainConfig, budget: int) -> MemoryPlan:
+def plan(
+    source: ModelSource,
+    data: LatentDataset,
+    config: TrainConfig,
+    budget: int,
+    drawing: Drawing | None = None,
+) -> MemoryPlan:
     """What a run of these settings needs, against `budget` bytes.
 
     Nothing is trained, no random number drawn, no weight read. Ways are looked at from the fastest to the slowest
     until one fits.
+
+    Args:
+        drawing: the prompts that are drawn while it trains.
     """
     config = resolved(config, source)
     batch = largest_batch(data, config.batch_size)
+    previews = Previews.of(source, data, config, drawing)
     weights = weights_of(source.denoiser(None).module)
     as_is: Way | None = None
     least: Way | None = None
     first: Needs | None = None
     found: Way | None = None
-    for way, needs in ways(source, batch, config, weights):
+    for way, needs in ways(source, batch, config, weights, previews):
         first, as_is = first or needs, as_is or way
         least = way if least is None or way.peak < least.peak else least
         if way.peak <= budget:
@@ -142,11 +160,42 @@ def plan(source: ModelSource, data: LatentDataset, config: TrainConfig, budget: 
     return MemoryPlan(budget, weights, first, as_is, found, least)
 
 
+@dataclass(frozen=True)
+class Previews:
+    """The pictures that are drawn between two steps."""
+
+    decoded: int = 0
+    """Bytes that decoding takes."""
+    drawing: Drawing | None = None
+
+    @classmethod
+    def of(
+        cls, source: ModelSource, data: LatentDataset, config: TrainConfig, drawing: Drawing | None
+    ) -> Previews:
+        """Those of a run: films, where they are asked for, and prompts."""
+        filmed = [tuple(data.batch(torch.tensor([PICTURE])).x0.shape[1:])] if config.preview_every else []
+        drawn = [] if drawing is None else [drawing.shape]
+        return cls(max((decoding_needs(source, shape) for shape in {*filmed, *drawn}), default=0), drawing)
+
+    def beside(self, needs: Needs, source: ModelSource, batch: Batch, config: TrainConfig) -> Needs:
+        """The needs of a run with these pictures."""
+        highest = self.decoded
+        if self.drawing is not None:
+            highest = max(highest, drawing_needs(source, batch, config, self.drawing))
+        return replace(needs, preview=highest)
+
+
 def ways(
-    source: ModelSource, batch: Batch, config: TrainConfig, weights: Weights
+    source: ModelSource, batch: Batch, config: TrainConfig, weights: Weights, previews: Previews | None = None
 ) -> Iterator[tuple[Way, Needs]]:
     """Ways to train, about from the fastest to the slowest, each with what it needs."""
-    now = step_needs(source, batch, config)
+
+    def needed(own: TrainConfig, size: int) -> Needs:
+        part = rows(batch, size)
+        needs = step_needs(source, part, own)
+        return needs if previews is None else previews.beside(needs, source, part, own)
+
+    now = needed(config, config.batch_size)
     extra = cost(config, source)
 
     def way(needs: Needs, own: TrainConfig, changes: list[str], size: int, factor: float = 1.0) -> Way:
@@ -164,12 +213,12 @@ def ways(
         named = [name for name in switches if not getattr(config, name)]
         if not named and switches:
             continue
-        needs = step_needs(source, batch, own) if named else now
+        needs = needed(own, config.batch_size) if named else now
         if named:
             yield way(needs, own, named, weights.total), needs
         variants.append((own, named, needs))
         if config.batch_size > 1:
-            one = step_needs(source, rows(batch, 1), replace(own, batch_size=1))
+            one = needed(replace(own, batch_size=1), 1)
             for smaller in divisors(config.batch_size):
                 split = replace(
                     own, batch_size=smaller, accumulation=own.accumulation * config.batch_size // smaller
@@ -288,12 +337,17 @@ def matters(weights: int, budget: int) -> bool:
 
 
 def fitted(
-    source: ModelSource, data: LatentDataset, config: TrainConfig, follow: bool
+    source: ModelSource,
+    data: LatentDataset,
+    config: TrainConfig,
+    follow: bool,
+    drawing: Drawing | None = None,
 ) -> tuple[TrainConfig, str]:
     """The settings to train with, and what the user should know of the memory that it takes; "" where it is plenty.
 
     Args:
         follow: take the settings of the way that fits; else only say so.
+        drawing: the prompts that are drawn while it trains.
 
     Raises:
         RuntimeError: `follow`, and what the run needs cannot be predicted.
@@ -303,7 +357,7 @@ def fitted(
     if budget is None or not matters(weights, budget):
         return config, ""
     try:
-        found = plan(source, data, config, budget)
+        found = plan(source, data, config, budget, drawing)
     except (
         Exception
     ) as err:  # what a model does with shapes alone is its own affair, and no reason not to train

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ..models.source import Denoiser, ModelSource
 from ..objective.losses import batch_loss
 from ..objective.states import Inputs, teacher_forced, training_goal
 from ..objective.targets import TARGETS
+from ..pictures.sampling import Drawing
 from ..trainer.config import TrainConfig
 from ..trainer.offload import kept_elsewhere
 from ..trainer.optim import OptimizerConfig, build_optimizer
@@ -48,11 +49,18 @@ class Needs:
     """Of a training pass over the batch, recomputation included."""
     inference_flops: int
     """Of a pass without gradient."""
+    preview: int = 0
+    """While a film or pictures of prompts are drawn and decoded between two steps: the highest."""
 
     @property
     def peak(self) -> int:
-        """The highest of a step, without the base's weights."""
-        return self.adapter + self.optimizer + max(self.training, self.update, self.inference)
+        """The highest of a run, without the base's weights."""
+        return self.adapter + self.optimizer + max(self.training, self.update, self.inference, self.preview)
+
+    @property
+    def of_previews(self) -> int:
+        """Bytes by which previews raise the peak."""
+        return self.peak - replace(self, preview=0).peak
 
 
 def step_needs(source: ModelSource, batch: Batch, config: TrainConfig, real: bool = False) -> Needs:
@@ -103,6 +111,47 @@ def step_needs(source: ModelSource, batch: Batch, config: TrainConfig, real: boo
         flops=flops,
         inference_flops=inference_flops,
     )
+
+
+def drawing_needs(source: ModelSource, batch: Batch, config: TrainConfig, drawing: Drawing) -> int:
+    """Bytes that a forward pass takes while prompts are drawn as a run with such a largest `batch` draws them."""
+    halves = 1 if drawing.prompts.cfg == 1 or config.activation_offload else 2
+    rows = drawing.at_once(len(batch.x0), batch.x0.shape[1:]) * halves
+
+    def repeated(tensor: Tensor) -> Tensor:
+        return tensor[:1].expand(rows, *tensor.shape[1:]).contiguous()
+
+    x0 = torch.zeros(rows, *drawing.shape, dtype=batch.x0.dtype)
+    cond = {name: repeated(value) for name, value in drawing.cond.items()}
+    drawn = replace(batch, x0=x0, cond=cond, mask=None, ids=batch.ids[:1].expand(rows))
+    denoiser = source.denoiser(AUTOCAST[config.autocast])
+    on_paper = getattr(source, "on_paper", nullcontext)
+    with (
+        denoiser.opened(),
+        adapted(denoiser.module, source, config),
+        on_paper(),
+        accounted(denoiser.module, source.device) as ledger,
+        torch.no_grad(),
+    ):
+        before = ledger.live
+        inputs = inputs_of(drawn, source)
+        ledger.put_in([inputs.x, inputs.noise, *inputs.cond.values()])
+        denoiser.predict(inputs.x, inputs.sigma, inputs.cond)
+        return ledger.peak - before
+
+
+def decoding_needs(source: ModelSource, shape: Sequence[int]) -> int:
+    """Bytes that decoding a latent of `shape` takes while a run trains, the decoder's visit included.
+
+    0 where the source decodes no previews: ComfyUI's MODEL shows a pixel for each position of a latent.
+    """
+    decoder = getattr(source, "decoder", None)
+    if decoder is None:
+        return 0
+    with source.on_paper(), accounted(decoder, source.device) as ledger:  # type: ignore[attr-defined]
+        before = ledger.live
+        source.preview_latents(torch.zeros(1, *shape))
+        return ledger.peak - before
 
 
 def one_pass(

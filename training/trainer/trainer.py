@@ -554,12 +554,19 @@ class Trainer:
     def draw(self, drawing: Drawing) -> Tensor:
         """Pictures [N, 3, H, W] of prompts with the adapter as it would be saved; leaves no trace, as `take_film`."""
         with self.averaged():
-            latents = drawing.draw(self.denoiser)
-        return self.source.preview_latents(latents)
+            apart = self.config.activation_offload
+            latents = drawing.draw(self.denoiser, at_once=self.at_once(drawing), apart=apart)
+        return self.source.preview_latents(latents.cpu())
+
+    def at_once(self, drawing: Drawing) -> int:
+        """How many of its pictures are drawn together: as much as a batch of the largest samples."""
+        largest = max((bucket.shape for bucket in self.data.buckets), key=math.prod)
+        return drawing.at_once(self.config.batch_size, largest)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The adapter is its moving average inside, where the run keeps one."""
+        """The adapter is its moving average inside, where the run keeps one. Gradients of the last step make room."""
+        self.optimizer.zero_grad(set_to_none=True)
         if self.ema is None:
             yield
             return

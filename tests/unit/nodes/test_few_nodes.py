@@ -11,6 +11,7 @@ from rollout_trainer.training.lora.adapter import LoRAConfig
 from rollout_trainer.training.models.source import LoadedModel
 from rollout_trainer.training.objective.losses import LossConfig
 from rollout_trainer.training.objective.timesteps import TimestepConfig
+from rollout_trainer.training.pictures.sampling import Prompts
 from rollout_trainer.training.trainer.optim import OptimizerConfig
 from rollout_trainer.training.trainer.recipes import RECIPES, fitting
 
@@ -22,7 +23,7 @@ def asked(make_data, toy_source, tmp_path, monkeypatch):
     def run(model, **inputs):
         monkeypatch.setattr(train, "model_class", lambda source: model)
         with installed(StandaloneHost(tmp_path)):
-            made, told = new_run(LoadedModel(toy_source), make_data(), "t", steps=1, **inputs)
+            made, told, _ = new_run(LoadedModel(toy_source), make_data(), "t", steps=1, **inputs)
         return made["config"], told
 
     return run
@@ -38,6 +39,18 @@ def test_settings_that_are_not_connected_are_those_of_the_recipe(asked):
         recipe.loss,
     )
     assert told == "settings of the recipe SDXL, style"
+
+
+def test_prompts_are_part_of_the_plan_and_ready_before_it(make_data, toy_source, tmp_path, monkeypatch):
+    planned = []
+    monkeypatch.setattr(train, "fitted", lambda *given: (planned.append(given), (given[2], "told"))[1])
+    monkeypatch.setattr(type(toy_source), "default_resolution", 6, raising=False)
+    monkeypatch.setattr(type(toy_source), "latent_shape", lambda *_: (4, 6, 6), raising=False)
+    with installed(StandaloneHost(tmp_path)):
+        asked = new_run(LoadedModel(toy_source), make_data(), "t", steps=1, prompts=Prompts(("a", "b")))
+    assert asked[1] == "told"
+    assert planned[0][-1] is asked[2]
+    assert asked[2].shape == (4, 6, 6)
 
 
 def test_what_is_connected_stays(asked):

@@ -75,7 +75,7 @@ def test_prompts_are_drawn_as_inference_draws_them_and_leave_no_trace(trained):
 
 
 def test_a_drawing_that_fails_is_a_line_in_the_log(trained, monkeypatch, caplog):
-    monkeypatch.setattr(Drawing, "draw", lambda self, denoiser: 1 / 0)
+    monkeypatch.setattr(Drawing, "draw", lambda self, denoiser, **_options: 1 / 0)
     with caplog.at_level(logging.WARNING):
         run, _, facts = trained(PROMPTS)
     assert (run.step, facts["samples"]) == (5, [])

@@ -1,7 +1,9 @@
 """The plan: what is predicted from shapes is what a run takes, and asking for it changes nothing."""
 
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,11 +11,15 @@ from torch.utils._pytree import tree_leaves
 
 from rollout_trainer.training.data.dataset import Bucket, LatentDataset
 from rollout_trainer.training.lora.adapter import LoRAConfig
+from rollout_trainer.training.models import visits
 from rollout_trainer.training.models.families import load_diffusers
+from rollout_trainer.training.models.visits import decoding, weights_in
 from rollout_trainer.training.objective.config import ReflexFlowConfig, RolloutConfig
+from rollout_trainer.training.pictures.sampling import Drawing, Prompts
 from rollout_trainer.training.plan import memory
 from rollout_trainer.training.plan.ledger import Ledger, accounted, undisturbed
 from rollout_trainer.training.plan.memory import (
+    Previews,
     Weights,
     fitted,
     largest_batch,
@@ -21,7 +27,7 @@ from rollout_trainer.training.plan.memory import (
     size_of,
     weights_of,
 )
-from rollout_trainer.training.plan.needs import Needs, step_needs
+from rollout_trainer.training.plan.needs import Needs, decoding_needs, drawing_needs, step_needs
 from rollout_trainer.training.trainer.config import TrainConfig, resolved
 from rollout_trainer.training.trainer.optim import OptimizerConfig
 from rollout_trainer.training.trainer.trainer import Trainer
@@ -59,10 +65,13 @@ def settings(source, **changes):
     return resolved(TrainConfig(**values), source)
 
 
-def measured(source, data, config, steps=3):
-    """The highest of what is alive in a real run's steps beyond what was before the trainer was made."""
+def measured(source, data, config, steps=3, then=None):
+    """The highest of what is alive in a real run's steps beyond what was before the trainer was made.
+
+    `then` is done with the trainer after them.
+    """
     with Ledger("cpu") as ledger:
-        ledger.leave_out([*source.module.parameters(), *source.module.buffers()])
+        ledger.leave_out(weights_in([source.module, source.vae]))
         ledger.leave_out(
             t for t in tree_leaves([b.cond for b in data.buckets]) if isinstance(t, torch.Tensor)
         )
@@ -71,6 +80,8 @@ def measured(source, data, config, steps=3):
         with Trainer(source, data, config) as trainer:
             for _ in range(steps):
                 trainer.step()
+            if then is not None:
+                then(trainer)
         return ledger.peak - before
 
 
@@ -113,6 +124,175 @@ def test_rollouts_reflexflow_and_validation_do_not_raise_the_peak():
             trainer.step()
             trainer.validate(data)
         assert ledger.peak - before <= 1.05 * base
+
+
+# --- pictures that are drawn while it trains --------------------------------------------------------------
+
+
+def test_films_and_prompts_do_not_raise_the_peak(demo):
+    source = demo
+    data, config = dataset(source, n=8), settings(source, batch_size=8, preview_every=1)
+    drawing = Drawing(source, Prompts(("a cat",) * 32, steps=2, cfg=2.0))
+    base = measured(source, data, config)
+
+    def drawn(trainer):
+        assert len(trainer.take_film().frames) == 6
+        assert trainer.draw(drawing).shape == (32, 3, 128, 128)
+
+    assert measured(source, data, config, then=drawn) <= 1.05 * base
+
+
+def test_prompts_are_drawn_in_parts_of_a_batch(source):
+    data, config = dataset(source, side=32), settings(source, batch_size=4)
+    forwards = []
+
+    class Counting:
+        def denoised(self, x, sigma, cond):
+            forwards.append(len(x))
+            return denoiser.denoised(x, sigma, cond)
+
+    cases = ((32, 2, False, [4, 4, 2]), (32, 8, False, [10]), (16, 1, False, [8, 2]), (32, 1, False, [2] * 5),
+             (32, 2, True, [2, 2, 2, 2, 1, 1]))  # fmt: skip
+    for side, batch, apart, rows in cases:
+        drawing = Drawing(source, Prompts(("a cat",) * 5, "", side, side, steps=1, sampler="euler", cfg=2.0))
+        with Trainer(source, data, replace(config, batch_size=batch)) as trainer:
+            denoiser, at_once = trainer.denoiser, trainer.at_once(drawing)
+            forwards.clear()
+            drawing.draw(Counting(), at_once=at_once, apart=apart)
+        assert forwards == rows
+
+
+@pytest.mark.parametrize(("at_once", "apart"), [(1, False), (2, False), (4, False), (3, True)])
+def test_prompts_in_parts_are_the_pictures_of_all_at_once(source, at_once, apart):
+    drawing = Drawing(source, Prompts(("a cat", "a dog", "a bird"), height=32, width=32, steps=3, cfg=2.0))
+    denoiser = source.denoiser(None)
+    with denoiser.opened():
+        whole, parts = drawing.draw(denoiser), drawing.draw(denoiser, at_once=at_once, apart=apart)
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("pixels", [64, 512], ids=["whole", "tiles"])
+def test_what_decoding_takes_is_predicted(folders, family, pixels):
+    source = load_diffusers(folders / family)
+    shape = (source.latent_channels, *(pixels // source.scale_factor,) * 2)
+    latents = torch.zeros(1, *shape)
+    with Ledger("cpu") as ledger:
+        ledger.leave_out(weights_in([source.vae]))
+        source.preview_latents(latents)
+    assert decoding_needs(source, shape) == pytest.approx(ledger.peak, rel=0.1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_decoder_comes_to_a_card_alone_and_part_by_part_where_there_is_little_room(
+    folders, family, monkeypatch
+):
+    source = load_diffusers(folders / family)
+    parts = decoding(source.vae)
+    sizes = [sum(t.nbytes for t in weights_in([part])) for part in parts]
+    assert sum(sizes) == sum(
+        p.nbytes for name, p in source.vae.named_parameters() if not name.startswith(("encoder", "quant"))
+    )
+    # A device that is not the decoder's home, and to which tensors can be moved without a driver.
+    monkeypatch.setattr(source, "device", torch.device("meta"))
+    taken = {}
+    for kind, crowded, visitors in (("none", False, []), ("whole", False, parts), ("in turn", True, parts)):
+        monkeypatch.setattr(type(source), "crowded", crowded)
+        monkeypatch.setattr("rollout_trainer.training.models.diffusers.decoding", lambda _, v=visitors: v)
+        taken[kind] = decoding_needs(source, (source.latent_channels, 16, 16))
+    assert taken["whole"] == taken["none"] + sum(sizes)
+    assert taken["none"] < taken["in turn"] <= taken["none"] + max(sizes)
+
+
+def test_a_decoder_that_came_part_by_part_made_the_same_picture_and_is_at_home_again(folders, monkeypatch):
+    source = load_diffusers(folders / "sd3")
+    latents = torch.randn(2, source.latent_channels, 16, 16)
+    homes = {name: p.data_ptr() for name, p in source.vae.named_parameters()}
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in source.vae.modules()]
+    assert source.crowded
+    present, most = set(), []
+    fetch = visits.fetched
+
+    @contextmanager
+    def watched(parts, device, on_paper=False):
+        present.update(map(id, parts))
+        most.append(len(present))
+        with fetch(parts, torch.device("cpu"), on_paper):
+            yield
+        present.difference_update(map(id, parts))
+
+    monkeypatch.setattr(visits, "fetched", watched)
+    in_turn = source.preview_latents(latents)
+    assert set(most) == {1}
+    assert not present
+    assert torch.equal(in_turn, source.decode_latents(latents))
+    assert {name: p.data_ptr() for name, p in source.vae.named_parameters()} == homes
+    assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in source.vae.modules()] == hooks
+
+
+def test_where_the_room_is_little(folders, monkeypatch):
+    source = load_diffusers(folders / "sd3")
+    decoder = sum(t.nbytes for t in weights_in(decoding(source.vae)))
+    for factor, crowded in ((19, True), (21, False)):
+        network = SimpleNamespace(parameters=lambda n=factor: iter([torch.empty(n * decoder, dtype=torch.uint8)]),
+                                  buffers=lambda: iter(()))  # fmt: skip
+        monkeypatch.setattr(source, "module", network)
+        assert source.crowded is crowded
+    monkeypatch.setattr(source, "swap", object())
+    assert source.crowded
+
+
+def test_a_model_without_a_decoder_of_its_own_takes_nothing_to_decode():
+    assert decoding_needs(SimpleNamespace(device=torch.device("cuda")), (4, 8, 8)) == 0
+
+
+@pytest.fixture(scope="module")
+def demo():
+    """A model whose pictures take more to decode than a step of batch 1 takes."""
+    return load_diffusers(ROOT / "demo" / "model")
+
+
+@pytest.mark.parametrize(("pixels", "cfg", "every"), [(64, 1.0, 1), (128, 1.0, 0), (128, 3.0, 1)])
+def test_a_run_with_large_pictures_is_predicted(demo, pixels, cfg, every):
+    data = dataset(demo, side=64)
+    config = settings(demo, batch_size=1, gradient_checkpointing=True, preview_every=every)
+    drawing = Drawing(demo, Prompts(("a cat",) * 3, "", pixels, pixels, steps=2, cfg=cfg))
+    needs = plan(demo, data, config, 1 << 40, drawing).needs
+    assert needs.of_previews > 0
+
+    def drawn(trainer):
+        if every:
+            trainer.take_film()
+        trainer.draw(drawing)
+
+    assert needs.peak == pytest.approx(measured(demo, data, config, then=drawn), rel=0.1)
+
+
+def test_what_pictures_need_is_the_highest_of_drawing_and_decoding(demo):
+    source = demo
+    data, config = dataset(source), settings(source, batch_size=1)
+    batch = largest_batch(data, 1)
+    bare = Needs(10, 2, 3, 40, 5, 0, 20, 1, 1)
+    assert Previews.of(source, data, config, None).beside(bare, source, batch, config) == bare
+    filmed = Previews.of(source, data, replace(config, preview_every=5), None)
+    decoded = decoding_needs(source, data.buckets[0].shape)
+    assert filmed.beside(bare, source, batch, config).preview == decoded
+    large = Drawing(source, Prompts(("a", "b"), "", 128, 128, cfg=2.0))
+    needs = Previews(5, large).beside(bare, source, batch, config)
+    assert needs.preview == drawing_needs(source, batch, config, large)
+    assert needs.of_previews == needs.preview - 40
+
+
+def test_the_line_says_what_pictures_add_where_that_is_much(demo):
+    source = demo
+    data, config = dataset(source, side=32), settings(source, batch_size=1)
+    large = Drawing(source, Prompts(("a cat",), "", 128, 128, cfg=2.0))
+    plain, drawn = (plan(source, data, config, 1 << 40, drawing) for drawing in (None, large))
+    assert drawn.as_is.peak - plain.as_is.peak == drawn.needs.of_previews > 0
+    assert drawn.parts()["previews"] == drawn.needs.preview
+    assert "draw pictures" not in plain.sentence()
+    words = f", {memory.gb(drawn.needs.of_previews)} of that to draw pictures while it trains"
+    assert drawn.sentence().endswith(words)
 
 
 # --- nothing is changed ---------------------------------------------------------------------------------
