@@ -42,6 +42,8 @@ INSTALLED_FROM = ("pyproject.toml", "requirements.txt", "requirements-dev.txt", 
 TAIL_LINES = 12
 # Processes of pytest: each takes about 1.5 GB.
 MOST_WORKERS = 4
+# Packages for tests that the lowest torch and peft cannot bear to have beside them.
+NOT_LOWEST = frozenset({"torchao"})
 # pytest's exit code where no test was found.
 NONE_COLLECTED = 5
 
@@ -73,6 +75,8 @@ class Venv:
     """pip's arguments for torch where the user names none."""
     constraints: str
     """What constrains pip: the text of a constraints file."""
+    without: frozenset[str] = frozenset()
+    """Packages of requirements-dev.txt that are left out."""
 
     @property
     def stamp(self) -> Path:
@@ -166,14 +170,14 @@ def lowest_venv() -> Venv:
         )
     lowest = lowest_versions((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     torch = f"torch=={lowest.pop('torch')}"
-    tools = named((ROOT / "requirements-dev.txt").read_text(encoding="utf-8"))
+    tools = named((ROOT / "requirements-dev.txt").read_text(encoding="utf-8")) - NOT_LOWEST
     pins = [
         line
         for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
         if sys.version_info >= PINNED_PYTHON and named(line) & tools
     ]
     floors = [f"{name}=={version}" for name, version in lowest.items()]
-    return Venv(ROOT / ".venv-lowest", torch, "\n".join([*floors, *pins]) + "\n")
+    return Venv(ROOT / ".venv-lowest", torch, "\n".join([*floors, *pins]) + "\n", NOT_LOWEST)
 
 
 def lowest_versions(pyproject: str) -> dict[str, str]:
@@ -186,6 +190,17 @@ def lowest_versions(pyproject: str) -> dict[str, str]:
 def named(requirements: str) -> set[str]:
     """Names of the packages in the text of a requirements file."""
     return set(re.findall(r"^[\w-]+", requirements, re.MULTILINE)) - {"-r"}
+
+
+def required(venv: Venv) -> str:
+    """The requirements file of `venv`: ours, or a copy in its folder without some of the packages."""
+    if not venv.without:
+        return "requirements-dev.txt"
+    lines = (ROOT / "requirements-dev.txt").read_text(encoding="utf-8").splitlines()
+    kept = [line.replace("-r ", f"-r {ROOT.as_posix()}/") for line in lines if not named(line) & venv.without]
+    file = venv.folder / "requirements-dev.txt"
+    file.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    return str(file)
 
 
 def set_up(venv: Venv, torch_spec: str | None) -> None:
@@ -208,7 +223,7 @@ def set_up(venv: Venv, torch_spec: str | None) -> None:
     constraints = venv.folder / "constraints.txt"
     constraints.write_text(venv.constraints, encoding="utf-8")
     install(venv, f"installing {spec}", *spec.split())
-    install(venv, "installing the packages", "-r", "requirements-dev.txt")
+    install(venv, "installing the packages", "-r", required(venv))
     # Editable: whatever the folder is called, it imports as rollout_trainer.
     install(venv, "linking the checkout", "--no-deps", "--no-build-isolation", "-e", ".")
     venv.stamp.write_text(json.dumps(wanted, indent=1), encoding="utf-8")

@@ -196,9 +196,11 @@ def lowest(dev, monkeypatch):
         '[project]\nrequires-python = ">=3.10"\ndependencies = [\n    "numpy>=1.25",\n    "torch>=2.5",\n]\n\n'
         '[tool.comfy]\nrequires-comfyui = ">=0.3.64"\n'
     )
-    (dev.ROOT / "requirements-dev.txt").write_text("# tools\n-r requirements.txt\nmypy\nsetuptools>=77\n")
+    (dev.ROOT / "requirements-dev.txt").write_text(
+        "# tools\n-r requirements.txt\nmypy\nsetuptools>=77\ntorchao\n"
+    )
     (dev.ROOT / "constraints.txt").write_text(
-        "# pins\nmypy==2.4.1\nnumpy==2.4.6\nsetuptools==84.2\nsix==1.0\n"
+        "# pins\nmypy==2.4.1\nnumpy==2.4.6\nsetuptools==84.2\nsix==1.0\ntorchao==0.18.0\n"
     )
     return dev.lowest_venv()
 
@@ -224,6 +226,15 @@ def test_the_lowest_versions_have_a_venv_of_their_own(dev, lowest, steps, monkey
     assert [Path(part).name for part in (ran[0][0], *ran[0][-2:])] == ["pytest", "unit", "-x"]
     assert ".venv-lowest" in ran[0][0]
     assert not dev.usual_venv().folder.exists()
+
+
+def test_what_the_lowest_versions_cannot_bear_is_not_installed_beside_them(dev, lowest, steps):
+    dev.set_up(lowest, None)
+    (file,) = [command[-1] for command in steps if command[-1].endswith("requirements-dev.txt")]
+    assert Path(file).read_text().splitlines() == [
+        "# tools", f"-r {dev.ROOT.as_posix()}/requirements.txt", "mypy", "setuptools>=77"
+    ]  # fmt: skip
+    assert dev.required(dev.usual_venv()) == "requirements-dev.txt"
 
 
 def test_another_torch_is_not_remembered_for_the_lowest_versions(dev, lowest, steps):

@@ -209,6 +209,11 @@ def _check_stored(config: LoRAConfig, layers: Mapping[str, nn.Module]) -> None:
     if config.kind == "lora":
         return
     for name, layer in layers.items():
+        if config.kind != "dora" and not isinstance(layer, (nn.Linear, nn.Conv2d)):
+            raise ValueError(
+                f"kind must be lora or dora on a model whose weights are stored in fewer bits, got {config.kind} on "
+                f"{name} ({type(layer).__name__}); choose lora, or load the model in bf16"
+            )
         weight = layer.weight
         plain = type(weight) in (Tensor, nn.Parameter) and weight.dtype in USUAL
         if not plain:

@@ -30,7 +30,7 @@ from ..lora.reading import read_lora
 from .compiled import Regions
 from .folder import Network, PipelineFolder
 from .source import BaseFile, Denoiser
-from .stored import store
+from .stored import made_plain, store
 from .swap import Swap, can_swap
 from .visits import decoding, fetched, fetched_in_turn, visiting, weights_in
 
@@ -113,6 +113,8 @@ class DiffusersModel(ABC):
     """Latent positions per axis that the caller of the network packs into one token."""
     default_lora_targets: tuple[str, ...] = (ATTENTION,)
     lora_names: str = "diffusers"
+    quantised: bool = False
+    """Whether the network's matrices arrived in fewer bits."""
     _on_paper: bool = False
 
     def __init__(
@@ -133,7 +135,12 @@ class DiffusersModel(ABC):
         self.prediction, self.schedule = noise_process(scheduler)
         self.module = folder.network(self.component, dtype)
         self.weights = weights
+        self.quantised = made_plain(self.module)
         if weights != "full":
+            if self.quantised:
+                raise ValueError(
+                    f"weights must be full for {self.name}, whose {self.component} is quantised already, got {weights}"
+                )
             store(self.module, weights, device)
         if swap and not can_swap(self.module):
             raise ValueError(
@@ -184,7 +191,7 @@ class DiffusersModel(ABC):
     @property
     def weight_offers(self) -> tuple[str, ...]:
         """How the network's weights could take less memory than they do: see `plan.memory`."""
-        stored = ("float8", "nf4") if self.weights == "full" else ()
+        stored = ("float8", "nf4") if self.weights == "full" and not self.quantised else ()
         return stored + (("swap",) if self.swap is None and can_swap(self.module) else ())
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Frozen linear layers whose matrices are stored in fewer bits, and made anew for each use.
+"""Frozen linear layers whose matrices are stored in fewer bits, or arrived so, and made anew for each use.
 
 Nothing but the stored form is kept for the backward pass: a matrix as it is computed with lives as long as one product.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -87,8 +87,34 @@ FORMS: dict[str, Form] = {
 """By name: a byte with an exponent, a whole number of one byte, each with a scale per row; four bits (bitsandbytes)."""
 
 
-class StoredLinear(nn.Module):
-    """A frozen linear layer [..., in] -> [..., out] in one of `FORMS`."""
+class FrozenLinear(nn.Module):
+    """A frozen linear layer [..., in] -> [..., out] whose matrix is made for each use."""
+
+    in_features: int
+    out_features: int
+    bias: Tensor | None
+    made_as: torch.dtype
+    """The type that the matrix was loaded in."""
+
+    def made(self, dtype: torch.dtype) -> Tensor:
+        """The matrix [out, in] in this type."""
+        raise NotImplementedError
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix [out, in], as it was loaded but for rounding."""
+        return self.made(self.made_as)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output, in the type that the matrix was loaded in, or autocast's."""
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        out: Tensor = _Product.apply(x.to(dtype), self)  # type: ignore[no-untyped-call]
+        return out
+
+
+class StoredLinear(FrozenLinear):
+    """Its matrix is in one of `FORMS`."""
 
     def __init__(self, layer: nn.Linear, form: str) -> None:
         super().__init__()
@@ -102,33 +128,63 @@ class StoredLinear(nn.Module):
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
 
-    @property
-    def weight(self) -> Tensor:
-        """The matrix [out, in], as it was loaded but for rounding."""
-        return self.made(self.made_as)
-
     def made(self, dtype: torch.dtype) -> Tensor:
         """The matrix [out, in] in this type."""
         shape = (self.out_features, self.in_features)
         return FORMS[self.form].unpack(self.codes, self.scale, shape, dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The layer's output, in the type that the matrix was loaded in, or autocast's."""
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        out: Tensor = _Product.apply(x.to(dtype), self)  # type: ignore[no-untyped-call]
-        return out
 
     def extra_repr(self) -> str:
         """Sizes and form."""
         return f"in_features={self.in_features}, out_features={self.out_features}, form={self.form}"
 
 
+class ArrivedLinear(FrozenLinear):
+    """Its matrix arrived quantised, as a tensor that wraps others: torchao's.
+
+    What is wrapped lies in plain buffers, which can be moved, fetched and counted like any; the wrapper is made with
+    the matrix. Weights alone are quantised here, also where the wrapper would round activations, through which no
+    gradient goes.
+
+    Raises:
+        ValueError: the wrapper does not say how the matrix is made.
+    """
+
+    def __init__(self, layer: nn.Linear, name: str) -> None:
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.bias = layer.bias
+        weight: Any = layer.weight.detach()
+        self.made_as = weight.dtype
+        self._kind, self._stride = type(weight), weight.stride()
+        self._wrapped, self._context = weight.__tensor_flatten__()
+        for part in self._wrapped:
+            self.register_buffer(part, getattr(weight, part))
+        try:
+            self.made(self.made_as)
+        except (AttributeError, RuntimeError, TypeError) as err:
+            raise ValueError(
+                f"weights must be of a kind that can be made plain again, got {self._kind.__name__} for {name}; load "
+                "the model in bfloat16, with weights float8 if it is to take less memory"
+            ) from err
+
+    def made(self, dtype: torch.dtype) -> Tensor:
+        """The matrix [out, in] in this type."""
+        parts = {name: getattr(self, name) for name in self._wrapped}
+        size = torch.Size((self.out_features, self.in_features))
+        weight = self._kind.__tensor_unflatten__(parts, self._context, size, self._stride)
+        made: Tensor = weight.dequantize().to(dtype)
+        return made
+
+    def extra_repr(self) -> str:
+        """Sizes and kind."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, kind={self._kind.__name__}"
+
+
 class _Product(torch.autograd.Function):
     """A product with a matrix that is made for the forward and again for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: StoredLinear) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: FrozenLinear) -> Tensor:
         ctx.layer = layer
         with torch.autocast(x.device.type, enabled=False):
             bias = None if layer.bias is None else layer.bias.to(x.dtype)
@@ -137,6 +193,20 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad @ ctx.layer.made(grad.dtype), None
+
+
+def quantised(layer: nn.Module) -> bool:
+    """Whether a layer's matrix is a tensor that wraps others."""
+    return isinstance(layer, nn.Linear) and hasattr(layer.weight, "__tensor_flatten__")
+
+
+def made_plain(network: nn.Module) -> bool:
+    """Linear layers that arrived quantised become `ArrivedLinear`; whether there were any."""
+    found = {name: layer for name, layer in network.named_modules() if quantised(layer)}
+    for name, layer in found.items():
+        parent, _, child = name.rpartition(".")
+        setattr(network.get_submodule(parent), child, ArrivedLinear(cast(nn.Linear, layer), name))
+    return bool(found)
 
 
 def store(network: nn.Module, form: str, device: torch.device | str | None = None) -> None:
