@@ -491,6 +491,9 @@ def environment() -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         # Windows consoles: what we print is UTF-8.
         "PYTHONUTF8": "1",
+        # torchao, which is here for tests alone, tells at every start what it lacks.
+        "TORCHAO_FORCE_SKIP_LOADING_SO_FILES": "1",
+        "TORCH_LOGS": "-torch.utils._pytree",
     }
     return {**defaults, **os.environ}
 
