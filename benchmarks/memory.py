@@ -29,6 +29,7 @@ from unittest.mock import patch
 import torch
 from real_models import MODELS, VAES, Model, adapters_of_shapes, autoencoder
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rollout_trainer.training.lora.adapter import LoRAConfig
 from rollout_trainer.training.models import diffusers as folders
@@ -160,7 +161,8 @@ def coming(parts: list[nn.Module], _device: torch.device, _on_paper: bool = Fals
 def decoded(model: Model, pixels: int) -> tuple[int, dict[bool, int]]:
     """Bytes of a decoder; and what decoding one picture takes, by whether the decoder comes part by part."""
     source = model.on_paper(tuple(1 for _ in model.depths))
-    source.vae = autoencoder(model)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        source.vae = autoencoder(model)
     kind, shape = type(source), (model.channels, pixels // model.scale, pixels // model.scale)
     kind.decoder = DiffusersModel.decoder  # type: ignore[method-assign]
     found = {}

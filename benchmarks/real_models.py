@@ -279,15 +279,15 @@ VAES = {"SDXL": 4, "SD3.5 large": 16, "Flux 12B": 16}
 
 
 def autoencoder(model: Model) -> nn.Module:
-    """Its autoencoder, with shapes alone."""
-    channels = VAES[model.name]
-    own = channels == 4
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        return diffusers.AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=channels, sample_size=1024,
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-            use_quant_conv=own, use_post_quant_conv=own,
-        ).eval().requires_grad_(False)  # fmt: skip
+    """Its autoencoder; of models that are not loaded from folders a narrow one."""
+    usual = model.name in VAES
+    blocks = model.scale.bit_length()
+    own = VAES.get(model.name) == 4
+    return diffusers.AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512) if usual else (32,) * blocks, layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * blocks, up_block_types=("UpDecoderBlock2D",) * blocks,
+        latent_channels=model.channels, sample_size=1024, use_quant_conv=own, use_post_quant_conv=own,
+    ).eval().requires_grad_(False)  # fmt: skip
 
 
 def small() -> Model:

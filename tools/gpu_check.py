@@ -54,6 +54,7 @@ PARTS = (
     Part("parity", "parity:run", 70),
     Part("sizes, flux", "sizes:run", 110, "flux"),
     Part("sizes, others", "sizes:run", 130, "others"),
+    Part("pictures", "sizes:pictures", 40),
     Part("loop", "speed:loop", 60),
     Part("host, speed", "speed:beside_the_host", 70),
     Part("study", "speed:study", 240),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -134,6 +134,44 @@ def train(check: Check, model: Any, pixels: int, way: Way, rollouts: bool, rate:
     needs = step_needs(source, data.batch(torch.arange(1)), config)
     work = needs.flops + cost(config, source) * needs.inference_flops
     return {"seconds": seconds, "mfu": work / seconds / rate}
+
+
+def pictures(check: Check, _option: str) -> None:
+    """By how much a film and a prompt raise the peak of SDXL at 512 px, where a step takes least beside the weights."""
+    import real_models
+    from memory import config_of
+
+    from rollout_trainer.training.pictures.sampling import Drawing, Prompts
+    from rollout_trainer.training.trainer.trainer import Trainer, training_mode
+
+    pixels = 64 if check.toy else 512
+    model = real_models.small() if check.toy else real_models.MODELS["SDXL"]
+    source, data = model.random(check.device), model.dataset(pixels)
+    with torch.device("meta"):
+        source.vae = real_models.autoencoder(model)
+    source.vae = real_models.filled(source.vae, "cpu")
+    source.encode_text = lambda captions: data.batch(torch.zeros(len(captions), dtype=torch.long)).cond
+    drawing = Drawing(source, Prompts(("a cat",), "", pixels, pixels, steps=2, cfg=4.0))
+    with training_mode(), Trainer(source, data, config_of(model, ("gradient_checkpointing",))) as trainer:
+
+        def draw() -> None:
+            frames = trainer.take_film().frames
+            check.tell("drawn", len(frames) > 1 and trainer.draw(drawing).isfinite().all().item())
+
+        trainer.step()
+        step, drawn = peak_of(check, trainer.step), peak_of(check, draw)
+    check.tell("pictures raise the peak by 5 % at most", drawn <= 1.05 * step, ratio=max(drawn / step, 1))
+
+
+def peak_of(check: Check, act: Callable[[], object]) -> float:
+    """The highest of the bytes on the card while it acts; at toy size 1."""
+    if check.toy:
+        act()
+        return 1.0
+    torch.cuda.reset_peak_memory_stats()
+    act()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated()
 
 
 @dataclass(frozen=True)
