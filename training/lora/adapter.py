@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import re
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -178,7 +178,9 @@ def _short(pattern: str) -> str:
 def is_linear(module: nn.Module) -> bool:
     """Whether it maps `in_features` to `out_features` by a matrix, whatever class it is of."""
     sizes = all(isinstance(getattr(module, name, None), int) for name in ("in_features", "out_features"))
-    return isinstance(module, nn.Linear) or (sizes and hasattr(module, "weight"))
+    return isinstance(module, nn.Linear) or (
+        sizes and (hasattr(type(module), "weight") or hasattr(module, "weight"))
+    )
 
 
 def _near(pattern: str, names: list[str]) -> list[str]:
@@ -224,6 +226,15 @@ def _check_stored(config: LoRAConfig, layers: Mapping[str, nn.Module]) -> None:
             )
 
 
+@contextmanager
+def outlined(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """peft asks each layer for its matrix some ten times; those that are made for each use show their size inside."""
+    with ExitStack() as shown:
+        for layer in layers:
+            shown.enter_context(getattr(layer, "outlined", nullcontext)())
+        yield
+
+
 class Adapter:
     """An adapter on a module, float32 and trainable, the base frozen.
 
@@ -260,7 +271,8 @@ class Adapter:
                 unknown = {
                     type(m) for m in self._wrapped.values() if not isinstance(m, (nn.Linear, nn.Conv2d))
                 }
-                inject_adapter_in_model(config.peft_config(names, unknown), module, adapter_name=_NAME)
+                with outlined([] if config.kind == "dora" else self._wrapped.values()):
+                    inject_adapter_in_model(config.peft_config(names, unknown), module, adapter_name=_NAME)
             self._layers = [m for m in module.modules() if isinstance(m, BaseTunerLayer)]
             for layer in self._layers:
                 layer.eval()

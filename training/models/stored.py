@@ -5,7 +5,8 @@ Nothing but the stored form is kept for the backward pass: a matrix as it is com
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, cast
@@ -95,6 +96,7 @@ class FrozenLinear(nn.Module):
     bias: Tensor | None
     made_as: torch.dtype
     """The type that the matrix was loaded in."""
+    _outline: Tensor | None = None
 
     def made(self, dtype: torch.dtype) -> Tensor:
         """The matrix [out, in] in this type."""
@@ -103,7 +105,19 @@ class FrozenLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The matrix [out, in], as it was loaded but for rounding."""
-        return self.made(self.made_as)
+        return self.made(self.made_as) if self._outline is None else self._outline
+
+    @contextmanager
+    def outlined(self) -> Iterator[None]:
+        """Inside, the matrix is one of the same size, type and device without numbers, which costs nothing to make."""
+        device = next(self.buffers()).device
+        self._outline = torch.empty((), dtype=self.made_as, device=device).expand(
+            self.out_features, self.in_features
+        )
+        try:
+            yield
+        finally:
+            self._outline = None
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output, in the type that the matrix was loaded in, or autocast's."""

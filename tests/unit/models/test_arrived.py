@@ -84,14 +84,13 @@ def test_its_matrices_are_those_that_torchao_makes(arrived, name):
     for layer, own in layers.items():
         assert torch.equal(own.weight, theirs.get_submodule(layer).weight.dequantize())
     with torch.no_grad():
-        x, sigma, cond = (
-            torch.randn(1, *source.latent_shape(64, 64)), torch.tensor([0.5]), source.encode_text(["a red cat"])
-        )  # fmt: skip
+        x = dataset(source, 1).buckets[0].latents
+        sigma, cond = torch.tensor([0.5]), source.encode_text(["a red cat"])
         own = source.denoiser().predict(x, sigma, cond)
         source.module = theirs
         other = source.denoiser().predict(x, sigma, cond)
     # Rounding of bfloat16; where activations are rounded as well, theirs are.
-    assert (own - other).norm() / other.norm() < (0.1 if "activations" in name else 0.02)
+    assert (own - other).norm() / other.norm() < (0.1 if "activations" in name else 0.04)
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])

@@ -1,6 +1,7 @@
 """Weights in fewer bits, and weights that are fetched: the same model, up to rounding, and no more kept than said."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,20 @@ def test_small_layers_and_those_outside_blocks_stay(network):
     store(network, "int8")
     assert type(network.begin) is nn.Linear
     assert type(network.blocks[0].up) is StoredLinear
+
+
+def test_a_lora_is_put_on_without_making_a_matrix(network, monkeypatch):
+    store(network, "int8")
+    made, make = [], StoredLinear.made
+    monkeypatch.setattr(StoredLinear, "made", lambda layer, dtype: made.append(dtype) or make(layer, dtype))
+    config = LoRAConfig(rank=4, targets=(r"blocks\.\d+\.(up|down)$",))
+    adapter = Adapter(network, config)
+    assert len(adapter.parameters()) == 12
+    assert not made
+    assert network.blocks[0].up.base_layer.weight.any()
+    adapter.detach()
+    Adapter(network, replace(config, kind="dora")).detach()
+    assert made  # whose sizes are those of the matrix
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
