@@ -124,6 +124,7 @@ interface HostEvents {
   execution_success: { prompt_id: string };
   execution_error: { prompt_id: string; node_id: string; node_type?: string; exception_message?: string };
   execution_interrupted: { prompt_id: string; node_id: string };
+  graphChanged: unknown;
 }
 
 interface HostApi {

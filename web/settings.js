@@ -2,6 +2,7 @@
 /** Settings nodes: widgets without effect are greyed out and say why; scheduled sampling says what it costs. */
 
 import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
 import { allNodes, widgetValues } from "./graph.js";
 import { expectedExtraForwards, hasRules, proposedRate, stepTimeFactor, waysToSave, withoutEffect } from "./rules.js";
 import { anyOf, labelOptions, word } from "./words.js";
@@ -79,6 +80,8 @@ function usesCheckpointing() {
   return trainings.length > 0 && trainings.every((v) => v.gradient_checkpointing === true);
 }
 
+const ASLEEP = [2, 4]; // modes of a node that is muted, bypassed
+
 /**
  * Whether rolled rows will get ReflexFlow, as far as the graph says; the kind of model is not known here.
  * @param {HostNode} node
@@ -86,7 +89,7 @@ function usesCheckpointing() {
 function usesReflexFlow(node) {
   const slot = node.findInputSlot?.("reflexflow") ?? -1;
   const origin = slot < 0 || !node.graph ? null : node.getInputNode(slot); // of a node in no graph front end 1.58 throws
-  if (!origin) return false;
+  if (!origin || ASLEEP.includes(origin.mode ?? 0)) return false;
   return origin.comfyClass !== "RolloutReflexFlow" || valuesOf(origin).enabled !== "off";
 }
 
@@ -157,6 +160,10 @@ app.registerExtension({
     node.onConfigure = followed(node.onConfigure, update);
     node.onRemoved = followed(node.onRemoved, () => costLines.delete(node));
     refresh(node);
+  },
+
+  setup() {
+    api.addEventListener("graphChanged", refreshCosts); // a node may have been muted or bypassed
   },
 
   afterConfigureGraph() {

@@ -449,6 +449,18 @@ def test_settings_without_effect_are_greyed_and_the_cost_is_said(mode, open_page
     assert (
         page.evaluate(COST) == "about 3.4 extra model calls per sample, about 2.7x the time of a plain step"
     )
+    page.evaluate("id => app.canvas.selectNode(app.graph.getNodeById(id))", REFLEXFLOW)
+    page.locator("#graph-canvas").focus()
+    page.keyboard.press("Control+b")  # bypassed
+    page.wait_for_timeout(300)
+    assert (
+        page.evaluate(COST) == "about 3.0 extra model calls per sample, about 2.5x the time of a plain step"
+    )
+    page.keyboard.press("Control+b")
+    page.wait_for_timeout(300)
+    assert (
+        page.evaluate(COST) == "about 3.4 extra model calls per sample, about 2.7x the time of a plain step"
+    )
     page.evaluate(SET, [REFLEXFLOW, "enabled", "off"])
     page.wait_for_timeout(300)
     assert (
