@@ -133,9 +133,9 @@ def main(only: list[str]) -> None:
             page.wait_for_timeout(1500)
             outputs = run(page, host) if file.stem in RUNNABLE else {}
             for kind, saved in results(workflow, outputs):
-                if kind in wanted and not (
-                    file.stem != "quickstart" and (DOCS / kind / "result.png").exists()
-                ):
+                shown = "result.png" in (DOCS / kind / "en.md").read_text(encoding="utf-8")
+                known = file.stem != "quickstart" and (DOCS / kind / "result.png").exists()
+                if kind in wanted and shown and not known:
                     image = Image.open(io.BytesIO(host.view(saved)))
                     image.thumbnail((WIDTH, 2 * WIDTH), Image.Resampling.LANCZOS)
                     write(image, DOCS / kind / "result.png")
