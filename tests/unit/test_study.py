@@ -61,6 +61,8 @@ def test_energy_distance_of_four_points():
     # Without pairs of one caption: across |0 - 5| and |2 - 1|, within |0 - 2| and |1 - 5|.
     assert energy_distance(a, b) == pytest.approx(2 * 3 - 2 - 4)
     assert energy_distance(torch.zeros(2, 4), torch.full((2, 4), 3.0)) == pytest.approx(2 * 6 / math.sqrt(4))
+    with pytest.raises(ValueError, match="a row for each caption, got 2 and 1"):
+        energy_distance(a, b[:1])
 
 
 def result(study, arm, seed, **metrics):

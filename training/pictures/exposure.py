@@ -65,7 +65,12 @@ def energy_distance(a: Tensor, b: Tensor) -> Tensor:
 
     Row i of both has one caption, so pairs with equal index are left out of all three means: then the mean is 0 for
     two samples of one distribution (a single value may be slightly negative). In units of the square root of D.
+
+    Raises:
+        ValueError: the samples have not the same captions: their numbers differ.
     """
+    if len(a) != len(b):
+        raise ValueError(f"samples must have a row for each caption, got {len(a)} and {len(b)}")
 
     def mean(x: Tensor, y: Tensor) -> Tensor:
         distances = torch.cdist(x, y)
