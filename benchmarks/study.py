@@ -535,6 +535,7 @@ def plot(table: Table, path: Path) -> None:
                 draw_difference(axis, y, table, comparison, metric)
             axis.axvline(0, color="black", lw=0.8)
             axis.set(title=f"{name}: {metric}", xlabel="difference; left is better")
+            axis.locator_params(axis="x", nbins=4)  # numbers of thousandths need room
             axis.set_yticks(range(len(rows)), labels if metric == metrics[0] else [""] * len(rows))
             axis.invert_yaxis()
             axis.grid(axis="x", alpha=0.3)
