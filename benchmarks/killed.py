@@ -225,7 +225,8 @@ class Campaign:
             done = [int(line) for line in self.log.read_text().split()] if self.log.exists() else []
             if done:
                 self.lost = max(self.lost, done[-1] - steps[-1])
-                if steps[-1] < done[-1] // SAVE_EVERY * SAVE_EVERY:
+                # Written while the next steps are trained, one at a time: the last that was due may be missing.
+                if steps[-1] < done[-1] // SAVE_EVERY * SAVE_EVERY - SAVE_EVERY:
                     self.wrong.append(f"step {done[-1]} was done, the newest state is {steps[-1]}")
             for path in self.loras.glob("*.safetensors") if phase == "export" else ():
                 read_file(path)
