@@ -181,7 +181,7 @@ def test_ctrl_c_waits_for_the_child_to_save(dev, tmp_path):
     )
     assert process.stdout.readline() == "training\n"
     os.killpg(process.pid, 2)  # what a terminal does on Ctrl-C: SIGINT to the whole group
-    assert process.communicate(timeout=20)[0] == "saved\n"
+    assert process.communicate(timeout=90)[0] == "saved\n"
     assert process.returncode == 130
 
 
