@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "host"))
 
-from comfyui_process import NODES_FOR_TESTS, ComfyUI, find_installation, running  # noqa: E402
+from comfyui_process import NODES_FOR_TESTS, ComfyUI, find_installation, other_front_end, running  # noqa: E402
 from prompt_builder import PromptBuilder  # noqa: E402
 
 BATCHES = (1, 4, 8)
@@ -133,7 +133,7 @@ def main() -> None:
     device = ("--cpu",) if options.device == "cpu" else ()
     with (
         tempfile.TemporaryDirectory() as base,
-        running(installation, Path(base), [], [NODES_FOR_TESTS], device) as host,
+        running(installation, Path(base), other_front_end(), [NODES_FOR_TESTS], device) as host,
     ):
         info = host.object_info()
         saving = PromptBuilder()

@@ -23,7 +23,8 @@ from rollout_trainer.training.data.dataset import Batch, Bucket, LatentDataset
 from rollout_trainer.training.models.diffusers import ATTENTION, DiffusersModel, TokenLimits
 from rollout_trainer.training.models.families import Flux, StableDiffusion3, StableDiffusionXL
 
-BLOCKS = r"(transformer_blocks|layers|blocks)\.\d+\..*(attn|attention|ff|ffn|feed_forward|net|proj)"
+BLOCK = (1 << 20) + 7
+"""Random values that are made: of no matrix's size, so that no two rows are alike."""
 
 
 class Random(DiffusersModel):
@@ -199,17 +200,34 @@ def defaults(dtype: torch.dtype) -> Iterator[None]:
 
 
 def filled(network: nn.Module, device: str) -> nn.Module:
-    """A network of the meta device, with random weights on another."""
+    """A network of the meta device, with random weights on another: one random block again and again, which is quick.
+
+    Matrices in fewer bits get random codes and one scale, all other tables zeros.
+    """
     network.to_empty(device=device)
     generator = torch.Generator(device).manual_seed(0)
+    blocks: dict[torch.dtype, Tensor] = {}
     for weight in network.parameters():
-        if weight.dtype.is_floating_point and weight.element_size() > 1:
-            weight.data.normal_(0, 0.02, generator=generator)
+        if weight.dtype not in blocks:
+            values = torch.empty(BLOCK, dtype=weight.dtype, device=device)
+            blocks[weight.dtype] = values.normal_(0, 0.02, generator=generator)
+        repeat(blocks[weight.dtype], weight.data)
+    codes = torch.empty(BLOCK, dtype=torch.uint8, device=device).random_(generator=generator)
+    codes.bitwise_and_(0xBF)  # of float8, numbers below 2
+    for name, table in network.named_buffers():
+        if name.endswith("codes"):
+            repeat(codes, table.view(torch.uint8))
         else:
-            weight.data.view(torch.uint8).random_(0, 64, generator=generator)
-    for table in network.buffers():
-        table.zero_()
+            table.fill_(0.01 if name.endswith("scale") else 0)
     return network
+
+
+def repeat(block: Tensor, into: Tensor) -> None:
+    """Fill a tensor with a block's values, over and over."""
+    flat = into.view(-1)
+    whole = len(flat) // len(block) * len(block)
+    flat[:whole].view(-1, len(block)).copy_(block)
+    flat[whole:].copy_(block[: len(flat) - whole])
 
 
 @contextmanager

@@ -4,10 +4,10 @@
     python tools/gpu_check.py --toy [--out DIR]                              the same parts, small, on a CPU
     python tools/gpu_check.py --render DIR/results.jsonl > docs/gpu.md       its results as a page
 
-Parts run in the order of `PARTS`, the most valuable first, each in a process of its own with a time limit of its own. A
-part that fails, hangs or dies does not stop the next; what is known is written to ``results.jsonl`` the moment it is
-known, one JSON object a line. Nothing is downloaded. The parts with a ComfyUI need COMFYUI_PATH, as the host tests do.
-docs/gpu.md says how to bring all of it to a machine without a network.
+Parts run in the order of `PARTS`, the most valuable first, each in a process of its own with a time limit of its own;
+those that measure no time run side by side. A part that fails, hangs or dies does not stop the next; what is known is
+written to ``results.jsonl`` the moment it is known, one JSON object a line. Nothing is downloaded. The parts with a
+ComfyUI need COMFYUI_PATH, as the host tests do. docs/gpu.md says how to bring all of it to a machine without a network.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,8 @@ class Part:
     """Seconds after which it is stopped on a GPU."""
     option: str = ""
     toy_limit: float = 240.0
+    alone: bool = True
+    """Whether it measures time. Others run beside each other, as many as there are pairs of cores."""
 
     def __call__(self, check: Check) -> None:
         """Run it here and now."""
@@ -49,9 +53,10 @@ class Part:
 
 HOST_MODES = ("dynamic", "nothing kept", "--disable-dynamic-vram", "--lowvram", "--novram")
 PARTS = (
-    Part("host, reference", "host:reference", 60),
-    *(Part(f"host, {mode}", "host:mode", 75 if mode == "dynamic" else 50, mode) for mode in HOST_MODES),
-    Part("parity", "parity:run", 70),
+    Part("host, reference", "host:reference", 100, alone=False),
+    *(Part(f"host, {mode}", "host:mode", 140, mode, alone=False) for mode in HOST_MODES),
+    Part("parity", "parity:run", 140, alone=False),
+    Part("real host", "host:real", 150, "12"),
     Part("sizes, flux", "sizes:run", 110, "flux"),
     Part("sizes, others", "sizes:run", 130, "others"),
     Part("pictures", "sizes:pictures", 40),
@@ -94,11 +99,7 @@ class Check:
 
 def environment(work: Path) -> dict[str, str]:
     """Variables of a part's process: the pack is importable by its name, and nothing asks the network."""
-    link = work / "packages" / "rollout_trainer"
-    if not link.exists():
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(ROOT, target_is_directory=True)
-    paths = [str(link.parent), os.environ.get("PYTHONPATH", "")]
+    paths = [str(work / "packages"), os.environ.get("PYTHONPATH", "")]
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
@@ -165,14 +166,22 @@ def facts(check: Check) -> dict[str, Any]:
 def run_all(check: Check, parts: Sequence[Part], seconds: float) -> bool:
     """Run the parts while there is time; whether every result is good."""
     end = time.monotonic() + seconds
-    Check(check.toy, check.results, check.work, "machine").tell("what this is", True, **facts(check))
-    for part in parts:
-        own = Check(check.toy, check.results, check.work, part.name)
-        left = end - time.monotonic()
+    packages = check.work / "packages"
+    packages.mkdir()
+    (packages / "rollout_trainer").symlink_to(ROOT, target_is_directory=True)
+    replace(check, part="machine").tell("what this is", True, **facts(check))
+
+    def run(part: Part) -> None:
+        own, left = replace(check, part=part.name), end - time.monotonic()
         if left < 2:
             own.tell("ran to its end", False, error=f"not begun: {max(left, 0):.0f} s of the time are left")
-            continue
-        run_part(part, own, min(part.toy_limit if check.toy else part.limit, left))
+        else:
+            run_part(part, own, min(part.toy_limit if check.toy else part.limit, left))
+
+    for alone, several in groupby(parts, lambda part: part.alone):
+        side_by_side = 1 if alone else max((os.cpu_count() or 1) // 2, 1)
+        with ThreadPoolExecutor(side_by_side) as threads:
+            list(threads.map(run, several))
     return all(line["ok"] for line in read(check.results))
 
 

@@ -16,6 +16,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +36,8 @@ FAMILIES = ("sd3", "flux", "wan")
 STEPS = 6
 NEAR = 1e-3
 """Largest relative difference from the CPU, of a LoRA (norm of the difference) and of a sampling's norm."""
+LOGGED = 400
+"""Lines of a host's log that are kept."""
 SLACK = 1 << 20
 """Bytes that may lie on the device afterwards beyond what did before: the libraries' own workspaces."""
 
@@ -42,7 +48,9 @@ def reference(check: Check, _option: str) -> None:
         for family in families(check):
             found = flow(comfyui, family, check.work / f"reference-{family}")
             check.tell(family, bool(found["lora"]), hooks=found["hooks"], loss=found["loss"])
-            (check.work / f"reference-{family}.json").write_text(json.dumps(found))
+            file = check.work / f"reference-{family}.json"
+            file.with_suffix(".partial").write_text(json.dumps(found))
+            file.with_suffix(".partial").rename(file)
 
 
 def mode(check: Check, option: str) -> None:
@@ -69,7 +77,7 @@ def one_family(check: Check, comfyui: ComfyUI, family: str, option: str) -> None
     """What one family gives here against the CPU's."""
     keep = option != "nothing kept"
     found = flow(comfyui, family, check.work / f"{option.strip('-')}-{family}", keep)
-    known = json.loads((check.work / f"reference-{family}.json").read_text())
+    known = awaited(check.work / f"reference-{family}.json")
     check.tell(f"{family}: the MODEL samples the same bits after training", found["before"] == found["after"])
     check.tell(f"{family}: nothing is left on the network", found["left"] == [] and found["hooks"] == 0)
     far = distance(found["lora"], known["lora"])
@@ -82,6 +90,48 @@ def one_family(check: Check, comfyui: ComfyUI, family: str, option: str) -> None
     check.tell(f"{family}: the LoRA samples as on the CPU", far < NEAR, relative=far)
     fell = found["loss"][1] < found["loss"][0]
     check.tell(f"{family}: the validation loss falls", fell, loss=found["loss"])
+
+
+def real(check: Check, option: str) -> None:
+    """Flux of real size in the host as it is by default, on a card of `option` GiB: the rest of it is taken away."""
+    with host(check, ("--cpu",) if check.toy else ()) as comfyui:
+        graph = PromptBuilder()
+        ballast = str(graph.add("TestBallast", gib=int(option))[0])
+        free = execute(comfyui, graph)[ballast]["free"][0]
+        begin, seconds = time.monotonic(), {}
+
+        def timed(name: str) -> dict[str, Any]:
+            nonlocal begin
+            found, now = execute(comfyui, graph), time.monotonic()
+            seconds[name], begin = round(now - begin, 1), now
+            return found
+
+        graph = PromptBuilder()
+        size = (
+            {"depth": 1, "side": 16, "tokens": 16} if check.toy else {"depth": 0, "side": 64, "tokens": 512}
+        )
+        dtype = "float32" if check.toy else "bfloat16"
+        node = graph.add("TestRealFlux", dtype=dtype, **size)[0]
+        model, data, captions = [node, 0], [node, 1], [node, 2]
+        drawn = str(graph.add("TestSampled", model=model, latents=data, conditioning=captions)[0])
+        before = timed("load and sample")[drawn]
+        source = graph.add("RolloutFromComfyModel", model=model)
+        encoded = graph.add("RolloutDatasetFromLatents", model=source, latents=data, conditioning=captions)
+        run = graph.add(
+            "RolloutInitTraining", model=source, data=encoded, steps=100, batch_size=1, memory="auto",
+            lora=graph.add("RolloutLoRASettings", rank=16, alpha=16.0), gradient_checkpointing=True,
+            optimizer=graph.add("RolloutOptimizerSettings", learning_rate=1e-4),
+        )  # fmt: skip
+        told = {}
+        for name, steps in (("begin and 1 step", 1), ("4 steps", 4), ("4 more", 4)):
+            done = graph.add("RolloutTrainSteps", run=run, steps=steps)
+            run = done[:2]
+            text = str(graph.add("PreviewAny", source=[done[0], 2])[0])
+            told = timed(name)[text]
+        after = timed("sample again")[drawn]
+        device = look(comfyui)
+    check.tell("the MODEL samples the same bits after training", before["digest"] == after["digest"])
+    check.tell("it was trained", True, free_gib=free / (1 << 30), seconds=seconds, told=told, **device)
 
 
 # --- graphs -------------------------------------------------------------------------------------------
@@ -182,15 +232,32 @@ def look(comfyui: ComfyUI) -> dict[str, Any]:
 # --- beside -------------------------------------------------------------------------------------------
 
 
-def host(check: Check, arguments: tuple[str, ...]) -> Any:
-    """A running ComfyUI with its own base directory."""
+@contextmanager
+def host(check: Check, arguments: tuple[str, ...]) -> Iterator[ComfyUI]:
+    """A running ComfyUI with its own base directory; the end of what it printed goes to ``hosts.log``."""
     installation = find_installation()
     if installation is None:
         raise RuntimeError("COMFYUI_PATH must name a ComfyUI 0.33.0; see docs/gpu.md")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    base = check.work / f"base-{len(list(check.work.glob('base-*')))}"
-    front = front_end(check.work)
-    return running(installation, base, ["--front-end-root", str(front)], [NODES_FOR_TESTS], arguments)
+    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"  # float32 on the card as on the CPU
+    base = Path(tempfile.mkdtemp(prefix="base-", dir=check.work))
+    front = ["--front-end-root", str(front_end(check.work))]
+    try:
+        with running(installation, base, front, [NODES_FOR_TESTS], arguments) as comfyui:
+            yield comfyui
+    finally:
+        printed = (base / "comfyui.log").read_text(errors="replace").splitlines()
+        with (check.results.parent / "hosts.log").open("a") as log:
+            log.write("\n".join(["", f"=== {check.part}", *printed[-LOGGED:], ""]))
+
+
+def awaited(file: Path, seconds: float = 120) -> dict[str, Any]:
+    """What the reference writes, which runs beside."""
+    end = time.monotonic() + seconds
+    while not file.exists() and time.monotonic() < end:
+        time.sleep(0.2)
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
 
 
 def front_end(work: Path) -> Path:

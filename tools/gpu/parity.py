@@ -26,6 +26,7 @@ NEAR = 1e-3
 def run(check: Check, _option: str) -> None:
     """Every case; one that raises is a result, and the others go on."""
     torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.allow_tf32 = False
     cases: tuple[Callable[[Check], None], ...] = (solvers, training_step, resume, precisions, memory, waits)
     for case in cases:
         try:

@@ -38,12 +38,17 @@ class Case:
     card: int
     """Gigabytes that it may take; 0: all."""
     rollouts: bool = False
+    recomputed: bool = False
+    """Without checkpointing no way is tried."""
+    compiled: bool = False
 
 
-FLUX = (Case("Flux 12B", 1024, 0), *(Case("Flux 12B", 1024, card) for card in (24, 16, 12, 8)),
-        Case("Flux 12B", 512, 12), Case("Flux 12B", 512, 12, True))  # fmt: skip
-OTHERS = (Case("Qwen-Image 20B", 1024, 24), Case("Z-Image 6B", 1024, 0), Case("Z-Image 6B", 1024, 12),
-          Case("Klein 4B", 1024, 12), Case("Klein 9B", 1024, 16), Case("SDXL", 1024, 8),
+FLUX = (Case("Flux 12B", 1024, 0), Case("Flux 12B", 1024, 0, recomputed=True),
+        *(Case("Flux 12B", 1024, card) for card in (24, 16, 12, 8)),
+        Case("Flux 12B", 512, 0), Case("Flux 12B", 512, 12), Case("Flux 12B", 512, 12, rollouts=True))  # fmt: skip
+OTHERS = (Case("Qwen-Image 20B", 1024, 0), Case("Qwen-Image 20B", 1024, 24), Case("Klein 4B", 1024, 0),
+          Case("Klein 4B", 1024, 0, compiled=True), Case("Klein 4B", 1024, 12), Case("Z-Image 6B", 1024, 0),
+          Case("Z-Image 6B", 1024, 12), Case("Klein 9B", 1024, 16), Case("SDXL", 1024, 8),
           Case("Wan 2.2 5B, 1 frame", 512, 12), Case("SD3.5 large", 1024, 16))  # fmt: skip
 
 
@@ -64,7 +69,8 @@ def run(check: Check, option: str) -> None:
 def name_of(case: Case) -> str:
     """For the results."""
     limit = f", {case.card} GB" if case.card else ""
-    return f"{case.model}, {case.pixels} px{limit}{', rollouts' if case.rollouts else ''}"
+    more = "".join(f", {name}" for name in ("rollouts", "recomputed", "compiled") if getattr(case, name))
+    return f"{case.model}, {case.pixels} px{limit}{more}"
 
 
 def every_way(check: Check, rate: float) -> None:
@@ -75,8 +81,9 @@ def every_way(check: Check, rate: float) -> None:
     model = real_models.small()
     needs, weights = at_depth(model, None, 64)
     for way in WAYS(weights):
-        facts = train(check, model, 64, way, False, rate)
-        predicted = way.size + dict(zip(SWITCHES, needs, strict=True))[way.switches].peak
+        own = dict(zip(SWITCHES, needs, strict=True))[way.switches]
+        facts = train(check, Case(model.name, 64, 0), model, way, own, rate)
+        predicted = way.size + own.peak
         check.tell(way.name, facts["seconds"] > 0 and predicted > 0, **facts)
 
 
@@ -88,42 +95,44 @@ def on_a_card(check: Check, case: Case, rate: float) -> dict[str, Any]:
     model = real_models.MODELS[case.model]
     needs, weights = known(model, case.pixels)
     budget = (case.card - 1) * GIB if case.card else 1 << 60
-    fitting = [way for way in WAYS(weights) if way.size + needs[way.switches].peak <= budget]
-    way = fitting[0] if fitting else list(WAYS(weights))[-1]
+    known_ways = [way for way in WAYS(weights) if way.switches or not case.recomputed]
+    fitting = [way for way in known_ways if way.size + needs[way.switches].peak <= budget]
+    way = fitting[0] if fitting else known_ways[-1]
     predicted = way.size + needs[way.switches].peak
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, case.card * GIB / total) if case.card else 1.0)
-    facts = train(check, model, case.pixels, way, case.rollouts, rate)
+    facts = train(check, case, model, way, needs[way.switches], rate)
     peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
     sizes = {"peak_gib": peak / GIB, "predicted_gib": predicted / GIB, "reserved_gib": reserved / GIB}
     return {"ok": abs(peak / predicted - 1) < 0.1, "way": way.name, **sizes, **facts}
 
 
-def train(check: Check, model: Any, pixels: int, way: Way, rollouts: bool, rate: float) -> dict[str, Any]:
+def train(check: Check, case: Case, model: Any, way: Way, needs: Any, rate: float) -> dict[str, Any]:
     """Seconds of a step in this way, and its share of what the card can do."""
     from memory import config_of
 
     from rollout_trainer.training.models.stored import store
     from rollout_trainer.training.models.swap import Swap
     from rollout_trainer.training.objective.config import RolloutConfig
-    from rollout_trainer.training.plan.needs import step_needs
     from rollout_trainer.training.trainer.config import cost
     from rollout_trainer.training.trainer.trainer import Trainer, training_mode
 
-    config = config_of(model, way.switches)
-    if rollouts:
+    config = replace(config_of(model, way.switches), compile=case.compiled)
+    if case.rollouts:
         config = replace(config, rollout=RolloutConfig(max_step_offset=3, probability=0.5))
     place = "cpu" if way.swap else check.device
+    begin = time.perf_counter()
     source = model.random(
         place, change=None if way.form == "full" else partial(store, form=way.form, device="meta")
     )
     if way.swap:
         source.device = torch.device(check.device)
         source.swap = Swap(source.module, source.device)
-    data, steps = model.dataset(pixels), 2 if check.toy else 4
-    with training_mode(), Trainer(source, data, config) as trainer:
+    steps = 2 if check.toy else 4 if not case.rollouts else 12
+    with training_mode(), Trainer(source, model.dataset(case.pixels), config) as trainer:
         trainer.step()
         wait(check)
+        ready = time.perf_counter() - begin
         if not check.toy:
             torch.cuda.reset_peak_memory_stats()
         begin = time.perf_counter()
@@ -131,9 +140,8 @@ def train(check: Check, model: Any, pixels: int, way: Way, rollouts: bool, rate:
             trainer.step()
         wait(check)
         seconds = (time.perf_counter() - begin) / steps
-    needs = step_needs(source, data.batch(torch.arange(1)), config)
     work = needs.flops + cost(config, source) * needs.inference_flops
-    return {"seconds": seconds, "mfu": work / seconds / rate}
+    return {"seconds": seconds, "mfu": work / seconds / rate, "ready_after": ready}
 
 
 def pictures(check: Check, _option: str) -> None:

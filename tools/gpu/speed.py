@@ -22,6 +22,9 @@ def loop(check: Check, _option: str) -> None:
 
 def beside_the_host(check: Check, _option: str) -> None:
     """Our trainer beside the host's own, in one ComfyUI."""
+    from .host import front_end
+
+    os.environ["COMFYUI_FRONT_END"] = str(front_end(check.work))
     steps, batches = ("6", ["1"]) if check.toy else ("240", ["1", "8"])
     told(check, "host.py", "--device", check.device, "--steps", steps, "--rounds", "1", "--batches", *batches)
 

@@ -19,7 +19,25 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+
+def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *_rest: Any, **_options: Any) -> int:
+    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
+
+
+def _attention_backward_flops(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_rest: Any, **_options: Any
+) -> int:
+    return int(sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape))
+
+
+FLOPS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+}
+"""Floating-point operations by operator. PyTorch's table lacks attention on a processor, on which plans are made."""
 
 
 class Ledger(TorchDispatchMode):
@@ -57,7 +75,7 @@ class Ledger(TorchDispatchMode):
     ) -> Any:
         """Run one operation and enter what it made."""
         out = answered(func, args, kwargs or {})
-        if (counted := flop_registry.get(func._overloadpacket)) is not None:
+        if (counted := FLOPS.get(func._overloadpacket)) is not None:
             self.flops += counted(*args, **(kwargs or {}), out_val=out)
         for value in tree_iter(out):
             if isinstance(value, Tensor) and value.device.type == self._kind:

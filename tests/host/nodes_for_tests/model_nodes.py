@@ -35,6 +35,29 @@ class TestTinyModel:
         return (tiny_models.load(family, 0, DTYPES[dtype], scaled=dtype == "scaled float8"),)
 
 
+class TestRealFlux:
+    """A MODEL of Flux's real size, or of so many blocks of each kind, and pictures with captions for it."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = CATEGORY, "make", ("MODEL", "LATENT", "CONDITIONING")
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        numbers = {name: ("INT", {"default": 0, "max": 4096}) for name in ("depth", "side", "tokens")}
+        return {"required": {"dtype": (list(DTYPES), {}), **numbers}}
+
+    def make(self, dtype, depth, side, tokens):
+        g = torch.Generator().manual_seed(1)
+        captions = [
+            [
+                torch.randn(1, tokens, 4096, generator=g),
+                {"pooled_output": torch.randn(1, 768, generator=g), "guidance": 2.5},
+            ]
+            for _ in range(2)
+        ]
+        latents = {"samples": torch.randn(2, 16, side, side, generator=g)}
+        return tiny_models.real_flux(DTYPES[dtype], depth or None), latents, captions
+
+
 class TestSaveTinyModel:
     """A file of a family, for the stock loader."""
 
@@ -269,6 +292,7 @@ class TestFaultyModel:
 
 NODES = (
     TestTinyModel,
+    TestRealFlux,
     TestSaveTinyModel,
     TestTinyData,
     TestTinyClip,

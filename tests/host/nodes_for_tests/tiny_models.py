@@ -19,6 +19,38 @@ HUNYUAN = {
 }  # fmt: skip
 
 
+REAL_FLUX = FLUX | {
+    "vec_in_dim": 768, "context_in_dim": 4096, "hidden_size": 3072, "num_heads": 24, "depth": 19,
+    "depth_single_blocks": 38,
+}  # fmt: skip
+"""The sizes of Flux dev: 12 billion weights."""
+
+
+def real_flux(dtype, depth=None):
+    """A MODEL of Flux's real size with random weights, or of so many blocks of each kind.
+
+    One block of random values fills every matrix, over and over: to draw twelve billion takes minutes.
+    """
+    from comfy.ldm.flux.model import Flux
+
+    sizes = known(REAL_FLUX | (dict.fromkeys(("depth", "depth_single_blocks"), depth) if depth else {}), Flux)
+    with torch.device("meta"):
+        shapes = Flux(
+            image_model="flux", **sizes, dtype=dtype, operations=ops.disable_weight_init
+        ).state_dict()
+    values = (0.02 * torch.randn((1 << 20) + 7, generator=torch.Generator().manual_seed(0))).to(dtype)
+    weights = {}
+    for name, shape in shapes.items():
+        weights[name] = weight = torch.empty(shape.shape, dtype=dtype)
+        flat = weight.view(-1)
+        whole = len(flat) // len(values) * len(values)
+        flat[:whole].view(-1, len(values)).copy_(values)
+        flat[whole:].copy_(values[: len(flat) - whole])
+        if name.endswith("norm.scale"):
+            weight.fill_(1)
+    return sd.load_diffusion_model_state_dict(weights)
+
+
 def network(family, context=48, pooled=32):
     """An uninitialised network; `context`, `pooled`: sizes of the conditioning of SD3 and Flux."""
     common = {"dtype": torch.float32, "operations": ops.disable_weight_init}
