@@ -51,7 +51,10 @@ class Part:
         getattr(importlib.import_module(f"gpu.{module}"), function)(check, self.option)
 
 
-HOST_MODES = ("dynamic", "nothing kept", "--disable-dynamic-vram", "--lowvram", "--novram")
+HOST_MODES = (
+    *("dynamic", "nothing kept", "--disable-dynamic-vram", "--lowvram", "--novram"),
+    "--disable-dynamic-vram --lowvram",
+)
 PARTS = (
     Part("host, reference", "host:reference", 100, alone=False),
     *(Part(f"host, {mode}", "host:mode", 140, mode, alone=False) for mode in HOST_MODES),

@@ -28,6 +28,7 @@ OURS = ("diffusers", "peft", "importlib_metadata")
 HOSTS = (
     "alembic", "annotated-types", "blake3", "comfy-aimdo", "comfy-kitchen", "greenlet", "Mako", "pydantic",
     "pydantic_core", "pydantic-settings", "python-dotenv", "simpleeval", "SQLAlchemy", "torchsde", "trampoline",
+    "typing-inspection",
 )  # fmt: skip
 PURE = ("comfy-kitchen",)
 LEFT_OUT = (

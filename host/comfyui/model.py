@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -219,6 +220,13 @@ class ComfyModel:
     def on_paper(self) -> AbstractContextManager[None]:
         """Inside, weights are shapes alone: see `trainable.weights_on_paper`."""
         return weights_on_paper()
+
+    def reclaimable(self) -> int:
+        """Bytes on its device of weights that were fetched for use, of any model, where the host does so."""
+        fetching = sys.modules.get("comfy_aimdo.model_vbar")
+        if self.device.type != "cuda" or fetching is None:
+            return 0
+        return int(fetching.vbars_analyze(self.device.index))
 
     def _transformer_options(self) -> dict[str, Any]:
         """What the host's sampler hands to the network: the user's patches, and the wrappers on the MODEL."""

@@ -114,6 +114,10 @@ class HostNetwork(Protocol):
         """Inside, under FakeTensorMode, the host fetches no weights: what it fetched would be no bytes, and be kept."""
         ...
 
+    def reclaimable(self) -> int:
+        """Bytes of its device that the host would let go of, beside what PyTorch has reserved."""
+        ...
+
     def opened(self, training: bool = False) -> AbstractContextManager[None]:
         """The network is on its device, and differentiable if `training`, inside."""
         ...
@@ -264,6 +268,10 @@ class HostModel:
     def on_paper(self) -> AbstractContextManager[None]:
         """See `HostNetwork.on_paper`."""
         return self.network.on_paper()
+
+    def reclaimable(self) -> int:
+        """See `HostNetwork.reclaimable`."""
+        return self.network.reclaimable()
 
     def denoiser(self, dtype: torch.dtype | None = None) -> HostDenoiser:
         """The network as training and samplers see it; `dtype`: autocast to it inside the model call."""

@@ -354,7 +354,10 @@ def fitted(
     """
     weights = weights_of(source.denoiser(None).module).total
     budget = memory_of(source.device, weights)
-    if budget is None or not matters(weights, budget):
+    if budget is None:
+        return config, ""
+    budget += getattr(source, "reclaimable", int)()
+    if not matters(weights, budget):
         return config, ""
     try:
         found = plan(source, data, config, budget, drawing)

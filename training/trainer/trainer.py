@@ -207,7 +207,10 @@ class Trainer:
             self.adapter.begin_with(adapter)
         self.parameters = self.adapter.parameters()
         self.optimizer = build_optimizer(config.optimizer, self.parameters)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.autocast == "fp16")
+        # In float16 the gradients of most layers are smaller than its smallest number, whoever chose it: a host loads
+        # many models so.
+        half = (_DTYPES[config.autocast] or self.source.dtype) == torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         self.ema = EMA(self.parameters, config.ema_decay) if config.ema_decay else None
 
     def __enter__(self) -> Trainer:
@@ -650,7 +653,8 @@ class Trainer:
         for name, saved in state.group("rng").items():
             self.generators[name].set_state(saved)
         self.order.load_state_dict(values["order"] | state.group("order"))
-        self.scaler.load_state_dict(values["scaler"])
+        if values["scaler"]:  # runs of before began without for models that are float16 themselves
+            self.scaler.load_state_dict(values["scaler"])
         self.meter.load(values["meter"])
         self.history = History.from_tensors(state.group("history"))
         self.pool.load(state.group("pool"), values["pool_born"], self.device)

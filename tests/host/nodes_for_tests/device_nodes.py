@@ -50,33 +50,6 @@ class TestDevice:
         return {"ui": {"facts": [facts | {"allocated": allocated()}]}}
 
 
-class TestBallast:
-    """Takes so much of the GPU's memory that `gib` are free; 0: takes nothing, and gives back."""
-
-    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = CATEGORY, "take", (), True
-    kept = None
-
-    @classmethod
-    def INPUT_TYPES(cls):  # noqa: N802
-        return {"required": {"gib": ("INT", {"default": 0})}}
-
-    @classmethod
-    def IS_CHANGED(cls, **inputs):  # noqa: N802
-        return float("nan")
-
-    def take(self, gib):
-        TestBallast.kept = None
-        comfy.model_management.soft_empty_cache()
-        device = comfy.model_management.get_torch_device()
-        free = 0
-        if device.type == "cuda" and gib:
-            size = max(torch.cuda.mem_get_info(device)[0] - (gib << 30), 1)
-            TestBallast.kept = torch.empty(size, dtype=torch.uint8, device=device)
-            torch.cuda.reset_peak_memory_stats(device)
-            free = torch.cuda.mem_get_info(device)[0]
-        return {"ui": {"free": [free]}}
-
-
 class TestKeepNothing:
     """The same MODEL; under dynamic VRAM no weight of it may stay on the device: each is fetched for each use."""
 
@@ -144,4 +117,4 @@ class TestSmallMemory:
         return {}
 
 
-NODES = (TestDevice, TestBallast, TestKeepNothing, TestSampled, TestSmallMemory)
+NODES = (TestDevice, TestKeepNothing, TestSampled, TestSmallMemory)

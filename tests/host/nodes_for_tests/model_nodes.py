@@ -19,7 +19,14 @@ from . import tiny_models
 CATEGORY = "tests"
 CONTEXT = {"sd15": 768, "wan": 4096, "wan_i2v": 4096}
 POOLED = {"sd3": 32, "flux": 32, "hunyuan_video": 768}
-DTYPES = {"float32": None, "scaled float8": None, "float8": torch.float8_e4m3fn, "bfloat16": torch.bfloat16}
+DTYPES = {
+    "float32": None,  # on a GPU the host takes fewer bits on its own
+    "scaled float8": None,
+    "float8": torch.float8_e4m3fn,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32 everywhere": torch.float32,
+}
 
 
 class TestTinyModel:

@@ -3,6 +3,10 @@
 Built from the host's classes, so that the names of the weights are those of the version that runs.
 """
 
+import importlib
+import importlib.util
+from contextlib import contextmanager
+
 import torch
 from comfy import ops, sd
 
@@ -34,7 +38,7 @@ def real_flux(dtype, depth=None):
     from comfy.ldm.flux.model import Flux
 
     sizes = known(REAL_FLUX | (dict.fromkeys(("depth", "depth_single_blocks"), depth) if depth else {}), Flux)
-    with torch.device("meta"):
+    with torch.device("meta"), usual_layers():
         shapes = Flux(
             image_model="flux", **sizes, dtype=dtype, operations=ops.disable_weight_init
         ).state_dict()
@@ -51,8 +55,27 @@ def real_flux(dtype, depth=None):
     return sd.load_diffusion_model_state_dict(weights)
 
 
+@contextmanager
+def usual_layers():
+    """Layers made inside have weights at once: those of a host that fetches weights as they are used have none."""
+    if importlib.util.find_spec("comfy.memory_management") is None:
+        yield
+        return
+    memory = importlib.import_module("comfy.memory_management")
+    before, memory.aimdo_enabled = getattr(memory, "aimdo_enabled", False), False
+    try:
+        yield
+    finally:
+        memory.aimdo_enabled = before
+
+
 def network(family, context=48, pooled=32):
     """An uninitialised network; `context`, `pooled`: sizes of the conditioning of SD3 and Flux."""
+    with usual_layers():
+        return _network(family, context, pooled)
+
+
+def _network(family, context, pooled):
     common = {"dtype": torch.float32, "operations": ops.disable_weight_init}
     if family == "sd3":
         from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
