@@ -41,6 +41,7 @@ from .trainable import (
     in_training,
     is_plain,
     recast_in_backward,
+    sound_backends,
     tensors_in,
     weights_on_paper,
 )
@@ -213,6 +214,7 @@ class ComfyModel:
                 forget_fetched(self.module)
                 self._options["optimized_attention_override"] = differentiable_attention
                 stack.enter_context(in_training())
+                stack.enter_context(sound_backends())
                 stack.enter_context(differentiable_kernels())
                 stack.enter_context(recast_in_backward(self.module, self.dtype, self.device))
             yield

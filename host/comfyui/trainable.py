@@ -13,6 +13,7 @@ import torch
 from comfy import model_management, ops
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 
 
 def tensors_in(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
@@ -45,6 +46,20 @@ def in_training() -> Iterator[None]:
         yield
     finally:
         model_management.in_training = before
+
+
+@contextmanager
+def sound_backends() -> Iterator[None]:
+    """Inside, the host does not ask for cuDNN's attention, see `training.models.differentiable.sound_attention`."""
+    asked = getattr(ops, "SDPA_BACKEND_PRIORITY", None)
+    if asked is None:  # on a CPU, or with an old PyTorch
+        yield
+        return
+    ops.SDPA_BACKEND_PRIORITY = [backend for backend in asked if backend != SDPBackend.CUDNN_ATTENTION]
+    try:
+        yield
+    finally:
+        ops.SDPA_BACKEND_PRIORITY = asked
 
 
 KERNELS = ("rope", "adaln")
@@ -153,7 +168,20 @@ class Recast(torch.autograd.Function):
         with torch.enable_grad(), torch.autocast(*ctx.autocast):
             own = x.detach().requires_grad_(True)
             y = ctx.layer(own)
-        return torch.autograd.grad(y, own, grad)[0], None
+        # The host has released the weight already, as if its last use were over: until the streams that fetch the next
+        # ones wait for this product too, it must not be let go of.
+        (given,) = torch.autograd.grad(y, own, grad, retain_graph=True)
+        fetchers_wait(x.device)
+        return given, None
+
+
+def fetchers_wait(device: torch.device) -> None:
+    """The host's streams that fetch weights to `device` begin nothing before what has been computed until now is over.
+
+    They write into buffers, or memory of their own, that serve one layer after the other.
+    """
+    for stream in getattr(model_management, "STREAMS", {}).get(device, ()):
+        stream.wait_stream(getattr(torch, device.type).current_stream(device))
 
 
 @contextmanager

@@ -168,3 +168,21 @@ def given_copies(layers: list[nn.Module]) -> Iterator[None]:
 
 def _leaves(module: nn.Module) -> Iterator[nn.Module]:
     return (m for m in module.modules() if next(m.children(), None) is None)
+
+
+@contextmanager
+def sound_attention() -> Iterator[None]:
+    """Inside, PyTorch does not choose cuDNN's attention, whose backward pass cannot be relied on.
+
+    PyTorch prefers it on Hopper from 2.11 on. It gave NaN gradients (pytorch#196678, diffusers#9768) and read beyond
+    its memory (pytorch#171895); FlashAttention's has neither fault.
+    """
+    if not hasattr(torch.backends.cuda, "enable_cudnn_sdp"):
+        yield
+        return
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)

@@ -28,6 +28,7 @@ from ..lora.adapter import AdapterState
 from ..lora.file import NAMES, folded, with_dora_scale
 from ..lora.reading import read_lora
 from .compiled import Regions
+from .differentiable import sound_attention
 from .folder import Network, PipelineFolder
 from .source import BaseFile, Denoiser
 from .stored import made_plain, store
@@ -369,15 +370,15 @@ class DiffusersDenoiser(Denoiser):
             raise ValueError(
                 f"gradient_checkpointing must be off for {type(module).__name__}, which does not support it"
             )
-        with nullcontext() if regions is None else regions.attached():
-            if not checkpointing:
-                yield
-                return
-            module.enable_gradient_checkpointing()
-            try:
-                yield
-            finally:
-                module.disable_gradient_checkpointing()
+        with ExitStack() as stack:
+            if training:
+                stack.enter_context(sound_attention())
+            if regions is not None:
+                stack.enter_context(regions.attached())
+            if checkpointing:
+                module.enable_gradient_checkpointing()
+                stack.callback(module.disable_gradient_checkpointing)
+            yield
 
     def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """The raw prediction at `x: [B, C, h, w]`, `sigma: [B]`, in the dtype of `x`."""

@@ -25,7 +25,7 @@ from ..lora.file import NAMES, folded, with_dora_scale
 from ..lora.keys import Place
 from ..lora.reading import read_lora
 from .compiled import Regions
-from .differentiable import recomputed, writes_allowed
+from .differentiable import recomputed, sound_attention, writes_allowed
 from .frames import Frames
 from .source import BaseFile, Denoiser
 
@@ -388,6 +388,8 @@ class HostDenoiser(Denoiser):
     ) -> Iterator[None]:
         """The network is ready inside, see `Denoiser.opened`."""
         with self._network.opened(training), ExitStack() as stack:
+            if training:
+                stack.enter_context(sound_attention())
             if regions is not None:
                 stack.enter_context(regions.attached())
             if checkpointing:

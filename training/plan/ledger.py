@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -96,7 +96,12 @@ class Ledger(TorchDispatchMode):
 
 
 def answered(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The operation's result; where code asks for the value of a number that has only a shape, the answer is 1."""
+    """The operation's result; where code asks for the value of a number that has only a shape, the answer is 1.
+
+    Shapes are not pinned for a GPU to fetch.
+    """
+    if func is torch.ops.aten._pin_memory.default and on_paper():
+        return args[0]
     if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
         try:
             return func(*args, **kwargs)  # of a constant, the value is known
@@ -104,6 +109,11 @@ def answered(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             dtype = args[0].dtype
             return True if dtype == torch.bool else 1.0 if dtype.is_floating_point else 1
     return func(*args, **kwargs)
+
+
+def on_paper() -> bool:
+    """Whether operations run on shapes here."""
+    return any(isinstance(mode, FakeTensorMode) for mode in _get_current_dispatch_mode_stack())
 
 
 def fake_mode(weights: Iterable[Tensor]) -> tuple[FakeTensorMode, bool]:
@@ -142,7 +152,8 @@ def moved(mode: FakeTensorMode, tensor: Tensor, device: torch.device | str) -> T
     """The same, as if it were on `device`: what lies elsewhere until it is used is there when it is used."""
     shape = shape_of(mode, tensor)
     if isinstance(shape, FakeTensor) and shape.fake_device.type != torch.device(device).type:
-        shape.fake_device = torch.device(device)
+        with mode:  # a device without its number counts as another than that of what is made there
+            shape.fake_device = torch.empty(0, device=device).device
     return shape
 
 
