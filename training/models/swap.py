@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,18 +28,14 @@ class Swap:
         self.device = device
         self.active = True
         self.blocks = blocks(network)
-        self.homes: list[list[tuple[Tensor, Tensor]]] = [
-            [(t, at_home(t)) for t in (*block.parameters(), *block.buffers())] for block in self.blocks
-        ]
+        self.homes = [homes_in(block) for block in self.blocks]
         self.fetched: dict[int, tuple[list[Tensor], Any]] = {}
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        inside = {id(t) for home in self.homes for t, _ in home}
+        inside = {id(home.tensor) for homes in self.homes for home in homes}
         for t in (*network.parameters(), *network.buffers()):
-            if id(t) not in inside:
-                t.data = t.data.to(device)
+            t.data = at_home(t) if id(t) in inside else t.data.to(device)
         self.hooks = []
         for i, block in enumerate(self.blocks):
-            self.leave(i)
             self.hooks += [
                 block.register_forward_pre_hook(lambda _block, _args, i=i: self.enter(i)),
                 # Also where recomputation stops a block half-way, by an exception.
@@ -52,16 +49,16 @@ class Swap:
         copies, event = self.fetched.pop(i, None) or (self.copies(i), None)
         if event is not None:
             torch.cuda.current_stream(self.device).wait_event(event)
-        for (tensor, _), copy in zip(self.homes[i], copies, strict=True):
+        for home, copy in zip(self.homes[i], copies, strict=True):
             if self.stream is not None:
                 copy.record_stream(torch.cuda.current_stream(self.device))
-            tensor.data = copy
+            home.members[home.name] = copy
         self.prefetch(i - 1 if in_backward() else i + 1)
 
     def leave(self, i: int) -> None:
         """The weights of block `i` are at home."""
-        for tensor, home in self.homes[i]:
-            tensor.data = home
+        for home in self.homes[i]:
+            home.members[home.name] = home.tensor
 
     def prefetch(self, i: int) -> None:
         """Begin to fetch block `i`, where there is a stream to do so beside the computation."""
@@ -75,26 +72,49 @@ class Swap:
         self.fetched = {i: (copies, event)}  # one that was fetched in vain is let go
 
     def copies(self, i: int) -> list[Tensor]:
-        """The weights of block `i` on the device."""
-        return [home.to(self.device, non_blocking=True, copy=True) for _, home in self.homes[i]]
+        """The weights of block `i` on the device, as tensors of their own.
+
+        What autograd keeps of a weight is the tensor itself: one whose memory changed between its home and the device
+        would be at home again in the backward pass.
+        """
+        copies = [home.tensor.detach().to(self.device, non_blocking=True, copy=True) for home in self.homes[i]]
+        return [
+            nn.Parameter(copy, requires_grad=False) if isinstance(home.tensor, nn.Parameter) else copy
+            for home, copy in zip(self.homes[i], copies, strict=True)
+        ]
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Inside, blocks compute with their weights where they are."""
-        hooks, self.active = self.active, False
+        before, self.active = self.active, False
         try:
             yield
         finally:
-            self.active = hooks
+            self.active = before
 
     def detach(self) -> None:
         """Stop; all weights are on the device."""
         for hook in self.hooks:
             hook.remove()
         self.fetched = {}
-        for home in self.homes:
-            for tensor, kept in home:
-                tensor.data = kept.to(self.device)
+        for homes in self.homes:
+            for home in homes:
+                home.tensor.data = home.tensor.data.to(self.device)
+
+
+@dataclass(frozen=True)
+class Home:
+    """A weight in the computer's memory, and where its module has it."""
+
+    members: dict[str, Tensor]
+    name: str
+    tensor: Tensor
+
+
+def homes_in(block: nn.Module) -> list[Home]:
+    """The weights and tables of a block."""
+    places = [cast(dict[str, Tensor], own) for m in block.modules() for own in (m._parameters, m._buffers)]
+    return [Home(own, name, t) for own in places for name, t in own.items() if t is not None]
 
 
 def at_home(tensor: Tensor) -> Tensor:
