@@ -219,6 +219,10 @@ def filled(network: nn.Module, device: str) -> nn.Module:
             repeat(codes, table.view(torch.uint8))
         else:
             table.fill_(0.01 if name.endswith("scale") else 0)
+    for part in network.modules():  # tables of positions that are no buffers
+        for name, table in vars(part).items():
+            if isinstance(table, Tensor) and table.is_meta:
+                setattr(part, name, torch.ones_like(table, device=device))
     return network
 
 

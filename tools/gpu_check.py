@@ -193,6 +193,7 @@ def run_one(part: Part, check: Check) -> int:
     import traceback
 
     sys.path.insert(0, str(ROOT / "tools"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # what it holds is let go of, logs are kept
     try:
         part(check)
     except Exception as err:  # what failed is a result like any other
