@@ -59,6 +59,7 @@ PARTS = (
     Part("host, reference", "host:reference", 100, alone=False),
     *(Part(f"host, {mode}", "host:mode", 140, mode, alone=False) for mode in HOST_MODES),
     Part("parity", "parity:run", 140, alone=False),
+    Part("attention", "attention:run", 30),
     Part("real host", "host:real", 150, "12"),
     Part("sizes, flux", "sizes:run", 110, "flux"),
     Part("sizes, others", "sizes:run", 130, "others"),

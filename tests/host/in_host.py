@@ -15,9 +15,11 @@ import sys
 import tempfile
 import traceback
 import types
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 results = Path(sys.argv[1])
 sys.path[:0] = [os.environ["PACK_PARENT"], os.environ["COMFYUI_PATH"]]
@@ -36,9 +38,11 @@ import torch  # noqa: E402
 from comfy.clip_vision import ClipVisionModel, Output  # noqa: E402
 from comfy.taesd.taesd import TAESD  # noqa: E402
 from torch import Tensor  # noqa: E402
+from torch.nn.attention import SDPBackend  # noqa: E402
 
 from rollout_trainer.host.comfyui.conditioning import as_given, conditioning_rows  # noqa: E402
 from rollout_trainer.host.comfyui.model import ComfyModel  # noqa: E402
+from rollout_trainer.host.comfyui.trainable import Recast  # noqa: E402
 from rollout_trainer.nodes.comfy import latent as node_latent  # noqa: E402
 from rollout_trainer.training.conditioning import joined, separated  # noqa: E402
 from rollout_trainer.training.data.latents import dataset_from_latents  # noqa: E402
@@ -379,6 +383,69 @@ def memory_that_all_layers_share_changes_no_gradient() -> None:
 @check
 def memory_that_all_layers_share_changes_no_gradient_with_checkpointing() -> None:
     fetching_changes_no_gradient(resident=False, checkpointing=True)
+
+
+class Fetched(torch.autograd.Function):
+    """A product with a fetched weight, which says when its gradient is computed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, events: list[str]) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.events = events
+        return x @ weight
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        ctx.events.append("computes")
+        return grad @ ctx.saved_tensors[0].mT, None, None
+
+
+@check
+def a_fetched_weight_outlives_its_gradient() -> None:
+    # A GPU computes later than it is told to: the streams that fetch must wait while the weight is still held.
+    events: list[str] = []
+    held: list[Any] = []
+
+    class Stream:
+        def wait_stream(self, _computing: Any) -> None:
+            events.append("waits, held" if held[-1]() is not None else "waits in vain")
+
+    def layer(x: Tensor) -> Tensor:
+        weight = torch.full((3, 2), 2.0)
+        held.append(weakref.ref(weight))
+        out: Tensor = Fetched.apply(x, weight, events)
+        return out
+
+    streams = {torch.device("cpu"): [Stream(), Stream()]}
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        mock.patch.object(comfy.model_management, "STREAMS", streams, create=True),
+    ):
+        x = torch.ones(1, 3, requires_grad=True)
+        Recast.apply(x, layer).sum().backward()
+        assert x.grad is not None
+        assert x.grad.tolist() == [[4.0, 4.0, 4.0]]
+    assert events == ["computes", "waits, held", "waits, held"], events
+    assert all(weight() is None for weight in held)
+
+
+@check
+def a_training_keeps_from_cudnns_attention() -> None:
+    asked = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+    denoiser = HostModel(ComfyModel(tiny_families.build("sd3"))).denoiser()
+
+    def chosen() -> tuple[bool, bool]:
+        own = comfy.ops.SDPA_BACKEND_PRIORITY
+        return torch.backends.cuda.cudnn_sdp_enabled(), SDPBackend.CUDNN_ATTENTION in own
+
+    with mock.patch.object(comfy.ops, "SDPA_BACKEND_PRIORITY", asked, create=True):
+        with denoiser.opened(True):
+            assert chosen() == (False, False)
+            assert asked[1:] == comfy.ops.SDPA_BACKEND_PRIORITY
+        with denoiser.opened():
+            assert chosen() == (True, True)
+        assert chosen() == (True, True)
 
 
 # -- controls ------------------------------------------------------------------------------------------

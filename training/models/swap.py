@@ -77,7 +77,9 @@ class Swap:
         What autograd keeps of a weight is the tensor itself: one whose memory changed between its home and the device
         would be at home again in the backward pass.
         """
-        copies = [home.tensor.detach().to(self.device, non_blocking=True, copy=True) for home in self.homes[i]]
+        copies = [
+            home.tensor.detach().to(self.device, non_blocking=True, copy=True) for home in self.homes[i]
+        ]
         return [
             nn.Parameter(copy, requires_grad=False) if isinstance(home.tensor, nn.Parameter) else copy
             for home, copy in zip(self.homes[i], copies, strict=True)

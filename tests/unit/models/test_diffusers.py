@@ -565,3 +565,11 @@ def test_small_previews_are_the_decoded_pictures(folders):
     model = load_diffusers(folders / "sd3")
     latents = torch.randn(2, *model.latent_shape(32, 32))
     assert torch.equal(model.preview_latents(latents), model.decode_latents(latents))
+
+
+def test_a_training_keeps_from_cudnns_attention():
+    denoiser = load_diffusers(DEMO / "model").denoiser()
+    for training in (True, False):
+        with denoiser.opened(training):
+            assert torch.backends.cuda.cudnn_sdp_enabled() is not training
+    assert torch.backends.cuda.cudnn_sdp_enabled()

@@ -481,6 +481,37 @@ def test_a_nonfinite_loss_under_loss_scaling_is_skipped_like_any_other(
     assert all(t.isfinite().all() for t in run.adapter.tensors.values())
 
 
+@pytest.mark.parametrize(
+    ("dtype", "autocast", "scaled"),
+    [
+        (torch.float16, "off", True),  # as ComfyUI loads many models on a GPU
+        (torch.float16, "bf16", False),
+        (torch.float32, "fp16", True),
+        (torch.float32, "off", False),
+    ],
+)
+def test_the_loss_is_scaled_where_float16_computes(
+    make_source, make_data, make_config, dtype, autocast, scaled
+):
+    source = make_source("flow")
+    source.dtype = dtype
+    with Trainer(source, make_data(), make_config(autocast=autocast)) as trainer:
+        assert trainer.scaler.is_enabled() is scaled
+
+
+def test_a_float16_run_that_began_without_a_scale_goes_on(make_source, make_data, make_config):
+    source = make_source("flow")
+    source.dtype = torch.float16
+    with Trainer(source, make_data(), make_config()) as trainer:
+        trainer.step()
+        state = trainer.state()
+    state.values["scaler"] = {}
+    with Trainer(source, make_data(), make_config()) as trainer:
+        trainer.load(state)
+        assert math.isfinite(trainer.step().loss)
+        assert trainer.state().values["scaler"]["scale"] > 1
+
+
 def test_what_rollouts_cost_is_said_first(toy_source, make_data, make_config, tmp_path):
     from rollout_trainer.host.standalone import host as standalone
     from rollout_trainer.nodes.train import train_watched
