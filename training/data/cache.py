@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..files import DTYPES, bytes_of, sweep_partials, write_tensors
-from .columns import Keys
+from .columns import Keys, Numbered
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ class _Index:
     VERSION = "1"
 
     def __init__(self) -> None:
-        self.rows: dict[str, int] = {}
+        self.rows = Numbered(Keys())
         self.numbers = array("q")  # of each row: size, time, layout
         self.layouts: dict[Layout, int] = {}
         self.by_number: list[Layout] = []
@@ -213,14 +213,16 @@ class _Index:
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as err:
             logger.warning("cache index %s is made anew: %s", path, err)
             return cls()
-        text = keys.tobytes().hex()
-        index.rows = {text[2 * i : 2 * i + 32]: i // 16 for i in range(0, len(text) // 2, Keys.WIDTH)}
+        index.rows = Numbered(Keys.of(keys.tobytes()))
         index.numbers.frombytes(numbers.astype(np.int64).tobytes())
+        if len(index.numbers) != 3 * len(index.rows.texts):
+            logger.warning("cache index %s is made anew: its parts are not of one length", path)
+            return cls()
         return index
 
     def get(self, key: str, stamp: tuple[int, int] | None) -> Layout | None:
         """What the file of `key` holds if it still looks as it did."""
-        row = self.rows.get(key)
+        row = self.rows.of(key)
         if row is None or stamp is None or tuple(self.numbers[3 * row : 3 * row + 2]) != stamp:
             return None
         return self.by_number[self.numbers[3 * row + 2]]
@@ -230,13 +232,13 @@ class _Index:
         number = self._number(found)
         if stamp is not None:
             self.changed = True
-            row = self.rows.setdefault(key, len(self.rows))
+            row = self.rows.put(key)
             self.numbers[3 * row : 3 * row + 3] = array("q", [*stamp, number])
         return self.by_number[number]
 
     def write(self, path: Path) -> None:
         """Raises OSError if the folder cannot be written."""
-        keys = torch.frombuffer(bytearray(bytes.fromhex("".join(self.rows))), dtype=torch.uint8)
+        keys = torch.frombuffer(bytearray(self.rows.texts.content), dtype=torch.uint8)
         numbers = torch.frombuffer(bytearray(self.numbers.tobytes()), dtype=torch.int64)
         metadata = {"version": self.VERSION, "layouts": json.dumps(self.by_number)}
         write_tensors(path, {"keys": keys, "numbers": numbers}, metadata)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import overload
+from typing import Generic, TypeVar, overload
 
 import numpy as np
 import torch
@@ -69,6 +69,18 @@ class Keys(Sequence[str]):
         for key in keys:
             self.append(key)
 
+    @classmethod
+    def of(cls, content: bytes) -> Keys:
+        """The keys whose `content` this is."""
+        keys = cls()
+        keys._bytes += content
+        return keys
+
+    @property
+    def content(self) -> bytes:
+        """All of them, 16 bytes each."""
+        return bytes(self._bytes)
+
     def append(self, key: str) -> None:
         """Put `key` at the end."""
         self._bytes += bytes.fromhex(key)
@@ -87,3 +99,39 @@ class Keys(Sequence[str]):
 
     def __len__(self) -> int:
         return len(self._bytes) // self.WIDTH
+
+
+T = TypeVar("T", Texts, Keys)
+
+
+class Numbered(Generic[T]):
+    """The number of each of many texts, looked for behind the one that was found last.
+
+    Whoever asks in the order of the texts needs no table of them, which for a hundred thousand takes 15 MB and more.
+    """
+
+    def __init__(self, texts: T) -> None:
+        self.texts = texts
+        self._next = 0
+        self._table: dict[str, int] | None = None
+
+    def of(self, text: str) -> int | None:
+        """The number of `text`, None if it is not there."""
+        number: int | None = self._next
+        if self._next >= len(self.texts) or self.texts[self._next] != text:
+            if self._table is None:
+                self._table = {own: i for i, own in enumerate(self.texts)}
+            number = self._table.get(text)
+        if number is not None:
+            self._next = number + 1
+        return number
+
+    def put(self, text: str) -> int:
+        """The number of `text`, at the end if it is not there."""
+        number = self.of(text)
+        if number is None:
+            number = len(self.texts)
+            self.texts.append(text)
+            assert self._table is not None
+            self._table[text] = number
+        return number

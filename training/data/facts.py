@@ -21,7 +21,7 @@ from PIL import UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 
 from ..files import sweep_partials, write_tensors
-from .columns import Texts
+from .columns import Numbered, Texts
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Facts:
     def __init__(self, folder: Path, place: Path | None) -> None:
         name = hashlib.sha256(os.fsencode(os.path.abspath(folder))).hexdigest()[:32]
         self._file = None if place is None else place / name
-        self._old: dict[str, int] = {}
+        self._old = Numbered(Texts())
         self._stamps = array("q")
         self._facts = Texts()
         self._names, self._new_stamps, self._new = Texts(), array("q"), Texts()
@@ -67,7 +67,7 @@ class Facts:
 
     def of(self, name: str, stamp: Stamp, look: Callable[[], Fact]) -> Fact:
         """What is known of the file `name`, by `look` if it has changed; what `look` raises is not kept."""
-        row = self._old.get(name)
+        row = self._old.of(name)
         if row is not None and tuple(self._stamps[3 * row : 3 * row + 3]) == stamp:
             text = self._facts[row]
             fact: Fact = json.loads(text)
@@ -85,7 +85,7 @@ class Facts:
 
         Where it cannot be written, that is a line in the log: it saves time the next time, no more.
         """
-        if self._file is None or not (self._changed or len(self._names) != len(self._old)):
+        if self._file is None or not (self._changed or len(self._names) != len(self._old.texts)):
             return
         tensors = {
             "stamps": torch.from_numpy(np.frombuffer(self._new_stamps, dtype=np.int64).copy()),
@@ -105,10 +105,11 @@ class Facts:
                 found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             names = Texts.of(found["names.bytes"], found["names.ends"])
             self._facts = Texts.of(found["facts.bytes"], found["facts.ends"])
+            if len(names) != len(self._facts) or len(found["stamps"]) != 3 * len(names):
+                raise ValueError("its parts are not of one length")
             self._stamps.frombytes(found["stamps"].astype(np.int64).tobytes())
-            self._old = {name: i for i, name in enumerate(names)}
+            self._old = Numbered(names)
         except FileNotFoundError:
             return
         except (SafetensorError, OSError, KeyError, ValueError) as err:
             logger.warning("%s is made anew: %s", file, err)
-            self._old = {}
