@@ -12,7 +12,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+if TYPE_CHECKING:
+    from .alike import Row, Stretch
 
 
 def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *_rest: Any, **_options: Any) -> int:
@@ -40,6 +43,15 @@ FLOPS: dict[Any, Callable[..., int]] = {
 """Floating-point operations by operator. PyTorch's table lacks attention on a processor, on which plans are made."""
 
 
+class Tally(NamedTuple):
+    """An account at some moment, bytes and numbers of operations."""
+
+    live: int = 0
+    flops: int = 0
+    fetched: int = 0
+    operations: int = 0
+
+
 class Ledger(TorchDispatchMode):
     """The bytes of the storages that operations inside make and that are still alive; `peak` is the highest.
 
@@ -52,9 +64,19 @@ class Ledger(TorchDispatchMode):
         self.peak = 0
         self.flops = 0
         """Of matrix products, convolutions and attention."""
+        self.fetched = 0
+        """Bytes that are kept elsewhere, as whoever keeps them says."""
+        self.operations = 0
+        self.rows: list[Row] = []
+        """Blocks of which some are missing, see `alike`."""
+        self.added = 0
+        """Bytes in `live` of what is missing."""
+        self._high = 0  # since the last mark
         self._kind = torch.device(device).type
         self.left_out: set[int] = set()
         self._bytes: dict[int, int] = {}
+        self._ends: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._multiplied: dict[int, set[int]] = {}
 
     def leave_out(self, tensors: Iterable[Tensor]) -> None:
         """Do not count the storages of these, which must live as long as the ledger is used."""
@@ -74,11 +96,14 @@ class Ledger(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run one operation and enter what it made."""
+        if func is torch.ops.prim.device.default and type(args[0]) is FakeTensor:
+            return args[0].fake_device  # asked for more often than all else, and slow to be dispatched
         out = answered(func, args, kwargs or {})
+        self.operations += 1
         if (counted := FLOPS.get(func._overloadpacket)) is not None:
             self.flops += counted(*args, **(kwargs or {}), out_val=out)
-        for value in tree_iter(out):
-            if isinstance(value, Tensor) and value.device.type == self._kind:
+        for value in (out,) if isinstance(out, Tensor) else tree_iter(out):
+            if isinstance(value, Tensor) and kind_of(value) == self._kind:
                 self._enter(value.untyped_storage())
         return out
 
@@ -86,13 +111,53 @@ class Ledger(TorchDispatchMode):
         key = storage._cdata
         if key in self._bytes or key in self.left_out:
             return
-        self._bytes[key] = storage.nbytes()
-        self.live += storage.nbytes()
+        self._bytes[key] = size = storage.nbytes()
+        self.live += size
         self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._drop, key)
+        self._high = max(self._high, self.live)
+        self._ends[key] = weakref.ref(storage, functools.partial(self._drop, key))
 
-    def _drop(self, key: int) -> None:
+    def _drop(self, key: int, _storage: Any = None) -> None:
         self.live -= self._bytes.pop(key, 0)
+        self._ends.pop(key, None)
+        self._multiplied.pop(key, None)
+
+    def tally(self) -> Tally:
+        """The account as it is."""
+        return Tally(self.live, self.flops, self.fetched, self.operations)
+
+    def mark(self) -> None:
+        """A moment between which and the next one the highest is of interest to `rows`."""
+        for row in self.rows:
+            row.high = max(row.high, self._high)
+        self._high = self.live
+
+    def repeat(self, stretch: Stretch, times: int) -> None:
+        """What happened between two moments happens so many times more."""
+        self._high = self.live + max(0, stretch.live * (times - 1)) + stretch.high
+        self.peak = max(self.peak, self._high)
+        self.live += stretch.live * times
+        self.added += stretch.live * times
+        self.flops += stretch.flops * times
+        self.fetched += stretch.fetched * times
+        self.operations += stretch.operations * times
+        self.mark()
+
+    def multiply(self, tensors: Iterable[Tensor], times: int, row: Row) -> None:
+        """Some of what was added lives as long as these: so many of each, for the blocks of `row`."""
+        for tensor in tensors:
+            key = tensor.untyped_storage()._cdata
+            known = self._multiplied.setdefault(key, set())
+            if key in self._bytes and id(row) not in known:
+                known.add(id(row))
+                self.added -= self._bytes[key] * (times - 1)
+                self._bytes[key] *= times
+
+
+def kind_of(tensor: Tensor) -> str:
+    """The kind of device that a tensor is on."""
+    device: torch.device = tensor.fake_device if type(tensor) is FakeTensor else tensor.device
+    return device.type
 
 
 def answered(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

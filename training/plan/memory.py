@@ -16,7 +16,7 @@ from ..models.source import ModelSource
 from ..pictures.film import PICTURE
 from ..pictures.sampling import Drawing
 from ..trainer.config import TrainConfig, cost, resolved
-from .needs import Needs, decoding_needs, drawing_needs, step_needs
+from .needs import Needs, decoding_needs, drawing_needs, rows_of, step_needs
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ def ways(
     """Ways to train, about from the fastest to the slowest, each with what it needs."""
 
     def needed(own: TrainConfig, size: int) -> Needs:
-        part = rows(batch, size)
+        part = rows_of(batch, size)
         needs = step_needs(source, part, own)
         return needs if previews is None else previews.beside(needs, source, part, own)
 
@@ -280,18 +280,7 @@ def largest_batch(data: LatentDataset, size: int) -> Batch:
     """A batch of the bucket whose latents are largest, as large as a run's."""
     firsts = [sum(map(len, data.buckets[:i])) for i in range(len(data.buckets))]
     _, first = max((math.prod(b.shape), first) for b, first in zip(data.buckets, firsts, strict=True))
-    return rows(data.batch(torch.tensor([first])), size)
-
-
-def rows(batch: Batch, size: int) -> Batch:
-    """`size` rows like the first of a batch."""
-
-    def repeated(tensor: Tensor) -> Tensor:
-        return tensor[:1].expand(size, *tensor.shape[1:]).contiguous()
-
-    cond = {name: repeated(value) for name, value in batch.cond.items()}
-    mask = None if batch.mask is None else repeated(batch.mask)
-    return replace(batch, x0=repeated(batch.x0), cond=cond, mask=mask, ids=batch.ids[:1].expand(size))
+    return rows_of(data.batch(torch.tensor([first])), size)
 
 
 def weights_of(module: nn.Module) -> Weights:
