@@ -37,6 +37,7 @@ from .trainable import (
     as_normal_tensors,
     differentiable_attention,
     differentiable_kernels,
+    fetched_on_use,
     forget_fetched,
     in_training,
     is_plain,
@@ -215,6 +216,7 @@ class ComfyModel:
                 self._options["optimized_attention_override"] = differentiable_attention
                 stack.enter_context(in_training())
                 stack.enter_context(sound_backends())
+                stack.enter_context(fetched_on_use())
                 stack.enter_context(differentiable_kernels())
                 stack.enter_context(recast_in_backward(self.module, self.dtype, self.device))
             yield

@@ -62,6 +62,24 @@ def sound_backends() -> Iterator[None]:
         ops.SDPA_BACKEND_PRIORITY = asked
 
 
+@contextmanager
+def fetched_on_use() -> Iterator[None]:
+    """Inside, no family fetches the weights of a whole block before it: each layer's are fetched as it computes.
+
+    So the backward pass and a plan on shapes find layers as they are elsewhere.
+    """
+    ahead = sys.modules.get("comfy.model_prefetch")
+    if ahead is None:  # older hosts do without
+        yield
+        return
+    begin = ahead.make_prefetch_queue
+    ahead.make_prefetch_queue = lambda *_args, **_options: None  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        ahead.make_prefetch_queue = begin  # type: ignore[attr-defined]
+
+
 KERNELS = ("rope", "adaln")
 """Modules of comfy_kitchen's plain backend whose functions have kernels that autograd does not know."""
 

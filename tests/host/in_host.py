@@ -431,6 +431,22 @@ def a_fetched_weight_outlives_its_gradient() -> None:
 
 
 @check
+def a_training_fetches_no_block_ahead() -> None:
+    if importlib.util.find_spec("comfy.model_prefetch") is None:  # 0.3.64
+        return
+    ahead = importlib.import_module("comfy.model_prefetch")
+    device, wanted = torch.device("cuda"), {"prefetch_dynamic_vbars": True}
+    denoiser = HostModel(ComfyModel(tiny_families.build("sd3"))).denoiser()
+    means = {"device_supports_non_blocking": lambda _device: True, "NUM_STREAMS": 2}
+    with mock.patch.multiple(comfy.model_management, **means):
+        with denoiser.opened(True):
+            assert ahead.make_prefetch_queue(["block"], device, wanted) is None
+        with denoiser.opened():
+            assert ahead.make_prefetch_queue(["block"], device, wanted) == [None, "block", None]
+    ahead.PREFETCH_QUEUES.clear()
+
+
+@check
 def a_training_keeps_from_cudnns_attention() -> None:
     asked = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
     denoiser = HostModel(ComfyModel(tiny_families.build("sd3"))).denoiser()
