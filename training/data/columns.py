@@ -111,7 +111,7 @@ class Numbered(Generic[T]):
     """
 
     def __init__(self, texts: T) -> None:
-        self.texts = texts
+        self.texts: T = texts
         self._next = 0
         self._table: dict[str, int] | None = None
 
