@@ -85,7 +85,7 @@ def main() -> None:
         forward().square().mean().backward()
 
     with torch.enable_grad():
-        layers, _ = overwritten(module, forward)
+        layers = overwritten(module, forward)
     ways: dict[str, Callable[[], AbstractContextManager[object]]] = {
         "as if it wrote nowhere": no_writes,
         f"copies for {len(layers)} layers, as it is trained": lambda: given_copies(layers),

@@ -100,11 +100,10 @@ def writes_allowed(
     """
     with ExitStack() as stack:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            layers, output = overwritten(module, run)
+            layers = overwritten(module, run)
             if layers:
                 stack.enter_context(given_copies(layers))
-                output = run()
-            fine = has_gradient(module, output)
+            fine = has_gradient(module, run())
         if not fine:
             stack.close()
             stack.enter_context(torch.autograd.graph.allow_mutation_on_saved_tensors())
@@ -133,20 +132,32 @@ def has_gradient(module: nn.Module, output: Tensor) -> bool:
     return True
 
 
-def overwritten(module: nn.Module, run: Callable[[], Tensor]) -> tuple[list[nn.Module], Tensor]:
-    """The layers of `module` whose input is changed in place after they have read it, in one ``run()``; its result."""
+def overwritten(module: nn.Module, run: Callable[[], Tensor]) -> list[nn.Module]:
+    """The layers of `module` whose input is changed in place after they have read it, in one ``run()``.
+
+    Nothing is kept for a backward pass: a tensor that is kept and then overwritten hangs on itself, by way of what
+    overwrote it, and autograd would never let go of the whole graph.
+    """
     seen: list[tuple[nn.Module, Tensor, int]] = []
 
     def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        seen.extend((layer, a, a._version) for a in args if isinstance(a, Tensor))
+        seen.extend((layer, writes_to(a), a._version) for a in args if isinstance(a, Tensor))
 
     hooks = [layer.register_forward_pre_hook(note) for layer in _leaves(module)]
     try:
-        output = run()
+        with torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: torch.empty(0)):
+            run()
     finally:
         for hook in hooks:
             hook.remove()
-    return list({layer: None for layer, tensor, version in seen if tensor._version != version}), output
+    return list({layer: None for layer, writes, version in seen if writes._version != version})
+
+
+def writes_to(tensor: Tensor) -> Tensor:
+    """What has the same `_version` as a tensor from now on, and none of its memory."""
+    counter = tensor.detach()
+    counter.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return counter
 
 
 @contextmanager

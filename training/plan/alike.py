@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -50,6 +50,8 @@ class Row:
     """The highest since."""
     path: tuple[tuple[int, Stretch], ...] = ()
     """The last places before it, and what happened between each and the next."""
+    graphs: list[Graph] = field(default_factory=list)
+    """Of passes forwards, for which none has come back yet."""
     forwards: int = 0
     backwards: int = 0
     """How often the missing blocks were added."""
@@ -58,7 +60,7 @@ class Row:
 
     def follow(self, ledger: Ledger) -> None:
         """Begin a new account."""
-        self.ledger, self.at, self.path = ledger, None, ()
+        self.ledger, self.at, self.path, self.graphs = ledger, None, (), []
         self.forwards, self.backwards, self.differentiable = 0, 0, False
         ledger.rows.append(self)
 
@@ -95,12 +97,20 @@ class Row:
         one, other = (stretch for _, stretch in self.path[-2:])
         if one != other:
             raise UnevenError(f"a block does {other}, the one before it {one}")
+        now = self.ledger.operations
         self.ledger.repeat(other, self.missing)
-        if (
-            way is BACKWARDS
-        ):  # gradients live on until they are dropped, those of the missing ones with this one's
-            grads = [p.grad for p in self.blocks[1].parameters() if p.grad is not None]
-            self.ledger.multiply(grads, 1 + self.missing, self)
+        if way is FORWARDS:
+            graph = Graph(self.begun.operations, now, other.live * self.missing, other.fetched * self.missing)
+            self.graphs = [*(g for g in self.graphs if not g.settled), graph]
+            self.ledger.keep_with(graph)
+            return
+        # Gradients live on until they are dropped, and some that hangs on a graph as long as that: with this one's.
+        left = [p.grad.untyped_storage()._cdata for p in self.blocks[1].parameters() if p.grad is not None]
+        graphs = [g for g in self.graphs if not g.settled]
+        if graphs:
+            graphs[-1].settled = True
+            left += graphs[-1].left
+        self.ledger.multiply(left, 1 + self.missing, self)
 
     def check(self) -> None:
         """All passes went along the whole row.
@@ -123,6 +133,23 @@ class Stretch(NamedTuple):
     operations: int
     high: int
     """The highest in it above its beginning."""
+
+
+@dataclass
+class Graph:
+    """What a pass forwards added for one that comes back."""
+
+    since: int
+    until: int
+    """Operations between which the last block that is there made what stands for it."""
+    size: int
+    """Bytes."""
+    fetched: int
+    """Bytes that are kept elsewhere."""
+    settled: bool = False
+    """One came back, or none will."""
+    left: set[int] = field(default_factory=set)
+    """Storages of that block that are alive."""
 
 
 class Rows:
@@ -263,10 +290,11 @@ def watch(row: Row, place: int, block: nn.Module, undo: ExitStack) -> None:
         row.passed(place)
 
     def left(_block: nn.Module, _args: Any, output: Any) -> None:
-        asking = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.requires_grad]
-        if asking:
-            row.differentiable = True
-            asking[0].register_hook(lambda _grad: row.passed(place))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                row.differentiable = True
+                # At the first of them nothing of the block has gone back yet.
+                tensor.register_hook(lambda _grad: row.passed(place))
 
     undo.callback(block.register_forward_pre_hook(entered).remove)
     undo.callback(block.register_forward_hook(left).remove)

@@ -12,6 +12,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from types import CellType, FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 if TYPE_CHECKING:
-    from .alike import Row, Stretch
+    from .alike import Graph, Row, Stretch
 
 
 def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *_rest: Any, **_options: Any) -> int:
@@ -41,6 +42,9 @@ FLOPS: dict[Any, Callable[..., int]] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
 """Floating-point operations by operator. PyTorch's table lacks attention on a processor, on which plans are made."""
+
+
+EMPTY = CellType()
 
 
 class Tally(NamedTuple):
@@ -65,7 +69,7 @@ class Ledger(TorchDispatchMode):
         self.flops = 0
         """Of matrix products, convolutions and attention."""
         self.fetched = 0
-        """Bytes that are kept elsewhere, as whoever keeps them says."""
+        """Bytes that are kept elsewhere, see `elsewhere`."""
         self.operations = 0
         self.rows: list[Row] = []
         """Blocks of which some are missing, see `alike`."""
@@ -76,7 +80,9 @@ class Ledger(TorchDispatchMode):
         self.left_out: set[int] = set()
         self._bytes: dict[int, int] = {}
         self._ends: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._born: dict[int, int] = {}
         self._multiplied: dict[int, set[int]] = {}
+        self._witnesses: dict[int, Graph] = {}
 
     def leave_out(self, tensors: Iterable[Tensor]) -> None:
         """Do not count the storages of these, which must live as long as the ledger is used."""
@@ -116,11 +122,35 @@ class Ledger(TorchDispatchMode):
         self.peak = max(self.peak, self.live)
         self._high = max(self._high, self.live)
         self._ends[key] = weakref.ref(storage, functools.partial(self._drop, key))
+        self._born[key] = self.operations
 
     def _drop(self, key: int, _storage: Any = None) -> None:
         self.live -= self._bytes.pop(key, 0)
         self._ends.pop(key, None)
+        self._born.pop(key, None)
         self._multiplied.pop(key, None)
+        graph = self._witnesses.pop(key, None)
+        if graph is not None:
+            graph.left.discard(key)
+            if not graph.left and not graph.settled and not in_backward():  # which frees it block by block
+                self.live -= graph.size
+                self.added -= graph.size
+                self.fetched -= graph.fetched
+                graph.settled = True
+
+    def elsewhere(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """As if a tensor were kept in another memory for as long as it may be asked for: of shapes, it is made anew."""
+        size, stride, dtype, device = tensor.size(), tensor.stride(), tensor.dtype, tensor.device
+        self.fetched += tensor.nbytes
+
+        def fetch() -> Tensor:
+            return torch.empty_strided(size, stride, dtype=dtype, device=device)
+
+        weakref.finalize(fetch, self._fetch_no_more, tensor.nbytes)
+        return fetch
+
+    def _fetch_no_more(self, size: int) -> None:
+        self.fetched -= size
 
     def tally(self) -> Tally:
         """The account as it is."""
@@ -143,15 +173,24 @@ class Ledger(TorchDispatchMode):
         self.operations += stretch.operations * times
         self.mark()
 
-    def multiply(self, tensors: Iterable[Tensor], times: int, row: Row) -> None:
-        """Some of what was added lives as long as these: so many of each, for the blocks of `row`."""
-        for tensor in tensors:
-            key = tensor.untyped_storage()._cdata
+    def keep_with(self, graph: Graph) -> None:
+        """What was added for a backward pass goes unused where all goes that is here of the block that stood for it."""
+        graph.left = {key for key, born in self._born.items() if graph.since < born <= graph.until}
+        self._witnesses.update(dict.fromkeys(graph.left, graph))
+
+    def multiply(self, keys: Iterable[int], times: int, row: Row) -> None:
+        """Some of what was added lives as long as these storages: so many of each, for the blocks of `row`."""
+        for key in keys:
             known = self._multiplied.setdefault(key, set())
             if key in self._bytes and id(row) not in known:
                 known.add(id(row))
                 self.added -= self._bytes[key] * (times - 1)
                 self._bytes[key] *= times
+
+
+def in_backward() -> bool:
+    """Whether autograd is at work."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def kind_of(tensor: Tensor) -> str:
@@ -273,4 +312,13 @@ def caches(module: nn.Module) -> list[Any]:
         *(sys.modules[name] for name in {cls.__module__ for cls in own} & sys.modules.keys()),
     ]
     found = [value for place in places for value in list(vars(place).values())]
+    found += [value for function in found for value in inside(function)]
     return [value for value in found if isinstance(value, functools._lru_cache_wrapper)]
+
+
+def inside(function: Any) -> list[Any]:
+    """What a function has from where it was made: a wrapper the cache that it looks into."""
+    if not isinstance(function, FunctionType):
+        return []
+    cells = (cell for cell in function.__closure__ or () if cell != EMPTY)
+    return [cell.cell_contents for cell in cells]

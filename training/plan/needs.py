@@ -121,7 +121,7 @@ def _step_needs(
             inference, inference_flops = ledger.peak - base, ledger.flops
             ledger.restart()
             with adapter.dropout():
-                kept = one_pass(denoiser, source.prediction, inputs, config, ledger)
+                kept, fetched = one_pass(denoiser, source.prediction, inputs, config, ledger)
             training, flops = ledger.peak - base, ledger.flops
         for p in parameters:
             p.grad = None
@@ -135,7 +135,7 @@ def _step_needs(
         update=update,
         training=training + before,
         kept=kept - base,
-        fetched=ledger.fetched,
+        fetched=fetched,
         inference=inference + before,
         flops=flops,
         inference_flops=inference_flops,
@@ -204,24 +204,18 @@ def decoding_needs(source: ModelSource, shape: Sequence[int]) -> int:
 
 def one_pass(
     denoiser: Denoiser, prediction: Prediction, inputs: Inputs, config: TrainConfig, ledger: Ledger
-) -> int:
-    """Forward, loss, backward; the bytes that are alive between the two. The ledger hears what is kept elsewhere."""
-
-    def on_paper(tensor: Tensor) -> Callable[[], Tensor]:
-        # A shape alone, as if the rest were in another memory.
-        size, stride, dtype, device = tensor.size(), tensor.stride(), tensor.dtype, tensor.device
-        ledger.fetched += tensor.nbytes
-        return lambda: torch.empty_strided(size, stride, dtype=dtype, device=device)
-
-    with kept_elsewhere(ledger.left_out, on_paper) if config.activation_offload else nullcontext():
+) -> tuple[int, int]:
+    """Forward, loss, backward; the bytes that are alive between the two, and those that are kept elsewhere."""
+    elsewhere = kept_elsewhere(ledger.left_out, ledger.elsewhere)
+    with elsewhere if config.activation_offload else nullcontext():
         output = denoiser.predict(inputs.x, inputs.sigma, inputs.cond)
     goal = training_goal(prediction, inputs, TARGETS[config.rollout.target], None, output)
     reflex = config.rollout.reflexflow
     weight = denoiser.loss_weight(inputs.sigma)
     loss = batch_loss(config.loss, reflex, prediction, output, goal, inputs.sigma, inputs.mask, weight=weight)
-    kept = ledger.live
+    kept, fetched = ledger.live, ledger.fetched
     loss.total.backward()
-    return kept
+    return kept, fetched
 
 
 def inputs_of(batch: Batch, source: ModelSource) -> Inputs:

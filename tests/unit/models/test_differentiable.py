@@ -13,6 +13,7 @@ from rollout_trainer.training.models.differentiable import (
     recomputed,
     writes_allowed,
 )
+from rollout_trainer.training.plan.ledger import Ledger
 
 
 class Block(nn.Module):
@@ -66,7 +67,7 @@ def gradients(network):
 
 
 def watched(network):
-    return given_copies(overwritten(network, lambda: network(X[:1]))[0])
+    return given_copies(overwritten(network, lambda: network(X[:1])))
 
 
 def test_blocks_are_the_outermost_members_of_lists_that_have_parts():
@@ -85,8 +86,8 @@ def test_recomputation_changes_no_gradient():
 def test_layers_whose_input_is_overwritten_are_found():
     network = Network(True)
     norms = [block.norm for block in blocks(network)]
-    assert overwritten(network, lambda: network(X))[0] == norms
-    assert overwritten(Network(False), lambda: network(X))[0] == []
+    assert overwritten(network, lambda: network(X)) == norms
+    assert overwritten(Network(False), lambda: network(X)) == []
 
 
 def test_without_copies_autograd_refuses():
@@ -178,6 +179,26 @@ def test_recomputation_without_copies_is_refused_and_not_wrong_in_silence():
     network = Network(True)
     with recomputed(network), pytest.raises(RuntimeError, match="inplace"):
         gradients(network)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_looking_keeps_nothing(checkpointing):
+    """A tensor that is kept for a backward pass and then overwritten would hang on itself, and the graph on it."""
+    network, many = Network(True), X.repeat(256, 1, 1)
+    with recomputed(network) if checkpointing else nullcontext(), Ledger("cpu") as ledger:
+        before = ledger.live
+        with writes_allowed(network, lambda: network(many)):
+            assert ledger.live - before < 2 * many.nbytes
+
+
+def test_looking_holds_none_of_what_layers_read():
+    network, many = Network(True), X.repeat(256, 1, 1)
+    with torch.no_grad(), Ledger("cpu") as ledger:
+        network(many)
+        alone = ledger.peak
+        ledger.restart()
+        assert overwritten(network, lambda: network(many))
+        assert ledger.peak - alone < many.nbytes
 
 
 def test_everything_is_undone():

@@ -2,11 +2,13 @@
 
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import lru_cache, wraps
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from rollout_trainer.training.data.dataset import Bucket, LatentDataset
@@ -17,7 +19,7 @@ from rollout_trainer.training.models.visits import decoding, weights_in
 from rollout_trainer.training.objective.config import ReflexFlowConfig, RolloutConfig
 from rollout_trainer.training.pictures.sampling import Drawing, Prompts
 from rollout_trainer.training.plan import memory
-from rollout_trainer.training.plan.ledger import Ledger, accounted, undisturbed
+from rollout_trainer.training.plan.ledger import Ledger, accounted, moved, undisturbed
 from rollout_trainer.training.plan.memory import (
     Previews,
     Weights,
@@ -341,6 +343,50 @@ def test_tables_that_a_network_keeps_are_not_those_of_a_plan():
     assert network.tables == {}
     assert network.last is None
     assert network(torch.ones(3, 4)).sum().isfinite()
+
+
+def test_tables_that_wrapped_functions_keep_are_forgotten():
+    made = []
+
+    def kept(function):
+        cached = lru_cache(function)
+
+        @wraps(function)
+        def wrapper(*args):
+            return cached(*args)
+
+        return wrapper
+
+    class Keeps(torch.nn.Linear):
+        @kept
+        def table(self, size):
+            made.append(size)
+            return torch.arange(float(size))
+
+        def forward(self, x):
+            return super().forward(x + self.table(x.shape[1]))
+
+    network = Keeps(4, 4)
+    with accounted(network, "cpu"):
+        network(torch.ones(3, 4))
+    assert network(torch.ones(3, 4)).sum().isfinite()
+    assert made == [4, 4]
+
+
+def test_shapes_are_not_pinned():
+    with FakeTensorMode(), Ledger("cuda") as ledger:
+        shape = torch.empty(4)
+        assert torch.ops.aten._pin_memory(shape) is shape
+    assert ledger.live == 0
+
+
+def test_weights_are_on_the_very_device_of_what_is_made_there():
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    weight = moved(mode, torch.ones(2, 2), "cuda")
+    with mode:
+        made = torch.empty(2, device="cuda")
+        assert weight.device == made.device == torch.device("cuda", 0)
+        assert (weight @ made).device == made.device
 
 
 def test_a_failing_computation_is_undone_too():
