@@ -484,7 +484,7 @@ def test_what_killed_processes_left_in_a_cache_is_swept(tmp_path):
         place.mkdir(exist_ok=True)
         (place / f"abc.safetensors.{dead.pid}-0123abcd.partial").write_bytes(b"half")
         (place / f"abc.safetensors.{os.getpid()}-0123abcd.partial").write_bytes(b"half")
-    TensorCache(tmp_path / "cache").ensure("abc", lambda: {"x": torch.zeros(1)})
+    TensorCache(tmp_path / "cache").ensure("ab" * 16, lambda: {"x": torch.zeros(1)})
     Facts(tmp_path, tmp_path / "cache" / "folders")
     left = sorted(p.name for p in (tmp_path / "cache").rglob("*.partial"))
     assert left == [f"abc.safetensors.{os.getpid()}-0123abcd.partial"] * 2
