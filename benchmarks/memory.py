@@ -1,14 +1,14 @@
 """Which card trains which model: the plan's prediction for networks of real size; and that against a real step.
 
     python benchmarks/memory.py [--models "Flux 12B" ...] [--pixels 512 1024]     the table, from shapes alone
-    python benchmarks/memory.py --save docs/memory.json                            the same, computed and stored first
+    python benchmarks/memory.py --save docs/memory.json                            the same, computed and stored first;
+                                                                                   it says how long each plan took
     python benchmarks/memory.py --previews                                         what films and prompts add to it
     python benchmarks/memory.py --measure "Klein 4B" [--pixels 128] [--tokens 32]  a step on this machine's CPU
     python benchmarks/memory.py --measure "Flux 12B" --weights float8 --pixels 128 the same with smaller weights
 
 Batch 1, LoRA of rank 16 on the attention, AdamW, weights in bfloat16 where nothing else is said, the network alone:
 text encoders and the autoencoder lie in the computer's memory while it trains. Every figure of the table is predicted.
-A model of many equal blocks is computed with two of each kind and with three; what is needed grows in proportion.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -47,7 +47,6 @@ STORED = Path(__file__).resolve().parents[1] / "docs" / "memory.json"
 """Predictions that were computed before: they take minutes."""
 MAPPED = str(1 << 20)
 """Bytes from which on the C library gives memory back at once."""
-T = TypeVar("T", Needs, Weights)
 
 
 def config_of(model: Model, switches: tuple[str, ...]) -> TrainConfig:
@@ -56,42 +55,14 @@ def config_of(model: Model, switches: tuple[str, ...]) -> TrainConfig:
     return replace(TrainConfig(lora=lora), **dict.fromkeys(switches, True))  # type: ignore[arg-type]
 
 
-def grown(base: T, more: list[tuple[T, int]]) -> T:
-    """`base` and so many times the difference to each of `more`; of largest things the largest."""
-    kind = type(base)
-    values = {}
-    for name in (f.name for f in fields(kind)):
-        start = getattr(base, name)
-        if name in ("largest", "block"):
-            values[name] = max(start, *(getattr(one, name) for one, _ in more))
-        else:
-            values[name] = start + sum((getattr(one, name) - start) * times for one, times in more)
-    return kind(**values)
-
-
-def at_depth(model: Model, depths: tuple[int, ...] | None, pixels: int) -> tuple[list[Needs], Weights]:
-    """Needs for each of `SWITCHES`, and weights, of a model of so many blocks."""
-    source = model.on_paper(depths)
-    with adapters_of_shapes():
-        needs = [step_needs(source, model.batch(pixels), config_of(model, switches)) for switches in SWITCHES]
-    return needs, weights_of(source.module)
-
-
 def predicted(model: Model, pixels: int) -> tuple[dict[tuple[str, ...], Needs], Weights]:
-    """The same of the whole model."""
-    if not model.depths:
-        needs, weights = at_depth(model, None, pixels)
-        return dict(zip(SWITCHES, needs, strict=True)), weights
-    two = tuple(2 for _ in model.depths)
-    base, base_weights = at_depth(model, two, pixels)
-    thirds = []
-    for i, name in enumerate(model.depths):
-        depths = tuple(3 if i == j else 2 for j in range(len(two)))
-        thirds.append((*at_depth(model, depths, pixels), model.config[name] - 2))
-    needs = [grown(own, [(more[k], times) for more, _, times in thirds]) for k, own in enumerate(base)]
-    return dict(zip(SWITCHES, needs, strict=True)), grown(
-        base_weights, [(w, times) for _, w, times in thirds]
-    )
+    """Needs for each of `SWITCHES`, and weights, of the whole model; how long it took goes to the error stream."""
+    source = model.on_paper()
+    begin = time.process_time()
+    with adapters_of_shapes():
+        needs = {s: step_needs(source, model.batch(pixels), config_of(model, s)) for s in SWITCHES}
+    print(f"{model.name}, {pixels}: {time.process_time() - begin:.1f} s of processor time", file=sys.stderr)
+    return needs, weights_of(source.module)
 
 
 def stored(file: Path) -> dict[str, Any]:

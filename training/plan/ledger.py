@@ -8,6 +8,7 @@ allocator, the libraries' workspaces and the device's context take on top is not
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -81,6 +82,7 @@ class Ledger(TorchDispatchMode):
         self._bytes: dict[int, int] = {}
         self._ends: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._born: dict[int, int] = {}
+        self._numbers = itertools.count(1)
         self._multiplied: dict[int, set[int]] = {}
         self._witnesses: dict[int, Graph] = {}
 
@@ -146,11 +148,14 @@ class Ledger(TorchDispatchMode):
         def fetch() -> Tensor:
             return torch.empty_strided(size, stride, dtype=dtype, device=device)
 
-        weakref.finalize(fetch, self._fetch_no_more, tensor.nbytes)
+        key = -next(self._numbers)  # no storage's; a graph whose tensors are all elsewhere is alive by it
+        self._born[key], self._bytes[key] = self.operations, 0
+        weakref.finalize(fetch, self._fetch_no_more, key, tensor.nbytes)
         return fetch
 
-    def _fetch_no_more(self, size: int) -> None:
+    def _fetch_no_more(self, key: int, size: int) -> None:
         self.fetched -= size
+        self._drop(key)
 
     def tally(self) -> Tally:
         """The account as it is."""

@@ -88,11 +88,14 @@ def test_few_blocks_tell_what_all_need(real_models, name):
     assert share < 0.8
 
 
-def test_networks_of_shapes_too(real_models):
+@WAYS
+def test_networks_of_shapes_too(real_models, switches):
     model, _ = narrow(real_models, "Klein 4B")
     source = model.on_paper()
     with real_models.adapters_of_shapes():
-        few, whole, share = short_and_whole(source, model.batch(256), config_of(targets=model.targets))
+        few, whole, share = short_and_whole(
+            source, model.batch(512), config_of(switches, targets=model.targets)
+        )
     assert few == whole
     assert share < 0.8
 
