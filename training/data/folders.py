@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,7 +145,10 @@ class _Place:
     name: str
     """Before the names of its files: "" or ``10_cat/``."""
     repeats: int
-    files: dict[str, Stamp]
+    files: dict[str, int]
+    """By name, each with the number of its stamp."""
+    stamps: array[int]
+    """Three numbers each."""
     subs: list[str]
     pictures: list[str] = field(default_factory=list)
     stems: set[str] = field(default_factory=set)
@@ -153,12 +157,20 @@ class _Place:
     captions: dict[str, str] = field(default_factory=dict)
     """From tables, by file name with or without its end."""
     beside: dict[str, str] = field(default_factory=dict)
-    """Caption files by name, its end in small letters."""
+    """Caption files whose ends have large letters, by name with small ones."""
+
+    def stamp(self, name: str) -> Stamp:
+        """How a file looks from outside."""
+        row = 3 * self.files[name]
+        size, changed, touched = self.stamps[row : row + 3]
+        return size, changed, touched
 
     def caption_files(self, picture: str) -> list[str]:
         """The caption files of a picture, the one that goes first before the others."""
         stem = _stem(picture)
-        return [self.beside[stem + end] for end in BESIDE if stem + end in self.beside]
+        names = [stem + end for end in BESIDE]
+        found = [name if name in self.files else self.beside.get(name) for name in names]
+        return [name for name in found if name is not None]
 
 
 class _LeftOut:
@@ -264,7 +276,7 @@ class _Reader:
             path = self.folder / (place.name + name)
             try:
                 own = self.facts.of(
-                    f"{place.name}{name} as a clip", place.files[name], lambda: self.look_at_clip(path)
+                    f"{place.name}{name} as a clip", place.stamp(name), lambda: self.look_at_clip(path)
                 )
             except (ValueError, OSError) as err:
                 why = f" ({line_of(err)})"
@@ -313,24 +325,27 @@ class _Reader:
         """What is known of a file; None: it cannot be read, which is noted."""
         own = place.name + name
         try:
-            return self.facts.of(own, place.files[name], lambda: judge(self.folder / own))
+            return self.facts.of(own, place.stamp(name), lambda: judge(self.folder / own))
         except Exception as err:  # Pillow raises anything from OSError to SyntaxError on a broken file
             self.left.add(place.name + name, f"{otherwise} ({line_of(err)})", True)
             return None
 
     def _scan(self, name: str, repeats: int) -> _Place:
         """What lies in a folder, sorted as its names are sorted elsewhere."""
-        files, subs = {}, []
+        files: dict[str, int] = {}
+        stamps, subs = array("q"), []
         with os.scandir(self.folder / name) as entries:
             for entry in entries:
                 try:
                     if entry.is_dir():
                         subs.append(entry.name)
                     else:
-                        files[entry.name] = stamp(entry.stat())
+                        stamps.extend(stamp(entry.stat()))
+                        files[entry.name] = len(files)
                 except OSError as err:  # a link to nowhere
                     self.left.add(name + entry.name, f"it cannot be read ({err.strerror})")
-        return _Place(name, repeats, dict(sorted(files.items(), key=_by_name)), sorted(subs, key=_folded))
+        ordered = dict(sorted(files.items(), key=_by_name))
+        return _Place(name, repeats, ordered, stamps, sorted(subs, key=_folded))
 
     def _below(self, place: _Place, nested: bool, seen: set[str]) -> Iterator[_Place]:
         for sub in place.subs:
@@ -367,7 +382,8 @@ class _Reader:
                 if name[: -len(MASK)] not in place.stems:
                     self.left.add(place.name + name, "there is no picture of that name")
             elif stem in place.stems and end in BESIDE:
-                place.beside[stem + end] = name
+                if name != stem + end:
+                    place.beside[stem + end] = name
             elif lower in TABLES or end == ".json":
                 place.tables.append(name)
             elif end in BESIDE:
@@ -483,5 +499,5 @@ def _folded(name: str) -> str:
     return name.lower() if os.name == "nt" else name
 
 
-def _by_name(item: tuple[str, Stamp]) -> str:
+def _by_name(item: tuple[str, int]) -> str:
     return _folded(item[0])
