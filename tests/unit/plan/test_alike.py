@@ -183,7 +183,6 @@ def test_few_blocks_of_a_host_tell_what_all_need(switches):
 
 @pytest.mark.parametrize("changes", [
     {"rank": 64}, {"lora": LoRAConfig(rank=4, kind="dora", targets=("attn",))},
-    {"lora": LoRAConfig(rank=4, kind="lokr", targets=("attn",))},
     {"lora": LoRAConfig(rank=4, dropout=0.1, targets=("attn",))}, {"accumulation": 2, "ema_decay": 0.9},
     {"optimizer": OptimizerConfig(name="adafactor")}, {"optimizer": OptimizerConfig(name="adamw8bit")},
     {"autocast": "bf16"}, {"targets": ("into",)}, {"targets": ("into", "lin")},
@@ -192,9 +191,7 @@ def test_few_blocks_of_a_host_tell_what_all_need(switches):
 def test_whatever_the_settings(changes, switches):
     source = hosted(Network([Block() for _ in range(9)]))
     few, whole, _ = short_and_whole(source, batch(), config_of(switches, **changes))
-    assert replace(few, training=whole.training) == whole
-    close = 0.005 if "kind='lokr'" in str(changes) else 0  # whose factors' small tensors go at other moments
-    assert few.training == pytest.approx(whole.training, rel=close, abs=0)
+    assert few == whole
 
 
 def test_where_gradients_outweigh_what_is_kept_the_highest_moment_of_many_blocks_is_another():
@@ -263,7 +260,7 @@ def test_where_blocks_do_not_do_the_same_all_are_run(network, told, switches, ca
     config = config_of(switches)
     with pytest.raises((UnevenError, IndexError), match=told):
         needs._step_needs(source, batch(), config, short=True)
-    with caplog.at_level("DEBUG"):
+    with caplog.at_level("DEBUG", needs.logger.name):
         assert step_needs(source, batch(), config) == needs._step_needs(source, batch(), config)
     assert "the plan runs the whole network of Stand-in" in caplog.text
 
