@@ -285,8 +285,8 @@ def test_a_batch_runs_each_sample_once(host: Host) -> None:
     )
     t.steps(3)
     host.run(t.graph)
-    # The first forward of a training is watched once, with one sample: does the network write into its inputs?
-    assert model_calls(host) == [1, 8, 8, 8]
+    # A training begins with two looks at one sample: does the network write into its inputs, does a gradient come back?
+    assert model_calls(host) == [1, 1, 8, 8, 8]
 
 
 def test_captions_of_different_lengths_train_in_turn_each_sample_once(host: Host) -> None:
@@ -300,8 +300,8 @@ def test_captions_of_different_lengths_train_in_turn_each_sample_once(host: Host
     )
     t.steps(3)
     host.run(t.graph)
-    first, *calls = model_calls(host)
-    assert first == 1
+    first, second, *calls = model_calls(host)
+    assert first == second == 1
     assert sum(calls) == 3 * 6
     rolled = training("sd3", ragged=True, n=6, batch_size=6)
     node = validation(rolled, rolled.steps(3))
