@@ -117,3 +117,13 @@ def test_results_are_json_lines(rehearsed):
     *_, file = rehearsed
     for line in file.read_text(encoding="utf-8").splitlines():
         assert {"part", "case", "ok"} <= json.loads(line).keys()
+
+
+def test_networks_are_trained_in_every_way_at_toy_size(tmp_path):
+    command = [sys.executable, str(ROOT / "tools" / "gpu_check.py"), "--toy", "--out", str(tmp_path)]
+    run = subprocess.run(
+        [*command, "--parts", "attention", "sizes, flux"], capture_output=True, text=True, check=False
+    )
+    lines = gpu_check.read(tmp_path / "results.jsonl")
+    assert run.returncode == 0, [line for line in lines if not line["ok"]] or run.stdout[-2000:]
+    assert "full+swap+gradient_checkpointing" in {line["case"] for line in lines}

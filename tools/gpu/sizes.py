@@ -80,12 +80,12 @@ def name_of(case: Case) -> str:
 def every_way(check: Check, rate: float) -> None:
     """Train a small network in every way."""
     import real_models
-    from memory import at_depth
+    from memory import predicted as plan_of
 
     model = real_models.small()
-    needs, weights = at_depth(model, None, 64)
+    needs, weights = plan_of(model, 64)
     for way in WAYS(weights):
-        own = dict(zip(SWITCHES, needs, strict=True))[way.switches]
+        own = needs[way.switches]
         facts = train(check, Case(model.name, 64, 0), model, way, own, rate)
         predicted = way.size + own.peak
         check.tell(way.name, facts["seconds"] > 0 and predicted > 0, **facts)
