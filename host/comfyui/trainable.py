@@ -6,7 +6,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import torch
@@ -35,49 +35,38 @@ def differentiable_attention(_function: Callable[..., Tensor], *args: Any, **kwa
 
 
 @contextmanager
-def in_training() -> Iterator[None]:
+def exchanged(place: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute of the host's is another inside; where this version has no such thing, nothing changes."""
+    if not hasattr(place, name):
+        yield
+        return
+    before = getattr(place, name)
+    setattr(place, name, value)
+    try:
+        yield
+    finally:
+        setattr(place, name, before)
+
+
+def in_training() -> AbstractContextManager[None]:
     """Tell the host, where it can be told, that gradients are taken."""
-    if not hasattr(model_management, "in_training"):
-        yield
-        return
-    before = model_management.in_training
-    model_management.in_training = True
-    try:
-        yield
-    finally:
-        model_management.in_training = before
+    return exchanged(model_management, "in_training", True)
 
 
-@contextmanager
-def sound_backends() -> Iterator[None]:
+def sound_backends() -> AbstractContextManager[None]:
     """Inside, the host does not ask for cuDNN's attention, see `training.models.differentiable.sound_attention`."""
-    asked = getattr(ops, "SDPA_BACKEND_PRIORITY", None)
-    if asked is None:  # on a CPU, or with an old PyTorch
-        yield
-        return
-    ops.SDPA_BACKEND_PRIORITY = [backend for backend in asked if backend != SDPBackend.CUDNN_ATTENTION]
-    try:
-        yield
-    finally:
-        ops.SDPA_BACKEND_PRIORITY = asked
+    asked = getattr(ops, "SDPA_BACKEND_PRIORITY", ())  # none on a CPU, or with an old PyTorch
+    sound = [backend for backend in asked if backend != SDPBackend.CUDNN_ATTENTION]
+    return exchanged(ops, "SDPA_BACKEND_PRIORITY", sound)
 
 
-@contextmanager
-def fetched_on_use() -> Iterator[None]:
+def fetched_on_use() -> AbstractContextManager[None]:
     """Inside, no family fetches the weights of a whole block before it: each layer's are fetched as it computes.
 
     So the backward pass and a plan on shapes find layers as they are elsewhere.
     """
     ahead = sys.modules.get("comfy.model_prefetch")
-    if ahead is None:  # older hosts do without
-        yield
-        return
-    begin = ahead.make_prefetch_queue
-    ahead.make_prefetch_queue = lambda *_args, **_options: None  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        ahead.make_prefetch_queue = begin  # type: ignore[attr-defined]
+    return exchanged(ahead, "make_prefetch_queue", lambda *_args, **_options: None)
 
 
 KERNELS = ("rope", "adaln")
@@ -253,8 +242,7 @@ def recast(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return call
 
 
-@contextmanager
-def weights_on_paper() -> Iterator[None]:
+def weights_on_paper() -> AbstractContextManager[None]:
     """Layers get weights that are shapes alone inside, under PyTorch's FakeTensorMode.
 
     What the host fetched there would be no real bytes, and it would keep them: in its pinned copies of weights, on the
@@ -275,9 +263,4 @@ def weights_on_paper() -> Iterator[None]:
         bias = None if bias is None else torch.empty(bias.shape, dtype=bias_dtype or dtype, device=device)
         return (weight, bias, None) if how.get("offloadable") else (weight, bias)
 
-    fetch = ops.cast_bias_weight
-    ops.cast_bias_weight = shapes
-    try:
-        yield
-    finally:
-        ops.cast_bias_weight = fetch
+    return exchanged(ops, "cast_bias_weight", shapes)

@@ -23,6 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from ..models.swap import in_backward
+
 if TYPE_CHECKING:
     from .alike import Graph, Row, Stretch
 
@@ -191,11 +193,6 @@ class Ledger(TorchDispatchMode):
                 known.add(id(row))
                 self.added -= self._bytes[key] * (times - 1)
                 self._bytes[key] *= times
-
-
-def in_backward() -> bool:
-    """Whether autograd is at work."""
-    return torch._C._current_graph_task_id() != -1
 
 
 def kind_of(tensor: Tensor) -> str:
