@@ -36,7 +36,7 @@ def by_peft(monkeypatch):
     def restore(module):
         for layer in module.modules():
             if isinstance(layer, Linear):
-                monkeypatch.delattr(layer, "forward")
+                monkeypatch.setattr(layer, "__class__", Linear)
 
     return restore
 

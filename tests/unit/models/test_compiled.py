@@ -35,12 +35,12 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Module):
-    """A network of three blocks over [B, 4, h, w]."""
+    """A network of equal blocks over [B, 4, h, w]."""
 
-    def __init__(self, width: int = 8) -> None:
+    def __init__(self, depth: int = 3, width: int = 8) -> None:
         super().__init__()
         self.inp, self.out, self.text = nn.Linear(4, width), nn.Linear(width, 4), nn.Linear(6, width)
-        self.blocks = nn.ModuleList(Block(width) for _ in range(3))
+        self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
 
     def forward(self, x, sigma, context):
         hidden = self.inp(x.movedim(1, -1)) + sigma.reshape(-1, 1, 1, 1)
@@ -78,10 +78,10 @@ class BlockSource:
     schedule = BlockDenoiser.schedule
     default_lora_targets = (r"blocks\.\d+\.(up|down)$",)
 
-    def __init__(self):
+    def __init__(self, depth=3):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.module = Blocks().requires_grad_(False).eval()
+            self.module = Blocks(depth).requires_grad_(False).eval()
 
     def denoiser(self, dtype=None):
         return BlockDenoiser(self.module)
@@ -102,8 +102,8 @@ def use(monkeypatch):
 def trained(make_data, make_config):
     """``trained(steps, **changes)``: the weights after training, its trainer and its network."""
 
-    def train(steps=6, lora=None, watch=None, **changes):
-        source = BlockSource()
+    def train(steps=6, lora=None, watch=None, depth=3, **changes):
+        source = BlockSource(depth)
         config = make_config(lora=LoRAConfig(rank=2, alpha=2.0, **(lora or {})), **changes)
         with Trainer(source, make_data(sizes=(6, 4)), config) as trainer:
             for _ in range(steps):
@@ -155,6 +155,18 @@ def test_nothing_is_compiled_in_mid_run_whatever_the_batch(use, trained):
     trained(40, rollout=ROLLOUTS, compile=True, watch=lambda _: counts.append(counter.frame_count))
     assert counts[20:] == counts[20:21] * 20
     assert counts[0] == counts[-1]
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha"])
+def test_blocks_of_one_kind_share_what_was_compiled(kind, use, trained):
+    """A network of sixty blocks is compiled in the time of a few, and not given up at a limit of the compiler's."""
+    counts = []
+    for depth in (2, 5):
+        counter = use(CompileCounterWithBackend("eager"))
+        _, trainer, _ = trained(2, depth=depth, compile=True, rollout=ROLLOUTS, lora={"kind": kind})
+        assert f"{depth} blocks of Blocks compiled" in trainer.regions.told
+        counts.append(counter.frame_count)
+    assert counts[0] == counts[1] > 0
 
 
 def test_off_leaves_the_compiler_alone(trained, monkeypatch):
