@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -37,32 +38,54 @@ def before_the_first_step(config: TrainConfig, done: int, steps: int) -> list[st
     return said
 
 
-def of_the_history(history: History, begin: int) -> dict[str, str]:
-    """What is doubtful in what was measured from row `begin` on, by kind."""
-    said = {}
-    totals = history.columns.get("total", [])[begin:]
-    losses = [v for v in totals if math.isfinite(v)]
-    if len(losses) >= 2 * LOOKED_AT:
-        first, last = (sum(part) / LOOKED_AT for part in (losses[:LOOKED_AT], losses[-LOOKED_AT:]))
-        if last > RUINED * losses[0] > 0:  # the begin may be ruined itself
-            first = losses[0]
-        if last > RISEN * first > 0:
-            said["risen"] = (
-                f"the loss has risen from {first:.3g} to {last:.3g}: the LoRA is getting worse; lower learning_rate"
+class Losses:
+    """What in the losses of a stage is doubtful; every row of the history is looked at once.
+
+    Args:
+        history: of the run, to which rows are added.
+    """
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._begin = self._seen = len(history)
+        self._first: list[float] = []
+        self._last: deque[float] = deque(maxlen=LOOKED_AT)
+        self._finite = 0
+        self._empty = self._first_empty = 0  # steps that count nothing, and the first of them
+
+    def told(self) -> dict[str, str]:
+        """What is doubtful up to the newest row, by kind."""
+        self._take_in()
+        said = {}
+        if self._finite >= 2 * LOOKED_AT:
+            first, last = (sum(part) / LOOKED_AT for part in (self._first, self._last))
+            if last > RUINED * self._first[0] > 0:  # the begin may be ruined itself
+                first = self._first[0]
+            if last > RISEN * first > 0:
+                said["risen"] = (
+                    f"the loss has risen from {first:.3g} to {last:.3g}: the LoRA is getting worse; lower learning_rate"
+                )
+        if self._empty:
+            said["empty"] = (
+                f"{self._empty} of {self._seen - self._begin} steps count nothing, the first is step "
+                f"{self._first_empty}: their loss is 0 everywhere; look for masks that are all black"
             )
-    empty = [
-        step
-        for step, (total, norm) in enumerate(
-            zip(totals, history.columns.get("grad_norm", [])[begin:], strict=True)
-        )
-        if total == 0 == norm
-    ]
-    if empty:
-        said["empty"] = (
-            f"{len(empty)} of {len(totals)} steps count nothing, the first is step {begin + empty[0] + 1}: their loss "
-            "is 0 everywhere; look for masks that are all black"
-        )
-    return said
+        return said
+
+    def _take_in(self) -> None:
+        """Look at the rows that have come since the last time."""
+        columns = self._history.columns
+        totals, norms = (columns.get(name, ())[self._seen :] for name in ("total", "grad_norm"))
+        for step, (total, norm) in enumerate(zip(totals, norms, strict=True), start=self._seen + 1):
+            if math.isfinite(total):
+                self._finite += 1
+                self._last.append(total)
+                if len(self._first) < LOOKED_AT:
+                    self._first.append(total)
+            if total == 0 == norm:
+                self._empty += 1
+                self._first_empty = self._first_empty or step
+        self._seen += len(totals)
 
 
 def of_the_weights(before: Sequence[Tensor], now: Sequence[Tensor], steps: int) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from ..data.mixture import seen
@@ -11,12 +12,12 @@ from ..trainer.state import History
 from .run import Run
 
 
-def plain(column: list[float]) -> list[float | None]:
+def plain(column: Sequence[float]) -> list[float | None]:
     """A history column as JSON has it: NaN, nothing measured, is null."""
     return [None if math.isnan(v) else v for v in column]
 
 
-def mean(column: list[float]) -> float | None:
+def mean(column: Sequence[float]) -> float | None:
     """Mean of what was measured; None if nothing was."""
     values = [v for v in column if not math.isnan(v)]
     return sum(values) / len(values) if values else None

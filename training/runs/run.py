@@ -25,7 +25,7 @@ from ..trainer.meter import Stopwatch
 from ..trainer.ranks import Ranks, joined
 from ..trainer.state import History, RunState
 from ..trainer.trainer import StepReport, Trainer, training_mode
-from .doubts import LOOKED_AT, before_the_first_step, of_the_history, of_the_weights
+from .doubts import LOOKED_AT, Losses, before_the_first_step, of_the_weights
 from .folder import RunFolder
 from .saving import Saver
 
@@ -261,7 +261,7 @@ class Doubts:
     def __init__(self, trainer: Trainer, steps: int) -> None:
         self.trainer = trainer
         self.steps = steps
-        self.begin = len(trainer.history)
+        self.losses = Losses(trainer.history)
         self.weights = [p.detach().clone() for p in trainer.parameters]
         self.said: set[str] = set()
         self.told: tuple[str, ...] = tuple(before_the_first_step(trainer.config, trainer.done, steps))
@@ -276,7 +276,7 @@ class Doubts:
             if text is not None:
                 self.say("still", text)
         if n % LOOKED_AT == 0 or n == self.steps:
-            for kind, text in of_the_history(self.trainer.history, self.begin).items():
+            for kind, text in self.losses.told().items():
                 self.say(kind, text)
 
     def say(self, kind: str, text: str) -> None:

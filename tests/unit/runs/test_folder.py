@@ -86,7 +86,8 @@ def test_history_columns_may_begin_late():
     history.note("validation", 4.0)
     again = History.from_tensors(history.tensors())
     nan = pytest.approx(float("nan"), nan_ok=True)
-    assert again.columns == {"total": [1.0, 2.0], "adr": [nan, 3.0], "validation": [nan, 4.0]}
+    columns = {name: list(column) for name, column in again.columns.items()}
+    assert columns == {"total": [1.0, 2.0], "adr": [nan, 3.0], "validation": [nan, 4.0]}
     assert (again.last("adr"), len(again)) == (3.0, 2)
 
 

@@ -419,11 +419,11 @@ def test_steps_past_the_planned_end_are_said_or_have_a_schedule_of_their_own(
     assert any(
         "the learning rate is 0 for 3 of the 3 steps, from step 6 on" in line for line in lines(caplog)
     )
-    assert past.history.columns["lr"][6:] == [0.0] * 3
+    assert list(past.history.columns["lr"][6:]) == [0.0] * 3
     caplog.clear()
     own = train(branch(run, None, 5e-3, 3), 3)
     assert own.history.columns["lr"][6] == 5e-3
-    assert own.history.columns["lr"][6:] == [
+    assert list(own.history.columns["lr"][6:]) == [
         OptimizerConfig(lr=5e-3, schedule=schedule).lr_at(i, 3) for i in range(3)
     ]
     assert any(not torch.equal(own.adapter.tensors[k], run.adapter.tensors[k]) for k in run.adapter.tensors)

@@ -91,8 +91,8 @@ def test_a_run_in_three_folders(begin):
     assert [(p["run"], p["step"]) for p in third.parents] == [("t-0001", 4), ("t-0001-0001", 8)]
     assert [p["config"]["rollout"]["max_step_offset"] for p in third.parents] == [0, 4]
     columns = third.history.columns
-    assert columns["probability"] == [0.0] * 4 + [0.7] * 4 + [0.0] * 4
-    assert columns["lr"] == [1e-2] * 8 + [1e-3] * 4
+    assert list(columns["probability"]) == [0.0] * 4 + [0.7] * 4 + [0.0] * 4
+    assert list(columns["lr"]) == [1e-2] * 8 + [1e-3] * 4
     facts = report(third)
     assert facts["parents"] == [{"run": "t-0001", "step": 4}, {"run": "t-0001-0001", "step": 8}]
     assert (facts["steps"], len(facts["loss"]["total"])) == (12, 12)

@@ -377,7 +377,7 @@ def test_one_nonfinite_step_does_not_spoil_the_run(make_source, make_data, make_
 
     source.module.forward = sometimes
     run = trained(source, make_data(), make_config(), 6, tmp_path)
-    assert run.history.columns["skipped"] == [0, 0, 1, 0, 0, 0]
+    assert list(run.history.columns["skipped"]) == [0, 0, 1, 0, 0, 0]
     assert all(t.isfinite().all() for t in run.adapter.tensors.values())
 
 
@@ -477,7 +477,7 @@ def test_a_nonfinite_loss_under_loss_scaling_is_skipped_like_any_other(
 
     source.module.forward = sometimes
     run = trained(source, make_data(), make_config(autocast="fp16"), 6, tmp_path)
-    assert run.history.columns["skipped"] == [0, 0, 1, 0, 0, 0]
+    assert list(run.history.columns["skipped"]) == [0, 0, 1, 0, 0, 0]
     assert all(t.isfinite().all() for t in run.adapter.tensors.values())
 
 
@@ -633,7 +633,7 @@ def test_a_history_grows_by_a_row_and_no_more():
     total = history.columns["total"]
     history.append({"total": 4.0})
     assert history.columns["total"] is total
-    assert total == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert list(total) == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert [math.isnan(v) for v in history.columns["validation"]] == [True, True, False, True, True]
     history.note("late", 7.0)
     assert history.newest()["late"] == 7.0
