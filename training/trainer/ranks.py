@@ -112,7 +112,7 @@ class Ranks:
         return own
 
     def summed(self, parameters: Sequence[nn.Parameter], terms: Tensor, weights: Tensor) -> Tensor:
-        """Replace the gradients by their sum over the ranks.
+        """Replace the gradients by their sum over the ranks, which have just met, as in `counted`.
 
         Args:
             terms: [A, K] what this rank measured of A batches, on the device.
@@ -224,7 +224,6 @@ class Group(Ranks):
 
     def summed(self, parameters: Sequence[nn.Parameter], terms: Tensor, weights: Tensor) -> Tensor:
         """Replace the gradients by their sum over the ranks; the sums of `terms` come on the same way."""
-        self.meet()
         weights = weights.to(terms)
         measured = torch.where(weights == 0, 0, terms * weights)
         parts = [p.grad for p in parameters if p.grad is not None]

@@ -383,9 +383,8 @@ class Trainer:
         """The gradients summed over the ranks; the terms of the loss of each batch, [A, 4], over all ranks' rows."""
         weights = [[part.share.weight] * 2 + [part.share.rolled_weight] * 2 for part in parts]
         terms = terms_of([part.loss for part in parts])
-        terms = self.ranks.summed(self.parameters, terms, torch.tensor(weights))
         self.meter.share(self.ranks.counted)
-        return terms
+        return self.ranks.summed(self.parameters, terms, torch.tensor(weights))
 
     def noised(self, batch: Batch, u: Tensor, share: Share = EVERYTHING) -> Inputs:
         """This rank's rows of a batch at the targets ``u_t`` [B], teacher-forced, some of its captions dropped.
