@@ -67,8 +67,8 @@ def integrate(
 
     Args:
         denoise: ``denoise(x, sigma, rows) -> denoised``, the estimate of x0 for the A rows that move: `x`
-            [A, ...] and `sigma` [A] in the state's dtype, `rows` LongTensor [A] to select conditioning
-            with.
+            [A, ...] and `sigma` [A] in the state's dtype, `rows` LongTensor [A], on the CPU, to select
+            conditioning with.
         x: [B, ...] at the first noise level. The state is kept in float32, or float64 for a float64 `x`,
             whatever the model computes in.
         sigmas: [T + 1] or [B, T + 1] noise levels, non-increasing. Copied to the CPU, once, before the
@@ -126,9 +126,10 @@ def prepare(
     counts = moves.sum(0).tolist()
     packed = sent(columns[row, own].T, x.device, _state_dtype(x))  # [2 + C, N]
     ends = (quadrature.sigma_next[row, own] == 0).split_with_sizes(counts)
+    told = row.split_with_sizes(counts)
     rows = sent(row, x.device).split_with_sizes(counts)
-    steps = zip(rows, packed.split_with_sizes(counts, dim=1), ends, strict=True)
-    return SolverPlan(solver, tuple(_step(x, rows, values, end) for rows, values, end in steps))
+    steps = zip(rows, told, packed.split_with_sizes(counts, dim=1), ends, strict=True)
+    return SolverPlan(solver, tuple(_step(x, *parts) for parts in steps))
 
 
 def start(x: Tensor) -> SolverState:
@@ -210,12 +211,12 @@ def _state_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _step(x: Tensor, rows: Tensor, values: Tensor, ends: Tensor) -> Step:
+def _step(x: Tensor, rows: Tensor, told: Tensor, values: Tensor, ends: Tensor) -> Step:
     """Assemble a step from the columns `values`, [2 + C, A], of the rows that take it."""
     sigma, sigma_next, *c = values
     shaped = tuple(column.reshape(-1, *[1] * (x.ndim - 1)) for column in c)
-    above_zero = sent((~ends).nonzero()[:, 0], x.device) if ends.any() else None
-    return Step(rows, len(rows) == len(x), sigma, sigma_next, above_zero, shaped)
+    above_zero = (~ends).nonzero()[:, 0] if ends.any() else None
+    return Step(rows, told, len(rows) == len(x), sigma, sigma_next, above_zero, shaped)
 
 
 def _gather(state: SolverState, now: Step) -> SolverState:

@@ -14,9 +14,13 @@ import torch
 from torch import Tensor
 
 from .coefficients import Quadrature, corrector_weights, predictor_weights, sigma_ratio
+from .transfer import sent
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``denoise(x [A, ...], sigma [A], rows LongTensor [A]) -> denoised [A, ...]``, for `rows` of the batch."""
+"""``denoise(x [A, ...], sigma [A], rows LongTensor [A]) -> denoised [A, ...]``, for `rows` of the batch.
+
+`rows` lie on the CPU, where whoever chooses by them need not wait; `sent` brings them to a device.
+"""
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,12 @@ class SolverState:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a plan, for the A rows that take it. All on the device of x."""
+    """One step of a plan, for the A rows that take it. On the device of x, but for what it says of the CPU."""
 
     rows: Tensor
     """LongTensor [A]."""
+    told: Tensor
+    """LongTensor [A]: the same on the CPU, as `Denoise` is told them."""
     everyone: bool
     """Whether these are all rows of the batch, in order."""
     sigma: Tensor
@@ -48,14 +54,16 @@ class Step:
     sigma_next: Tensor
     """[A] noise level at the end."""
     above_zero: Tensor | None
-    """LongTensor: places in `rows` of those with sigma_next > 0; None where that is all of them."""
+    """LongTensor, on the CPU: places in `rows` of those with sigma_next > 0; None where that is all of them."""
     columns: tuple[Tensor, ...]
     """The solver's numbers, each [A, 1, ..., 1]."""
 
     def take(self, places: Tensor) -> Step:
         """The step for those rows alone that stand at `places` and end above sigma = 0."""
-        rows, sigma, sigma_next = (t[places] for t in (self.rows, self.sigma, self.sigma_next))
-        return Step(rows, False, sigma, sigma_next, None, tuple(c[places] for c in self.columns))
+        there = sent(places, self.rows.device)
+        rows, sigma, sigma_next = (t[there] for t in (self.rows, self.sigma, self.sigma_next))
+        columns = tuple(c[there] for c in self.columns)
+        return Step(rows, self.told[places], False, sigma, sigma_next, None, columns)
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,7 @@ def euler_columns(quadrature: Quadrature, order: int) -> Tensor:
 def euler(denoise: Denoise, state: SolverState, step: Step) -> SolverState:
     """Take an Euler step, ``x + (sigma_next - sigma) velocity``; DDIM and DPM-Solver++ of order 1 too."""
     (ratio,) = step.columns
-    denoised = checked(denoise(state.x, step.sigma, step.rows), state.x)
+    denoised = checked(denoise(state.x, step.sigma, step.told), state.x)
     return SolverState(torch.lerp(denoised, state.x, ratio), state.step + 1, (denoised,))
 
 
@@ -124,7 +132,7 @@ def dpm(denoise: Denoise, state: SolverState, step: Step) -> SolverState:
     have: half of it is lost, and the method converges with order 2. Here it has the order of its name.
     """
     ratio, *v = step.columns
-    denoised = checked(denoise(state.x, step.sigma, step.rows), state.x)
+    denoised = checked(denoise(state.x, step.sigma, step.told), state.x)
     history = (denoised, *state.denoised)[: len(v) + 1]
     return SolverState(torch.lerp(extrapolate(history, v), state.x, ratio), state.step + 1, history)
 
@@ -150,7 +158,7 @@ def unipc(denoise: Denoise, state: SolverState, step: Step) -> SolverState:
     order = len(step.columns) // 2
     ratio, *v = step.columns[:order]
     ratio_before, *v_before = step.columns[order:]
-    denoised = checked(denoise(state.x, step.sigma, step.rows), state.x)
+    denoised = checked(denoise(state.x, step.sigma, step.told), state.x)
     corrected = state.x
     if state.corrected is not None:
         m_0, *older = state.denoised
@@ -175,26 +183,27 @@ def rk4(denoise: Denoise, state: SolverState, step: Step) -> SolverState:
     The middle is that of sigma, not of u: at the shifted image of half a step of u the order falls to 2. Rows
     that end at sigma = 0, where ``(x - denoised) / sigma`` has no value, take an Euler step.
     """
-    denoised = checked(denoise(state.x, step.sigma, step.rows), state.x)
+    denoised = checked(denoise(state.x, step.sigma, step.told), state.x)
     x, k_1, inner = state.x, state.x - denoised, step
     if step.above_zero is not None:
         ended = torch.lerp(denoised, x, step.columns[0])
         if not len(step.above_zero):
             return SolverState(ended, state.step + 1, (denoised,))
-        x, k_1, inner = x[step.above_zero], k_1[step.above_zero], step.take(step.above_zero)
+        going = sent(step.above_zero, x.device)
+        x, k_1, inner = x[going], k_1[going], step.take(step.above_zero)
     _, middle, length, per_sigma, per_middle, per_sigma_next = inner.columns
     sigma_middle = middle.reshape(-1)  # [A, 1, ..., 1] -> [A]
     k_1 = k_1.mul_(per_sigma)
     x_2 = torch.addcmul(x, length, k_1, value=1 / 2)
-    k_2 = (x_2 - checked(denoise(x_2, sigma_middle, inner.rows), x_2)).mul_(per_middle)
+    k_2 = (x_2 - checked(denoise(x_2, sigma_middle, inner.told), x_2)).mul_(per_middle)
     x_3 = torch.addcmul(x, length, k_2, value=1 / 2)
-    k_3 = (x_3 - checked(denoise(x_3, sigma_middle, inner.rows), x_3)).mul_(per_middle)
+    k_3 = (x_3 - checked(denoise(x_3, sigma_middle, inner.told), x_3)).mul_(per_middle)
     x_4 = torch.addcmul(x, length, k_3)
-    k_4 = (x_4 - checked(denoise(x_4, inner.sigma_next, inner.rows), x_4)).mul_(per_sigma_next)
+    k_4 = (x_4 - checked(denoise(x_4, inner.sigma_next, inner.told), x_4)).mul_(per_sigma_next)
     slope = torch.add(k_1 + k_4, k_2 + k_3, alpha=2)
     x_next = torch.addcmul(x, length, slope, value=1 / 6)
     if step.above_zero is not None:
-        x_next = ended.index_copy(0, step.above_zero, x_next)
+        x_next = ended.index_copy(0, going, x_next)
     return SolverState(x_next, state.step + 1, (denoised,))
 
 

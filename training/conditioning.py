@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..samplers import sent
+
 Cond = Mapping[str, Tensor]
 """Conditioning of a batch: named tensors, each with the batch as its first axis."""
 SHAPE = ".shape"
@@ -86,10 +88,10 @@ def joined(conds: Sequence[Cond]) -> Cond:
 def separated(cond: Cond) -> list[dict[str, Tensor]]:
     """The conditioning of N samples one by one: each row's tensors [1, ...] at their own sizes.
 
-    What stands for numbers and texts comes to the host, which reads it, once for all rows.
+    What `stays` on the CPU comes there if it was not, once for all rows.
     """
     n = len(next(iter(cond.values())))
-    cond = {k: v.cpu() if v.ndim == 1 or k.endswith(READ) else v for k, v in cond.items()}
+    cond = {name: value.cpu() if stays(name, value) else value for name, value in cond.items()}
     shapes = {name: cond[name + SHAPE].tolist() for name in cond if name + SHAPE in cond}
     out: list[dict[str, Tensor]] = []
     for i in range(n):
@@ -118,5 +120,19 @@ def _padded(cond: Cond, name: str, size: tuple[int, ...], example: Tensor) -> tu
 
 
 def select(cond: Cond, rows: Tensor) -> Cond:
-    """The conditioning of the batch rows `rows: LongTensor [A]`."""
-    return {name: value.index_select(0, rows) for name, value in cond.items()}
+    """The conditioning of the batch rows `rows: LongTensor [A]`; on the CPU, so that nobody waits for them."""
+    there = {device: sent(rows, device) for device in {value.device for value in cond.values()}}
+    return {name: value.index_select(0, there[value.device]) for name, value in cond.items()}
+
+
+def stays(name: str, value: Tensor) -> bool:
+    """Whether a tensor of a `Cond` is on the CPU wherever the model computes: what stands for numbers and texts.
+
+    Whoever asks the model reads them; on a device that would be a wait at every call.
+    """
+    return value.ndim == 1 or name.endswith(READ)
+
+
+def placed(cond: Cond, device: torch.device) -> Cond:
+    """The conditioning on `device`, but for what `stays`."""
+    return {name: value.cpu() if stays(name, value) else sent(value, device) for name, value in cond.items()}

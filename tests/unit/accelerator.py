@@ -98,8 +98,13 @@ class Accelerator:
             assert all(self.has(tensor) for tensor in lists[0])
             return {(DEVICE, dtype): own for (_, dtype), own in grouped(lists, *args).items()}
 
+        parts = {
+            "Event": _Event,
+            "get_rng_state": lambda _device: torch.get_rng_state(),
+            "set_rng_state": lambda _state, _device: None,
+        }
         by_device = patch.object(clip_grad, "_group_tensors_by_device_and_dtype", grouped_there)
-        with patch.object(torch.cuda, "Event", _Event), by_device, _Operations(self), _Calls(self):
+        with patch.multiple(torch.cuda, **parts), by_device, _Operations(self), _Calls(self):
             yield self
 
 

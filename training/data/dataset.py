@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...samplers import sent
-from ..conditioning import ABSENT, SHAPE, Cond, alike, controls_of, joined, select, text_of
+from ..conditioning import ABSENT, SHAPE, Cond, alike, controls_of, joined, placed, select, text_of
 from .cache import Layout, TensorCache
 from .columns import Keys, Texts
 from .folders import read_image_folder as read_image_folder
@@ -244,9 +244,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`."""
-        cond = {name: sent(value, device) for name, value in self.cond.items()}
         mask = None if self.mask is None else sent(self.mask, device)
-        return replace(self, x0=sent(self.x0, device), cond=cond, mask=mask)
+        return replace(self, x0=sent(self.x0, device), cond=placed(self.cond, device), mask=mask)
 
 
 @dataclass(frozen=True)

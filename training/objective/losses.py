@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...samplers import sent
 from ..checks import check_settings, setting
 from ..forms import Prediction, expand
 from .config import ReflexFlowConfig
@@ -163,7 +164,7 @@ def batch_loss(
         total = base.mean()
         return Loss(total, total.detach(), nan, nan)
 
-    rows, states = rolled.rows, rolled.states
+    rows, states = sent(rolled.rows, output.device), rolled.states
     row_mask = None if mask is None else mask[rows]
     w = fc_weight(reflex, rolled.clean, output[rows], row_mask)
     fc = reflex.beta2 * masked_mean(error[rows] * w, row_mask) * scale[rows]

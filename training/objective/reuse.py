@@ -81,8 +81,8 @@ class StatePool:
         own: dict[str, Any] = {"mask": None, "cond": {}}
         for name, value in tensors.items():
             if name.startswith(_COND):
-                own["cond"][name.removeprefix(_COND)] = value.to(device)
+                own["cond"][name.removeprefix(_COND)] = value
             elif name.startswith(_ENDS):
-                own[name.removeprefix(_ENDS)] = value.to(device)
-        x_hat, sigma = tensors["x_hat"].to(device), tensors["sigma"].to(device)
-        self.trail = Trail(RolledStates(**own), x_hat, sigma, tensors["row"])
+                own[name.removeprefix(_ENDS)] = value
+        trail = Trail(RolledStates(**own), tensors["x_hat"], tensors["sigma"], tensors["row"])
+        self.trail = trail.to(device)

@@ -99,7 +99,7 @@ def roll_out(
         `config.reuse` > 1, those and the ones that the rows passed on their way.
     """
     rows, schedule = sent(plan.rows, inputs.x.device), model.schedule
-    x0, noise, cond = inputs.x0[rows], inputs.noise[rows], select(inputs.cond, rows)
+    x0, noise, cond = inputs.x0[rows], inputs.noise[rows], select(inputs.cond, plan.rows)
     mask = None if inputs.mask is None else inputs.mask[rows]
     sigmas = trajectory(schedule, plan.u_source, plan.u_target, plan.steps)  # [R, T+1] float64, on the CPU
     source = add_noise(model.prediction, x0, noise, sent(sigmas[:, 0], x0.device, x0.dtype))

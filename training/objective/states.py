@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...samplers import sent
-from ..conditioning import Cond, role
+from ..conditioning import Cond, placed, role
 from ..forms import Prediction, add_noise, from_velocity, to_velocity, true_velocity
 from .targets import Rolled, Target
 
@@ -60,7 +60,10 @@ def without_captions(cond: Cond, empty: Cond) -> Cond:
     Args:
         empty: named tensors [1, ...], with at least the text of `cond`.
     """
-    return {name: empty[name].to(c).expand_as(c) if role(name) == "text" else c for name, c in cond.items()}
+    return {
+        name: sent(empty[name], c.device, c.dtype).expand_as(c) if role(name) == "text" else c
+        for name, c in cond.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,10 @@ class RolledStates:
         out["cond"] = {k: function(v) for k, v in self.cond.items()}  # type: ignore[operator]
         return replace(self, **out)
 
+    def to(self, device: torch.device) -> RolledStates:
+        """The states on `device`, but for conditioning that stays on the CPU."""
+        return replace(self.map(lambda t: t.to(device)), cond=placed(self.cond, device))
+
     def rolled(self, prediction: Prediction) -> Rolled:
         """What the target functions see of these states."""
         u = true_velocity(prediction, self.x0, self.noise)
@@ -126,8 +133,7 @@ class Trail:
 
     def to(self, device: torch.device) -> Trail:
         """The states on `device`."""
-        ends = self.ends.map(lambda t: t.to(device))
-        return Trail(ends, self.x_hat.to(device), self.sigma.to(device), self.row)
+        return Trail(self.ends.to(device), self.x_hat.to(device), self.sigma.to(device), self.row)
 
     def join(self, other: Trail) -> Trail:
         """The states of both."""
@@ -155,7 +161,7 @@ class RolledRows:
     """The rows of a batch that are trained at states of the model's own: which they are, and what goes with them."""
 
     rows: Tensor
-    """LongTensor [R] indices into the batch, on its device."""
+    """LongTensor [R] indices into the batch; on the CPU."""
     states: RolledStates
     """Of R rows."""
     clean: Tensor | None
@@ -167,7 +173,7 @@ def put(inputs: Inputs, rolled: RolledRows) -> Inputs:
     states = rolled.states
 
     def replaced(old: Tensor, new: Tensor) -> Tensor:
-        return old.index_copy(0, rolled.rows, new.to(old))
+        return old.index_copy(0, sent(rolled.rows, old.device), new.to(old))
 
     mask = inputs.mask
     if mask is not None and states.mask is not None:
@@ -209,7 +215,7 @@ def training_goal(
     """
     v, weight = true_velocity(prediction, inputs.x0, inputs.noise), None
     if rolled is not None:
-        rows, states = rolled.rows, rolled.states
+        rows, states = sent(rolled.rows, output.device), rolled.states
         seen = states.rolled(prediction)
         v_hat = to_velocity(prediction, states.x_hat, states.sigma, output.detach()[rows])
         v = v.index_copy(0, rows, target.velocity(seen, v_hat).to(v))

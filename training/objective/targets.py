@@ -82,7 +82,7 @@ class Field:
         return self._first[0]
 
     def at(self, rows: Tensor) -> Cond:
-        """Conditioning [A, ...] of the rows `rows: LongTensor [A]`, which are about to be computed."""
+        """Conditioning [A, ...] of the rows `rows: LongTensor [A]`, on the CPU, which are about to be computed."""
         self.count(len(rows))
         return self.cond if len(rows) == self.size else select(self.cond, rows)
 
@@ -175,7 +175,7 @@ def solver_difference(
     """
     x = route.x_source
     s, t = (sent(route.sigmas[:, i], x.device, x.dtype) for i in (0, -1))
-    rows = torch.arange(len(x), device=x.device)
+    rows = torch.arange(len(x))
     h = expand(t - s, x)
     if SAMPLERS[solver.sampler].calls_per_step > 1:
         ends = Route(x, route.x_target, route.sigmas[:, [0, -1]])

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...samplers import sent
-from ..conditioning import Cond, controls_of, select
+from ..conditioning import Cond, controls_of, placed, select
 from ..data.dataset import Batch, LatentDataset
 from ..data.order import BatchOrder
 from ..lora.adapter import Adapter, AdapterState
@@ -196,7 +196,7 @@ class Trainer:
                 "pure noise"
             )
         self.generators["preserve"] = preserve_stream(self.config.seed)
-        return self.source.encode_text(config.preserved)
+        return placed(self.source.encode_text(config.preserved), self.device)
 
     def _inject(self, adapter: AdapterState | None) -> None:
         """Put the adapter on the model, and build what goes with its weights."""
@@ -238,7 +238,7 @@ class Trainer:
         sigma = self.denoiser.schedule.sigma(u).to(self.device, batch.x0.dtype)
 
         def output(n: int) -> Tensor:
-            cond = select(batch.cond, torch.arange(n, device=self.device))
+            cond = select(batch.cond, torch.arange(n))
             return self.denoiser.predict(batch.x0[:n], sigma[:n], cond)
 
         def forward(n: int) -> None:
@@ -317,7 +317,7 @@ class Trainer:
             self.keep(share, plan, trail)
         rolled: RolledRows | None = None
         if share.plan is not None and states is not None:
-            rolled = RolledRows(sent(share.plan.rows, self.device), states, self.clean_output(states))
+            rolled = RolledRows(share.plan.rows, states, self.clean_output(states))
             inputs = put(inputs, rolled)
         with self.dropout():
             with self.keeping():
@@ -339,8 +339,8 @@ class Trainer:
         config, generator = self.config, self.generators["preserve"]
         plan = draw_preserved(config.rollout, len(next(iter(self.preserved.values()))), generator)
         noise = torch.randn(len(plan.rows), *batch.x0.shape[1:], generator=generator, dtype=batch.x0.dtype)
-        noise, rows = sent(noise, self.device), sent(plan.rows, self.device)
-        cond = {k: sent(v, self.device) for k, v in select(self.preserved, rows).items()}
+        noise = sent(noise, self.device)
+        cond = select(self.preserved, plan.rows)
         if missing := controls_of(batch.cond).keys() - cond.keys():
             raise ValueError(
                 f"preserve must be empty for data with controls, got prompts, which have no {sorted(missing)[0]}"

@@ -1,15 +1,20 @@
 """How often a training step waits for an accelerator, and what number formats it asks of it; the CPU plays one."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from accelerator import DEVICE, Accelerator
 from PIL import Image
+from torch import nn
 
 from rollout_trainer.samplers import SAMPLERS, FlowSchedule, integrate, trajectory
 from rollout_trainer.training.data.dataset import read_image_folder
 from rollout_trainer.training.data.encoding import encode
+from rollout_trainer.training.data.latents import Latents, dataset_from_latents
 from rollout_trainer.training.lora.adapter import LoRAConfig
 from rollout_trainer.training.models.families import load_diffusers
+from rollout_trainer.training.models.hosted import HostModel
 from rollout_trainer.training.objective.config import ReflexFlowConfig, RolloutConfig
 from rollout_trainer.training.objective.losses import LossConfig
 from rollout_trainer.training.objective.targets import TARGETS
@@ -76,6 +81,65 @@ def test_a_step_of_a_diffusers_model_waits_once(family, device, folders, tmp_pat
             device.waits.clear()
             trainer.step()
             assert len(device.waits) == 1, "\n".join(device.waits)
+
+
+class Host:
+    """A network of a host that reads how long each caption is, and a number that goes with each, as ComfyUI does."""
+
+    name = "Stand-in"
+    prediction = "flow"
+    device = DEVICE
+    dtype = torch.float32
+    latent_channels = 4
+    frames = False
+
+    def __init__(self, device):
+        self.module = nn.ModuleDict({"attn": nn.ModuleDict({"qkv": nn.Linear(4, 4)})}).requires_grad_(False)
+        for tensor in self.module.parameters():
+            device.put(tensor)
+        self.read = []
+
+    def flow_sigma(self, u):
+        return u
+
+    def weights(self):
+        return ()
+
+    def encoder_weights(self):
+        return ()
+
+    def opened(self, training=False):
+        return nullcontext()
+
+    def loss_weight(self, sigma):
+        return None
+
+    def denoised(self, x, sigma, rows):
+        self.read += [(row["cross_attn"].shape[1], float(row["guidance"])) for row in rows]
+        mean = torch.stack([row["cross_attn"].mean() for row in rows])
+        return self.module["attn"]["qkv"](x.movedim(1, -1)).movedim(-1, 1) + mean.reshape(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "preserve"])
+def test_a_step_of_a_hosts_model_waits_once_whatever_it_reads(kind, device, make_config):
+    conds = [
+        {"cross_attn": torch.randn(1, 2 + i, 3), "guidance": torch.full((1,), 3.0 + i)} for i in range(4)
+    ]
+    latents = [Latents(torch.randn(4, 4, 6, 6), None)]
+    data = dataset_from_latents(latents, conds, {"cross_attn": torch.zeros(1, 1, 3)}, None, 1, "Stand-in")
+    network = Host(device)
+    config = make_config(rollout=KINDS[kind], ema_decay=0.9, caption_dropout=0.2)
+    with Trainer(HostModel(network), data, config) as trainer:
+        trainer.step()  # in which the network is looked at
+        for _ in range(6):
+            device.waits.clear()
+            trainer.step()
+            assert len(device.waits) == 1, "\n".join(device.waits)
+        network.read.clear()
+        trainer.load(trainer.state())  # as it was read from the disk, states of rollouts too
+        trainer.step()
+    assert {number - length for length, number in network.read if length > 1} == {1.0}
+    assert len({length for length, _ in network.read}) > 1
 
 
 OPTIMIZERS = [
