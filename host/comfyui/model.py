@@ -232,6 +232,13 @@ class ComfyModel:
             return 0
         return int(fetching.vbars_analyze(self.device.index))
 
+    @property
+    def offloads(self) -> bool:
+        """Whether the host keeps in the computer's memory what of the weights its device has no room for."""
+        states = model_management.VRAMState
+        parts = (states.NO_VRAM, states.LOW_VRAM, states.NORMAL_VRAM)
+        return self.device.type == "cuda" and model_management.vram_state in parts
+
     def _transformer_options(self) -> dict[str, Any]:
         """What the host's sampler hands to the network: the user's patches, and the wrappers on the MODEL."""
         options = model_patcher.create_model_options_clone(self.patcher.model_options)

@@ -118,6 +118,11 @@ class HostNetwork(Protocol):
         """Bytes of its device that the host would let go of, beside what PyTorch has reserved."""
         ...
 
+    @property
+    def offloads(self) -> bool:
+        """Whether the host keeps in the computer's memory what of the weights its device has no room for."""
+        ...
+
     def opened(self, training: bool = False) -> AbstractContextManager[None]:
         """The network is on its device, and differentiable if `training`, inside."""
         ...
@@ -272,6 +277,11 @@ class HostModel:
     def reclaimable(self) -> int:
         """See `HostNetwork.reclaimable`."""
         return self.network.reclaimable()
+
+    @property
+    def weight_offers(self) -> tuple[str, ...]:
+        """How the weights could be kept to take less of the device, see `training.plan.memory`."""
+        return ("host",) if self.network.offloads else ()
 
     def denoiser(self, dtype: torch.dtype | None = None) -> HostDenoiser:
         """The network as training and samplers see it; `dtype`: autocast to it inside the model call."""

@@ -32,6 +32,8 @@ SPLIT = 1.1
 """How many times as long a step takes as more, smaller batches, about."""
 NOTEWORTHY = 0.05
 """Part of a run's peak by which its pictures may raise it without a word."""
+ELSEWHERE = "part of the weights in the computer's memory"
+"""What a host does by itself where a device has no room for all of a model's weights, and uses what room there is."""
 SMALL_SHARE = 20
 """A model whose weights are a smaller part of the memory than one in so many fits in any case."""
 
@@ -115,7 +117,8 @@ class MemoryPlan:
         if self.fits is None:
             return f"{need}; the least is {gb(way.peak)} GB, with {names}, {longer}" if names else need
         verb = "trained with" if followed and not way.of_the_model else "with"
-        return f"{need}; {verb} {names}: {gb(way.peak)} GB, {longer}"
+        size = self.budget if ELSEWHERE in way.changes else way.peak
+        return f"{need}; {verb} {names}: {gb(size)} GB, {longer}"
 
 
 def gb(size: float) -> str:
@@ -200,7 +203,8 @@ def ways(
 
     def way(needs: Needs, own: TrainConfig, changes: list[str], size: int, factor: float = 1.0) -> Way:
         longer = factor * duration(needs, own, extra) / duration(now, config, extra)
-        return Way(tuple(changes), own, size + needs.peak, longer, size != weights.total)
+        of_the_model = size != weights.total and ELSEWHERE not in changes
+        return Way(tuple(changes), own, size + needs.peak, longer, of_the_model)
 
     yield way(now, config, [], weights.total), now
     variants: list[tuple[TrainConfig, list[str], Needs]] = []
@@ -255,7 +259,7 @@ def model_changes(source: ModelSource, weights: Weights) -> Iterator[tuple[str, 
         )
         yield "weights float8 and swap_weights", small.swapped, 2.0
     if "host" in offers:
-        yield "part of the weights in the computer's memory", weights.swapped, 2.0
+        yield ELSEWHERE, weights.swapped, 2.0
 
 
 def duration(needs: Needs, config: TrainConfig, extra: float) -> float:

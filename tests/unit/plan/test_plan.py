@@ -1,5 +1,6 @@
 """The plan: what is predicted from shapes is what a run takes, and asking for it changes nothing."""
 
+import copy
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import lru_cache, wraps
@@ -466,6 +467,26 @@ def test_auto_follows_the_plan_and_manual_only_tells(source, monkeypatch):
     assert "trained with" in told
     assert changed.lora == config.lora
     assert measured(source, data, resolved(changed, source)) + weights_of(source.module).total <= as_is
+
+
+def test_a_host_that_fetches_weights_trains_where_they_have_no_room(source, monkeypatch):
+    """The run changes what it can, as where nothing is fetched; the host does its part by itself."""
+    monkeypatch.setattr(type(source), "weight_offers", ("host",))
+    source = copy.deepcopy(source)
+    first, *others = source.module.transformer_blocks
+    more = [copy.deepcopy(first) for _ in range(4)]
+    source.module.transformer_blocks = torch.nn.ModuleList([first, *more, *others])
+    data, config = dataset(source, 1, 16), TrainConfig(batch_size=1, lora=LoRAConfig(rank=8))
+    whole = plan(source, data, config, budget=1 << 40)
+    elsewhere = whole.weights.total - whole.weights.swapped
+    assert elsewhere > 0
+    for switches, saved in (((), 0), (("gradient_checkpointing",), 1)):
+        budget = whole.as_is.peak - elsewhere - saved
+        monkeypatch.setattr(memory, "memory_of", lambda device, weights, budget=budget: budget)
+        changed, told = fitted(source, data, config, follow=True)
+        assert changed.gradient_checkpointing == bool(switches)
+        names = " and ".join([*switches, memory.ELSEWHERE])
+        assert f"; trained with {names}: {memory.gb(budget)} GB, steps " in told
 
 
 def test_a_plan_is_made_as_hosts_run_nodes(source):
