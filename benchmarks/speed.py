@@ -1,6 +1,6 @@
 """Print how fast training is beside others: a plain loop, several processes, a long run, a save.
 
-    python benchmarks/speed.py [--parts abcde] [--model demo/model] [--rounds 9] [--steps 100000]
+    python benchmarks/speed.py [--parts abcde] [--model demo/model] [--rounds 9] [--kinds plain] [--steps 100000]
 
 (a) steps per second beside the plain loop of diffusers and peft (train_dreambooth_lora_sd3 with cached latents and
     texts), batch 1, 4 and 8, float32 and bfloat16; contestants take turns, processor time, one thread;
@@ -177,7 +177,7 @@ def taken_in_turns(runs: list[Callable[[], object]], rounds: int, n: int = 12) -
 
 KINDS = {
     "plain": RolloutConfig(),
-    "rollouts of 0..10": RolloutConfig(max_step_offset=10, probability=1.0),
+    "rollouts": RolloutConfig(max_step_offset=10, probability=1.0),
 }
 
 
@@ -186,7 +186,7 @@ def two_processes(options: argparse.Namespace) -> None:
     print("\n(b) Two processes of one thread against one; the goal is at least 1.8\n")
     print("| | batch | one, steps/s | two, steps/s | ratio | one, whole batch : half |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    for kind, batch in itertools.product(KINDS, (8, 32)):
+    for kind, batch in itertools.product(options.kinds, (8, 32)):
         turns = [
             (
                 speed_of(options, kind, batch, 1),
@@ -401,7 +401,7 @@ def timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., A
 
 def straggling(options: argparse.Namespace) -> None:
     """Part (e)."""
-    config = TrainConfig(rollout=KINDS["rollouts of 0..10"])
+    config = TrainConfig(rollout=KINDS["rollouts"])
     places, lengths = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
 
     def work(steps: int) -> float:
@@ -437,6 +437,7 @@ def main() -> None:
     parser.add_argument("--parts", default="abcde", help="which of a to e to run")
     parser.add_argument("--model", type=Path, default=ROOT / "demo" / "model", help="a diffusers folder")
     parser.add_argument("--rounds", type=int, default=9, help="turns of every contestant in (a)")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="rows of (b)")
     parser.add_argument("--steps", type=int, default=100_000, help="steps of (c)")
     parser.add_argument("--rank", help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, default=8, help=argparse.SUPPRESS)

@@ -65,6 +65,7 @@ def mode(check: Check, option: str) -> None:
         check.tell("the host computes as it was asked to", ok, **device)
         for family in families(check):
             one_family(check, comfyui, family, option)
+            waits(check, comfyui, family)
         # Everything has been loaded, trained and let go of once: now the bytes may not grow.
         before = look(comfyui)["allocated"]
         flow(comfyui, families(check)[0], check.work / "again", keep=option != "nothing kept", seed=6)
@@ -92,16 +93,31 @@ def one_family(check: Check, comfyui: ComfyUI, family: str, option: str) -> None
     check.tell(f"{family}: the validation loss falls", fell, loss=found["loss"])
 
 
+def waits(check: Check, comfyui: ComfyUI, family: str) -> None:
+    """Where a step waits for the card, beside the reading of its loss."""
+    graph = PromptBuilder()
+    model = graph.add("TestTinyModel", family=family, dtype="float32 everywhere")
+    data = graph.add("TestTinyData", family=family, n=4, side=8, ragged=True)
+    run = training(graph, model, data, "waits", 5, recomputed=False)["begin"]
+    watched = graph.add("TestWaits", run=run, begin=True)
+    done = graph.add("RolloutTrainSteps", run=watched, steps=STEPS)
+    node = str(graph.add("TestWaits", run=done[:2], begin=False)[0])
+    _first, *others = execute(comfyui, graph)[node]["waits"] or [{}]
+    most = max((sum(places.values()) for places in others), default=0)
+    check.tell(f"{family}: a step waits for the card once", most <= 1, most=most, places=others[-1:])
+
+
 def real(check: Check, option: str) -> None:
     """Flux of real size in the host as it is by default, on a card of `option` GiB: the rest of it is taken away."""
     taken = None if check.toy else all_but(int(option) << 30)
     with host(check, ("--cpu",) if check.toy else ()) as comfyui:
-        begin, seconds = time.monotonic(), {}
+        begin, seconds, sampled = time.monotonic(), {}, {}
 
         def timed(name: str) -> dict[str, Any]:
             nonlocal begin
             found, now = execute(comfyui, graph), time.monotonic()
             seconds[name], begin = round(now - begin, 1), now
+            sampled[name] = [found[drawn]["digest"][0], found[drawn]["norm"][0]]
             return found
 
         graph = PromptBuilder()
@@ -112,7 +128,8 @@ def real(check: Check, option: str) -> None:
         node = graph.add("TestRealFlux", dtype=dtype, **size)[0]
         model, data, captions = [node, 0], [node, 1], [node, 2]
         drawn = str(graph.add("TestSampled", model=model, latents=data, conditioning=captions)[0])
-        before = timed("load and sample")[drawn]
+        for name in ("load and sample", "sample again"):
+            timed(name)
         source = graph.add("RolloutFromComfyModel", model=model)
         encoded = graph.add("RolloutDatasetFromLatents", model=source, latents=data, conditioning=captions)
         run = graph.add(
@@ -120,16 +137,19 @@ def real(check: Check, option: str) -> None:
             lora=graph.add("RolloutLoRASettings", rank=16, alpha=16.0), gradient_checkpointing=True,
             optimizer=graph.add("RolloutOptimizerSettings", learning_rate=1e-4),
         )  # fmt: skip
-        told = {}
-        for name, steps in (("begin and 1 step", 1), ("4 steps", 4), ("4 more", 4)):
+        told: dict[str, Any] = {}
+        for name, steps in (("begin and 1 step", 1), ("4 steps", 4)):
             done = graph.add("RolloutTrainSteps", run=run, steps=steps)
             run = done[:2]
             text = str(graph.add("PreviewAny", source=[done[0], 2])[0])
             told = timed(name)[text]
-        after = timed("sample again")[drawn]
+        timed("sample after training")
         device = look(comfyui)
     del taken
-    check.tell("the MODEL samples the same bits after training", before["digest"] == after["digest"])
+    first, again, *_, after = sampled.values()
+    # Where the host itself does not sample the same bits twice, as with weights that come and go, only so near.
+    same = after == again if first == again else abs(after[1] / again[1] - 1) < NEAR
+    check.tell("the MODEL samples after training as before", same, sampled=sampled)
     check.tell("it was trained", True, seconds=seconds, told=told["text"][0], **device)
 
 

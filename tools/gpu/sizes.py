@@ -44,9 +44,10 @@ class Case:
     compiled: bool = False
 
 
-FLUX = (Case("Flux 12B", 1024, 0, recomputed=True), Case("Flux 12B", 1024, 0), Case("Flux 12B", 1024, 16),
-        Case("Flux 12B", 1024, 8), Case("Flux 12B", 512, 0, recomputed=True),
-        Case("Flux 12B", 512, 8, rollouts=True))  # fmt: skip
+FLUX = (Case("Flux 12B", 1024, 8), Case("Flux 12B", 512, 8, rollouts=True),
+        Case("Flux 12B", 512, 0, recomputed=True), Case("Flux 12B", 512, 0, recomputed=True, compiled=True),
+        Case("Flux 12B", 1024, 0, recomputed=True), Case("Flux 12B", 1024, 0, recomputed=True, compiled=True),
+        Case("Flux 12B", 1024, 0), Case("Flux 12B", 1024, 16))  # fmt: skip
 OTHERS = (Case("Qwen-Image 20B", 1024, 24), Case("Klein 4B", 1024, 0), Case("Klein 4B", 1024, 0, compiled=True),
           Case("Z-Image 6B", 1024, 0), Case("Z-Image 6B", 1024, 12), Case("SDXL", 1024, 8),
           Case("Klein 9B", 1024, 16), Case("SD3.5 large", 1024, 16), Case("Wan 2.2 5B, 1 frame", 512, 12),

@@ -4,6 +4,9 @@ import gc
 import hashlib
 import importlib.util
 import sys
+import warnings
+from collections import Counter
+from pathlib import Path
 
 import comfy.model_management
 import comfy.sample
@@ -117,4 +120,52 @@ class TestSmallMemory:
         return {}
 
 
-NODES = (TestDevice, TestKeepNothing, TestSampled, TestSmallMemory)
+class TestWaits:
+    """Hands a run on; from one such node to the next, where each training step waits for the GPU."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = CATEGORY, "watch", ("ROLLOUT_RUN",), True
+    usual = None
+    seen: list[dict[str, int]] = []  # noqa: RUF012
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        return {"required": {"run": ("ROLLOUT_RUN",), "begin": ("BOOLEAN", {"default": True})}}
+
+    @classmethod
+    def IS_CHANGED(cls, **inputs):  # noqa: N802
+        return float("nan")
+
+    def watch(self, run, begin):
+        cls = TestWaits
+        if not torch.cuda.is_available():
+            return {"ui": {"waits": []}, "result": (run,)}
+        trainer = next(
+            m.Trainer for name, m in sys.modules.items() if name.endswith("training.trainer.trainer")
+        )
+        if begin:
+            cls.usual, cls.seen = trainer.step, []
+            trainer.step = watched(trainer.step, cls.seen)
+            return {"ui": {"waits": []}, "result": (run,)}
+        trainer.step = cls.usual
+        return {"ui": {"waits": list(cls.seen)}, "result": (run,)}
+
+
+def watched(step, seen):
+    """A step that notes in `seen` how often it waits for the GPU in which line."""
+
+    def own(self):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                return step(self)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+                waited = [w for w in caught if "synchronizing CUDA operation" in str(w.message)]
+                places = (f"{'/'.join(Path(w.filename).parts[-3:])}:{w.lineno}" for w in waited)
+                seen.append(dict(Counter(places)))
+
+    return own
+
+
+NODES = (TestDevice, TestKeepNothing, TestSampled, TestSmallMemory, TestWaits)
