@@ -102,6 +102,12 @@ class Killed(BaseException):
     """Nothing that catches it changes what the copy of the disk holds."""
 
 
+def copied(source, target):
+    """What the run's own thread deletes in the meantime is not there any more."""
+    with suppress(FileNotFoundError):
+        shutil.copy2(source, target)
+
+
 def killed(trial, here, there, after):
     """Go on with a trial in `here` for so many steps, then leave the disk as it is `there`; its table if it ends."""
     left = after
@@ -110,7 +116,7 @@ def killed(trial, here, there, after):
         nonlocal left
         left -= 1
         if left == 0:
-            shutil.copytree(here, there)
+            shutil.copytree(here, there, copy_function=copied)
             raise Killed
 
     with suppress(Killed):
