@@ -44,22 +44,29 @@ class Case:
     compiled: bool = False
 
 
-FLUX = (Case("Flux 12B", 1024, 8), Case("Flux 12B", 512, 8, rollouts=True),
-        Case("Flux 12B", 512, 0, recomputed=True), Case("Flux 12B", 512, 0, recomputed=True, compiled=True),
-        Case("Flux 12B", 1024, 0, recomputed=True), Case("Flux 12B", 1024, 0, recomputed=True, compiled=True),
-        Case("Flux 12B", 1024, 0), Case("Flux 12B", 1024, 16))  # fmt: skip
-OTHERS = (Case("Qwen-Image 20B", 1024, 24), Case("Klein 4B", 1024, 0), Case("Klein 4B", 1024, 0, compiled=True),
-          Case("Z-Image 6B", 1024, 0), Case("Z-Image 6B", 1024, 12), Case("SDXL", 1024, 8),
-          Case("Klein 9B", 1024, 16), Case("SD3.5 large", 1024, 16), Case("Wan 2.2 5B, 1 frame", 512, 12),
+FLUX = (Case("Flux 12B", 1024, 8), Case("Flux 12B", 512, 8, rollouts=True), Case("Flux 12B", 512, 0, recomputed=True),
+        Case("Flux 12B", 1024, 0, recomputed=True), Case("Flux 12B", 1024, 0), Case("Flux 12B", 1024, 16))  # fmt: skip
+OTHERS = (Case("Qwen-Image 20B", 1024, 24), Case("Klein 4B", 1024, 0), Case("Z-Image 6B", 1024, 0),
+          Case("Z-Image 6B", 1024, 12), Case("SDXL", 1024, 8), Case("Klein 9B", 1024, 16),
+          Case("SD3.5 large", 1024, 16), Case("Wan 2.2 5B, 1 frame", 512, 12),
           Case("Qwen-Image 20B", 1024, 0))  # fmt: skip
+CASES = {
+    "flux": FLUX,
+    "others": OTHERS,
+    "compiled": tuple(
+        replace(case, compiled=compiled)
+        for case in (Case("Klein 4B", 1024, 0), Case("Flux 12B", 512, 0, recomputed=True), FLUX[3])
+        for compiled in (False, True)
+    ),
+}
 
 
 def run(check: Check, option: str) -> None:
-    """Every case of `option`, flux or others; one that fails does not stop the next."""
+    """Every case of `option`, a key of `CASES`; one that fails does not stop the next."""
     rate = matrix_rate(check)
     if check.toy:
         return every_way(check, rate)
-    for case in FLUX if option == "flux" else OTHERS:
+    for case in CASES[option]:
         try:
             check.tell(name_of(case), **on_a_card(check, case, rate))
         except Exception as err:
@@ -109,7 +116,8 @@ def on_a_card(check: Check, case: Case, rate: float) -> dict[str, Any]:
     facts = train(check, case, model, way, needs[way.switches], rate)
     peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
     sizes = {"peak_gib": peak / GIB, "predicted_gib": predicted / GIB, "reserved_gib": reserved / GIB}
-    return {"ok": abs(peak / predicted - 1) < 0.1, "way": way.name, **sizes, **facts}
+    near = 0.0 if case.compiled else 0.9  # what compiled code spares, no plan knows
+    return {"ok": near < peak / predicted < 1.1, "way": way.name, **sizes, **facts}
 
 
 def train(check: Check, case: Case, model: Any, way: Way, needs: Any, rate: float) -> dict[str, Any]:

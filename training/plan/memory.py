@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
@@ -352,6 +353,7 @@ def fitted(
     budget += getattr(source, "reclaimable", int)()
     if not matters(weights, budget):
         return config, ""
+    begin = time.monotonic()
     try:
         found = plan(source, data, config, budget, drawing)
     except (
@@ -364,7 +366,8 @@ def fitted(
         logger.warning("how much memory %s needs cannot be predicted: %s", source.name, err)
         return config, ""
     told = found.sentence(follow)
-    logger.info("%s %s (predicted: %s)", source.name, told, found.parts())
+    took = time.monotonic() - begin
+    logger.info("%s %s (predicted in %.0f s: %s)", source.name, told, took, found.parts())
     if not follow or found.fits is None or found.fits.of_the_model:
         return config, told
     return replace(found.fits.config, lora=config.lora), told
