@@ -282,12 +282,12 @@ class ComfyModel:
         groups = concatable(conds)
         if len(groups) == 1:
             return self._apply(x, sigma, conds)
-        parts = []
+        own, levels = x.split(1), sigma.split(1)  # by row: an index on the device would be waited for
+        out: dict[int, Tensor] = {}
         for group in groups:
-            index = torch.tensor(group, device=x.device)
-            parts.append(self._apply(x[index], sigma[index], [conds[i] for i in group]))
-        order = torch.tensor([i for group in groups for i in group], device=x.device)
-        return torch.cat(parts).index_select(0, order.argsort())
+            part = torch.cat([own[i] for i in group]), torch.cat([levels[i] for i in group])
+            out.update(zip(group, self._apply(*part, [conds[i] for i in group]).split(1), strict=True))
+        return torch.cat([out[i] for i in range(len(own))])
 
     def _model_conds(self, x: Tensor, row: Row) -> dict[str, Any]:
         """What the family makes of one sample's conditioning, told what the host's sampler tells it."""

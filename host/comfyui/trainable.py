@@ -176,8 +176,9 @@ class Recast(torch.autograd.Function):
             own = x.detach().requires_grad_(True)
             y = ctx.layer(own)
         # The host has released the weight already, as if its last use were over: until the streams that fetch the next
-        # ones wait for this product too, it must not be let go of.
-        (given,) = torch.autograd.grad(y, own, grad, retain_graph=True)
+        # ones wait for this product too, it must not be let go of. Of shapes alone, in a plan, nothing is fetched, and
+        # what PyTorch's formulas in Python keep of them would stay.
+        (given,) = torch.autograd.grad(y, own, grad, retain_graph=is_plain(x))
         fetchers_wait(x.device)
         return given, None
 

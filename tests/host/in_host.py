@@ -17,6 +17,7 @@ import traceback
 import types
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -40,9 +41,9 @@ from comfy.taesd.taesd import TAESD  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.nn.attention import SDPBackend  # noqa: E402
 
+from rollout_trainer.host.comfyui import trainable  # noqa: E402
 from rollout_trainer.host.comfyui.conditioning import as_given, conditioning_rows  # noqa: E402
 from rollout_trainer.host.comfyui.model import ComfyModel  # noqa: E402
-from rollout_trainer.host.comfyui.trainable import Recast  # noqa: E402
 from rollout_trainer.nodes.comfy import latent as node_latent  # noqa: E402
 from rollout_trainer.training.conditioning import joined, separated  # noqa: E402
 from rollout_trainer.training.data.latents import dataset_from_latents  # noqa: E402
@@ -53,9 +54,11 @@ from rollout_trainer.training.models.hosted import HostModel  # noqa: E402
 from rollout_trainer.training.objective.config import ReflexFlowConfig, RolloutConfig  # noqa: E402
 from rollout_trainer.training.objective.losses import LossConfig, batch_loss  # noqa: E402
 from rollout_trainer.training.objective.states import Goal  # noqa: E402
+from rollout_trainer.training.plan import needs  # noqa: E402
+from rollout_trainer.training.plan.memory import SWITCHES, largest_batch  # noqa: E402
 from rollout_trainer.training.runs.run import start, train  # noqa: E402
 from rollout_trainer.training.trainer import trainer  # noqa: E402
-from rollout_trainer.training.trainer.config import TrainConfig  # noqa: E402
+from rollout_trainer.training.trainer.config import TrainConfig, resolved  # noqa: E402
 
 torch.set_num_threads(1)
 CHECKS: list[Callable[[], None]] = []
@@ -423,7 +426,7 @@ def a_fetched_weight_outlives_its_gradient() -> None:
         mock.patch.object(comfy.model_management, "STREAMS", streams, create=True),
     ):
         x = torch.ones(1, 3, requires_grad=True)
-        Recast.apply(x, layer).sum().backward()
+        trainable.Recast.apply(x, layer).sum().backward()
         assert x.grad is not None
         assert x.grad.tolist() == [[4.0, 4.0, 4.0]]
     assert events == ["computes", "waits, held", "waits, held"], events
@@ -866,6 +869,28 @@ def a_start_that_fails_leaves_the_model_as_it_was() -> None:
         assert after == before
         assert not list(Path(folder).iterdir())
         train(start(Path(folder), "t", source, data, config), 1)
+
+
+@check
+def few_blocks_stand_for_all_where_weights_are_fetched() -> None:
+    """What a plan finds with few of the equal blocks is what all of them give, in every way to train."""
+    tiny = tiny_families.FAMILIES["flux_dev"]
+    deep = replace(tiny, unet=tiny.unet | {"depth": 6, "depth_single_blocks": 7})
+    latent, captions, empty = tiny_families.data("flux_dev")
+    with (
+        mock.patch.dict(tiny_families.FAMILIES, {"deep": deep}),
+        mock.patch.object(trainable, "is_fetched", return_value=True),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
+        source = HostModel(ComfyModel(tiny_families.build("deep")))
+        conds = [row for caption in captions for row in conditioning_rows([caption])]
+        own = [node_latent(source, latent)]
+        data = dataset_from_latents(own, conds, conditioning_rows([empty])[0], None, 1, source.name)
+        for switches in SWITCHES:
+            config = TrainConfig(lora=LoRAConfig(rank=2), **dict.fromkeys(switches, True))
+            asked = source, largest_batch(data, 1), resolved(config, source)
+            assert needs._step_needs(*asked, short=True) == needs._step_needs(*asked, short=False)
 
 
 def trained_twice(family: str, checkpointing: bool) -> tuple[list[Tensor], list[Tensor], str, list[int]]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 4
-WAITED = "synchronizing"
+WAITED = "called a synchronizing CUDA operation"
 """In every warning of PyTorch about a place where the host waits for the card."""
 NEAR = 1e-3
 

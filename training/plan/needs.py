@@ -91,7 +91,7 @@ def in_few_blocks(source: ModelSource, ask: Callable[..., N]) -> N:
         try:
             return ask(short=True)
         except Exception as err:  # a network's own code may count its blocks, and fail in any way
-            logger.debug("the plan runs the whole network of %s: %s", source.name, err)
+            logger.info("the plan runs the whole network of %s: %s", source.name, err)
     return ask(short=False)
 
 

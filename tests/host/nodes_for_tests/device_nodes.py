@@ -161,7 +161,7 @@ def watched(step, seen):
                 return step(self)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-                waited = [w for w in caught if "synchronizing CUDA operation" in str(w.message)]
+                waited = [w for w in caught if "called a synchronizing CUDA operation" in str(w.message)]
                 places = (f"{'/'.join(Path(w.filename).parts[-3:])}:{w.lineno}" for w in waited)
                 seen.append(dict(Counter(places)))
 
