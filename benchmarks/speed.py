@@ -161,17 +161,15 @@ def beside_the_plain_loop(options: argparse.Namespace) -> None:
 
 
 def taken_in_turns(runs: list[Callable[[], object]], rounds: int, n: int = 12) -> list[list[float]]:
-    """Processor seconds a step of every contestant in every round."""
+    """Processor seconds a step of every contestant in every round, in which they change places after every step."""
 
     def seconds(run: Callable[[], object]) -> float:
         begin = time.process_time()
-        for _ in range(n):
-            run()
-        return (time.process_time() - begin) / n
+        run()
+        return time.process_time() - begin
 
-    for run in runs:
-        seconds(run)
-    return [[seconds(run) for run in runs] for _ in range(rounds)]
+    found = [[[seconds(run) for run in runs] for _ in range(n)] for _ in range(rounds + 1)]
+    return [[statistics.mean(column) for column in zip(*turn, strict=True)] for turn in found[1:]]
 
 
 # (b) two processes
