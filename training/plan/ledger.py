@@ -41,10 +41,12 @@ def _attention_backward_flops(
 
 FLOPS: dict[Any, Callable[..., int]] = {
     **flop_registry,
+    torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm],
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
-"""Floating-point operations by operator. PyTorch's table lacks attention on a processor, on which plans are made."""
+"""Floating-point operations by operator. PyTorch's table lacks products that add in place, and
+attention on a processor, on which plans are made."""
 
 
 EMPTY = CellType()

@@ -6,7 +6,7 @@ from peft.tuners.lora import Linear
 from torch import nn
 
 from rollout_trainer.training.lora.adapter import Adapter, LoRAConfig
-from rollout_trainer.training.lora.forward import SMALL
+from rollout_trainer.training.lora.forward import SMALL, LowRank, is_product
 
 SHAPES = [(3, 16), (2, 5, 16), (2, 3, 4, 16)]
 
@@ -112,6 +112,34 @@ def test_less_is_kept_over_a_bfloat16_base_than_by_peft(by_peft):
     by_peft(module)
     theirs, _ = kept(module, x)
     assert ours < 0.7 * theirs
+
+
+def test_the_gradients_are_those_of_the_formula():
+    torch.manual_seed(0)
+    x, down, up = (torch.randn(*shape, dtype=torch.float64) for shape in ((5, 6), (2, 6), (4, 2)))
+    weight, bias = torch.randn(4, 6, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+
+    def output(x, down, up):
+        return LowRank.apply(x, weight, bias, down, up, 1.5)
+
+    torch.testing.assert_close(output(x, down, up), x @ (weight + 1.5 * up @ down).T + bias)
+    assert torch.autograd.gradcheck(output, [t.requires_grad_() for t in (x, down, up)])
+
+
+def test_a_base_that_is_watched_or_does_more_is_called():
+    module, adapter = adapted()
+    base, x, seen = module[0].base_layer, torch.randn(2, 5, 16), []
+    alone = answers(module, adapter, x)
+    assert is_product(base, x)
+    with base.register_forward_pre_hook(lambda _layer, args: seen.append(args[0].shape)):
+        assert not is_product(base, x)
+        for own, watched in zip(alone, answers(module, adapter, x), strict=True):
+            torch.testing.assert_close(own, watched)
+    assert seen == [x.shape]
+    base.forward = lambda x: torch.zeros(*x.shape[:-1], 24)
+    assert not is_product(base, x)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x) + base.__class__.forward(base, x), alone[0])
 
 
 def test_switched_off_it_is_the_base():
