@@ -47,7 +47,11 @@ def test_a_cancelled_run_is_saved_and_resumes_to_the_lora_of_an_uninterrupted_on
     with comfyui.events() as events:
         prompt_id = comfyui.submit(graph.prompt)
         assert events.wait_for(
-            lambda seen: any(d["node"] == run[0] and d["value"] >= 10 for d in seen.of_type("progress")), 120
+            lambda seen: any(
+                (d["prompt_id"], d["node"]) == (prompt_id, run[0]) and d["value"] >= 10
+                for d in seen.of_type("progress")  # some of a graph before may still be on their way
+            ),
+            120,
         )
         comfyui.interrupt()
         entry = comfyui.wait(prompt_id)
