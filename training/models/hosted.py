@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...samplers.schedules import FlowSchedule, Schedule, TableSchedule
-from ..conditioning import Cond, joined, separated
+from ..conditioning import Cond, joined, placed, separated
 from ..files import digest, lora_header, write_tensors
 from ..forms import Prediction, expand, from_velocity
 from ..lora.adapter import AdapterState, is_linear
@@ -292,14 +292,14 @@ class HostModel:
     def encode_text(self, captions: Sequence[str]) -> Cond:
         """Conditioning [N, ...] of the captions, each encoded by itself."""
         conds = [self.network.encode_caption(caption) for caption in captions]
-        return {name: value.to(self.device) for name, value in joined(conds).items()}
+        return placed(joined(conds), self.device)
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def encode_unweighted(self, captions: Sequence[str]) -> Cond:
         """As `encode_text`, but brackets in captions are text as any other and weigh no words."""
         conds = [self.network.encode_caption(caption, weights=False) for caption in captions]
-        return {name: value.to(self.device) for name, value in joined(conds).items()}
+        return placed(joined(conds), self.device)
 
     @property
     def reads_pictures(self) -> bool:

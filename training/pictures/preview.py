@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...samplers import Schedule, SolverFrame, integrate, trajectory
-from ..conditioning import Cond
+from ..conditioning import Cond, placed
 from ..forms import add_noise, expand
 from ..models.source import Denoiser, LoadedModel, ModelSource
 from ..objective.config import RolloutConfig
@@ -64,7 +64,7 @@ def rollout_frames(
         dtype: the model computes under autocast to it; None: in its own.
     """
     device = model.source.device
-    x0, cond = x0.to(device), {name: value.to(device) for name, value in cond.items()}
+    x0, cond = x0.to(device), placed(cond, device)
     with model.denoiser(dtype) as denoiser:
         return frames_on(denoiser, x0, cond, u_target, steps, config, seed, floor_draws)
 

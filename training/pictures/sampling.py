@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...samplers import SolverFrame, integrate, trajectory
-from ..conditioning import Cond, alike, controls_of, select
+from ..conditioning import Cond, alike, controls_of, placed, select
 from ..data.dataset import LatentDataset
 from ..forms import add_noise
 from ..models.source import Denoiser, LoadedModel, ModelSource
@@ -155,7 +155,7 @@ class Drawing:
         given, drawn = self.prompts, []
         for rows in torch.arange(len(self._start)).split(at_once or len(self._start)):
             start, cond, free = (
-                {name: value.to(self._device) for name, value in select(own, rows).items()}
+                placed(select(own, rows), self._device)
                 for own in ({"": self._start}, self.cond, self._uncond)
             )
             guided = Guided(denoiser, cond, free, given.cfg, apart)

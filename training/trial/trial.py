@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...samplers import integrate, trajectory
 from ..checks import to_plain
-from ..conditioning import Cond, select
+from ..conditioning import Cond, placed, select
 from ..data.dataset import LatentDataset
 from ..files import write_json
 from ..forms import add_noise
@@ -270,7 +270,7 @@ def draw(trial: Trial, model: LoadedModel, cond: Cond, shape: torch.Size, cfg: f
     parts = []
     with model.denoiser() as denoiser:
         for rows in torch.arange(count).split(CHUNK):
-            some = {name: value.to(source.device) for name, value in select(cond, rows).items()}
+            some = placed(select(cond, rows), source.device)
             free = some if cfg == 1 else without_captions(some, trial.data.empty_cond)
             x = noise[rows].to(source.device)
             start = add_noise(source.prediction, torch.zeros_like(x), x, sigmas[:1].to(x))
