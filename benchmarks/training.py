@@ -134,7 +134,7 @@ class Bare:
 
     def predict(self, rows: int = BATCH) -> Tensor:
         """One forward pass over the first rows."""
-        own, cond = self.inputs, select(self.inputs.cond, torch.arange(rows))
+        own, cond = self.inputs, {name: value[:rows] for name, value in self.inputs.cond.items()}
         return self.denoiser.predict(own.x[:rows], own.sigma[:rows], cond)
 
     def forward(self, rows: int) -> None:

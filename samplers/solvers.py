@@ -58,9 +58,8 @@ class Step:
     columns: tuple[Tensor, ...]
     """The solver's numbers, each [A, 1, ..., 1]."""
 
-    def take(self, places: Tensor) -> Step:
-        """The step for those rows alone that stand at `places` and end above sigma = 0."""
-        there = sent(places, self.rows.device)
+    def take(self, places: Tensor, there: Tensor) -> Step:
+        """The step for those rows alone that stand at `places` and end above sigma = 0; `there`: on its device."""
         rows, sigma, sigma_next = (t[there] for t in (self.rows, self.sigma, self.sigma_next))
         columns = tuple(c[there] for c in self.columns)
         return Step(rows, self.told[places], False, sigma, sigma_next, None, columns)
@@ -190,7 +189,7 @@ def rk4(denoise: Denoise, state: SolverState, step: Step) -> SolverState:
         if not len(step.above_zero):
             return SolverState(ended, state.step + 1, (denoised,))
         going = sent(step.above_zero, x.device)
-        x, k_1, inner = x[going], k_1[going], step.take(step.above_zero)
+        x, k_1, inner = x[going], k_1[going], step.take(step.above_zero, going)
     _, middle, length, per_sigma, per_middle, per_sigma_next = inner.columns
     sigma_middle = middle.reshape(-1)  # [A, 1, ..., 1] -> [A]
     k_1 = k_1.mul_(per_sigma)

@@ -44,9 +44,11 @@ class Case:
     compiled: bool = False
 
 
-FLUX = (Case("Flux 12B", 1024, 8), Case("Flux 12B", 512, 8, rollouts=True), Case("Flux 12B", 512, 0, recomputed=True),
-        Case("Flux 12B", 1024, 0, recomputed=True), Case("Flux 12B", 1024, 0), Case("Flux 12B", 1024, 16))  # fmt: skip
-OTHERS = (Case("Qwen-Image 20B", 1024, 24), Case("Klein 4B", 1024, 0), Case("Z-Image 6B", 1024, 0),
+KLEIN = Case("Klein 4B", 1024, 0)
+FLUX_512, FLUX_1024 = (Case("Flux 12B", pixels, 0, recomputed=True) for pixels in (512, 1024))
+FLUX = (Case("Flux 12B", 1024, 8), Case("Flux 12B", 512, 8, rollouts=True), FLUX_512, FLUX_1024,
+        Case("Flux 12B", 1024, 0), Case("Flux 12B", 1024, 16))  # fmt: skip
+OTHERS = (Case("Qwen-Image 20B", 1024, 24), KLEIN, Case("Z-Image 6B", 1024, 0),
           Case("Z-Image 6B", 1024, 12), Case("SDXL", 1024, 8), Case("Klein 9B", 1024, 16),
           Case("SD3.5 large", 1024, 16), Case("Wan 2.2 5B, 1 frame", 512, 12),
           Case("Qwen-Image 20B", 1024, 0))  # fmt: skip
@@ -55,7 +57,7 @@ CASES = {
     "others": OTHERS,
     "compiled": tuple(
         replace(case, compiled=compiled)
-        for case in (Case("Klein 4B", 1024, 0), Case("Flux 12B", 512, 0, recomputed=True), FLUX[3])
+        for case in (KLEIN, FLUX_512, FLUX_1024)
         for compiled in (False, True)
     ),
 }

@@ -50,7 +50,11 @@ class Fused(Linear):
         name, layer = self.active_adapters[0], self.base_layer
         down, up = cast(Tensor, self.lora_A[name].weight), cast(Tensor, self.lora_B[name].weight)
         whole = type(self.lora_dropout[name]) is nn.Identity and not (autocast or args or kwargs)
-        if whole and is_product(layer, x):
+        if (
+            whole
+            and is_product(layer, x)
+            and not few_on_a_cpu(x.dtype, x.device, x.numel() // layer.in_features * layer.out_features)
+        ):
             down, up = down.to(x.dtype), up.to(x.dtype)
             out = LowRank.apply(x.flatten(0, -2), layer.weight, layer.bias, down, up, self.scaling[name])  # type: ignore[no-untyped-call]
             return cast(Tensor, out).view(*x.shape[:-1], layer.out_features)
@@ -93,9 +97,7 @@ def is_product(layer: nn.Module, x: Tensor) -> TypeGuard[nn.Linear]:
     """Whether a layer does nothing else than a product in the dtype of `x`, and nobody watches what it is given."""
     if type(layer) is not nn.Linear or layer.weight.dtype != x.dtype:
         return False
-    if layer._forward_pre_hooks or layer._forward_hooks or "forward" in vars(layer):
-        return False
-    return not few_on_a_cpu(x.dtype, x.device, x.numel() // layer.in_features * layer.out_features)
+    return not (layer._forward_pre_hooks or layer._forward_hooks or "forward" in vars(layer))
 
 
 def few_on_a_cpu(dtype: torch.dtype, device: torch.device, numbers: int) -> bool:

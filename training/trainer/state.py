@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,7 +48,7 @@ class History:
 
     def recent(self, name: str, steps: int = 50) -> float:
         """Mean of what was measured in the last `steps` steps, which one step's noise does not move; NaN if nothing."""
-        measured = [value for value in self.columns.get(name, array("d"))[-steps:] if math.isfinite(value)]
+        measured = [value for value in self.columns.get(name, ())[-steps:] if math.isfinite(value)]
         return sum(measured) / len(measured) if measured else math.nan
 
     def newest(self) -> dict[str, float]:
@@ -56,17 +57,12 @@ class History:
 
     def tensors(self) -> dict[str, Tensor]:
         """The columns as float64 tensors."""
-        return {
-            name: torch.frombuffer(c, dtype=torch.float64).clone()
-            if c
-            else torch.empty(0, dtype=torch.float64)
-            for name, c in self.columns.items()
-        }
+        return {name: torch.from_numpy(np.array(c)) for name, c in self.columns.items()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> History:
         """Inverse of `tensors`."""
-        return cls({name: array("d", c.tolist()) for name, c in tensors.items()})
+        return cls({name: array("d", c.numpy().tobytes()) for name, c in tensors.items()})
 
 
 @dataclass(frozen=True)
